@@ -1,0 +1,298 @@
+"""The schema of a run: what every key means, its type, default and bounds.
+
+YAML files under ``configs/`` hold values only; ``mg2l.cli`` reads them and the command line.
+Leaf names are unique over all groups, so ``clip_param=0.3`` and ``ppo.clip_param=0.3`` are the
+same override.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mg2l.envs.base import EnvConfig
+from mg2l.schema import Section, bounded
+
+
+@dataclass
+class RolloutConfig(Section):
+    """How experience is collected."""
+
+    n_rollout_threads: int = bounded(32, ge=1)
+    """Environment copies stepped together; each draws its own task for every iteration."""
+
+    n_ae_rollout_threads: int = bounded(4, ge=1)
+    """Environment copies of an exploration rollout, whose transitions fill the context replay."""
+
+    n_init_rollouts: int = bounded(5, ge=1)
+    """Exploration rollouts before the first iteration."""
+
+    sample_ae_interval: int = bounded(5, ge=1)
+    """Iterations between two exploration rollouts."""
+
+    context_refresh: Literal["step", "episode"] = "step"
+    """When each agent draws a fresh context and infers its representation anew."""
+
+    act_on: Literal["mean", "sample"] = "mean"
+    """What the actor is given of its inferred Gaussian: the mean, or a sample."""
+
+
+@dataclass
+class PPOConfig(Section):
+    """Multi-agent proximal policy optimisation (Yu et al., 2022, arXiv:2103.01955)."""
+
+    ppo_epoch: int = bounded(15, ge=1)
+    """Passes over a rollout."""
+
+    num_mini_batch: int = bounded(1, ge=1)
+    """Parts into which a pass is split, one gradient step each."""
+
+    clip_param: float = bounded(0.2, gt=0, lt=1)
+    """Half-width of the trust interval around a probability ratio of 1."""
+
+    entropy_coef: float = bounded(0.01, ge=0)
+    """Weight of the entropy bonus."""
+
+    value_loss_coef: float = bounded(1.0, gt=0)
+    """Weight of the value loss."""
+
+    gamma: float = bounded(0.99, ge=0, le=1)
+    """Discount of a reward one step later."""
+
+    gae_lambda: float = bounded(0.95, ge=0, le=1)
+    """Decay of generalised advantage estimation (Schulman et al., 2016, arXiv:1506.02438)."""
+
+    use_gae: bool = True
+    """Estimate advantages with GAE; false uses discounted returns (``gae_lambda`` 1)."""
+
+    use_proper_time_limits: bool = True
+    """Bootstrap through a time limit; false treats it as the end of the task."""
+
+    use_huber_loss: bool = True
+    """Huber value loss; false is the squared error."""
+
+    huber_delta: float = bounded(10.0, gt=0)
+    """Error at which the Huber loss turns from quadratic to linear, in normalised values."""
+
+    use_clipped_value_loss: bool = True
+    """Clip the change of a value prediction at ``clip_param``, in normalised values."""
+
+    use_value_active_masks: bool = True
+    """Leave agents that are no longer alive out of the value loss."""
+
+    use_policy_active_masks: bool = True
+    """Leave agents that are no longer alive out of the policy loss."""
+
+    use_valuenorm: bool = True
+    """Normalise value targets with running moments."""
+
+    use_popart: bool = False
+    """Normalise value targets and rescale the output layer so that predictions are preserved
+    (van Hasselt et al., 2016, arXiv:1602.07714). Excludes ``use_valuenorm``."""
+
+    use_max_grad_norm: bool = True
+    """Clip gradient norms."""
+
+    max_grad_norm: float = bounded(10.0, gt=0)
+    """Largest gradient norm of one agent's network, and of the encoder."""
+
+    actor_lr: float = bounded(5e-4, gt=0)
+    """Learning rate of the actors."""
+
+    critic_lr: float = bounded(5e-4, gt=0)
+    """Learning rate of the critics."""
+
+    opti_eps: float = bounded(1e-5, gt=0)
+    """Epsilon of Adam."""
+
+    weight_decay: float = bounded(0.0, ge=0)
+    """L2 penalty of Adam."""
+
+    use_linear_lr_decay: bool = True
+    """Decay every learning rate linearly to 5 % of its start over the run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.use_popart and self.use_valuenorm:
+            raise ValueError("use_popart=true and use_valuenorm=true exclude each other; set one to false")
+
+
+@dataclass
+class PolicyConfig(Section):
+    """Actor and critic networks."""
+
+    share_policy: bool = False
+    """One network for all agents (given the agent's index) instead of one each."""
+
+    use_centralized_V: bool = True
+    """The critic sees the observations of all agents; false: its own agent's only."""
+
+    algo_hidden_size: int = bounded(256, ge=1)
+    """Width of the hidden layers."""
+
+    layer_N: int = bounded(1, ge=0)
+    """Hidden layers after the first."""
+
+    use_ReLU: bool = True
+    """ReLU between layers; false is tanh."""
+
+    use_feature_normalization: bool = True
+    """LayerNorm over an observation before the first layer."""
+
+    use_orthogonal: bool = True
+    """Orthogonal initialisation; false is Xavier uniform."""
+
+    gain: float = bounded(0.01, gt=0)
+    """Gain of the actors' output layer at initialisation."""
+
+    use_recurrent_policy: bool = False
+    """A GRU in actor and critic, trained on chunks of ``data_chunk_length`` steps."""
+
+    use_naive_recurrent_policy: bool = False
+    """A GRU in actor and critic, trained on whole rollouts."""
+
+    recurrent_N: int = bounded(1, ge=1)
+    """Layers of the GRU."""
+
+    data_chunk_length: int = bounded(10, ge=1)
+    """Steps through which a recurrent policy is trained back in time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.use_recurrent_policy and self.use_naive_recurrent_policy:
+            raise ValueError(
+                "use_recurrent_policy=true and use_naive_recurrent_policy=true exclude each other; "
+                "set one to false"
+            )
+
+
+@dataclass
+class EncoderConfig(Section):
+    """Multi-level task encoder and its losses (Zhao et al., 2025, sections III and IV)."""
+
+    context_dim: int = bounded(64, ge=1)
+    """Width D of a task representation."""
+
+    hidden_sizes_mlp: list[int] = bounded([64], ge=1)
+    """Hidden layers of the transition encoder and of the local inference networks."""
+
+    aggregator: Literal["pia", "transformer", "rnn", "gaussian_product", "mean"] = "pia"
+    """How a context's transitions become one vector."""
+
+    n_blocks: int = bounded(0, ge=0)
+    """Self-attention blocks before the permutation-invariant attention head (or in the
+    transformer aggregator)."""
+
+    n_heads: int = bounded(4, ge=1)
+    """Attention heads of a block; divides ``context_dim``."""
+
+    dist: Literal["gaussian", "deterministic"] = "gaussian"
+    """Representation as a Gaussian, or as a point."""
+
+    kl_weight: float = bounded(0.1, ge=0)
+    """Weight of KL(q(z|c) || N(0, I)) [nats]."""
+
+    score: Literal["dot", "cosine", "bilinear"] = "cosine"
+    """Score of a query and a key in InfoNCE."""
+
+    temperature: float = bounded(0.2, gt=0)
+    """Divisor of the scores."""
+
+    negatives: Literal["shared", "independent"] = "shared"
+    """One fresh context per task shared by all queries, or own negatives for every query."""
+
+    local_objective: Literal["conditional_mi", "mi", "kl", "none"] = "conditional_mi"
+    """What trains the local inference networks."""
+
+    lr: float = bounded(5e-4, gt=0)
+    """Learning rate of the encoder."""
+
+    critic_to_encoder: bool = True
+    """The value loss also trains transition encoder, aggregation and global inference."""
+
+    ae_batch_size: int = bounded(100, ge=1)
+    """Transitions in a context."""
+
+    ae_updates_per_iter: int = bounded(50, ge=0)
+    """Encoder updates per iteration."""
+
+    train_ae_interval: int = bounded(1, ge=1)
+    """Iterations between two rounds of encoder updates."""
+
+    ae_buffer_size: int = bounded(1000, ge=1)
+    """Transitions kept per task in the context replay."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        attends = self.aggregator == "transformer" or (self.aggregator == "pia" and self.n_blocks)
+        if attends and self.context_dim % self.n_heads:
+            raise ValueError(
+                f"n_heads={self.n_heads} must divide context_dim={self.context_dim}"
+            )
+
+
+@dataclass
+class Config(Section):
+    """One training run."""
+
+    algo_name: Literal["mg2l", "mappo", "oracle"] = "mg2l"
+    """``mg2l`` infers the task, ``mappo`` knows nothing of it, ``oracle`` is told."""
+
+    seed: int = bounded(0, ge=0)
+    """Seed of everything random."""
+
+    gpu_id: int = bounded(0, ge=-1)
+    """CUDA device; -1 is the CPU, as is any number on a machine without a GPU."""
+
+    n_training_threads: int = bounded(0, ge=0)
+    """CPU threads of torch; 0 leaves torch's own choice."""
+
+    n_iters: int = bounded(1000, ge=1)
+    """Iterations of the run."""
+
+    log_interval: int = bounded(1, ge=1)
+    """Iterations between two lines of progress; metrics are written for every iteration."""
+
+    save_model: bool = True
+    """Write checkpoints."""
+
+    save_interval: int = bounded(50, ge=1)
+    """Iterations between two checkpoints; the last iteration always has one."""
+
+    keep_checkpoints: int = bounded(2, ge=1)
+    """Latest checkpoints that stay on disk."""
+
+    main_save_path: str = "runs"
+    """Folder of all runs; this one lies in ``<env>/<algo>/<time>-sd<seed>`` below it."""
+
+    log_wandb: bool = False
+    """Also log to Weights & Biases (works offline)."""
+
+    log_tensorboard: bool = True
+    """Also write TensorBoard events."""
+
+    load_model: bool = False
+    """Start from the networks of the checkpoint at ``load_model_path``."""
+
+    load_model_path: str = ""
+    """Checkpoint, or run folder, whose networks ``load_model`` takes."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """The environment family's own keys."""
+
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.load_model and not self.load_model_path:
+            raise ValueError("load_model=true needs load_model_path, got an empty path")
+        rows = self.rollout.n_rollout_threads * self.env.max_ep_len
+        if self.ppo.num_mini_batch > rows:
+            raise ValueError(
+                f"num_mini_batch={self.ppo.num_mini_batch} exceeds the rollout's {rows} steps "
+                f"(n_rollout_threads={self.rollout.n_rollout_threads} x "
+                f"max_ep_len={self.env.max_ep_len})"
+            )
