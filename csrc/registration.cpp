@@ -1,0 +1,9 @@
+// Schemas of every operator of the dispatcher namespace `mg2l`, one line each. `(a!)` marks only what
+// an operator writes.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(mg2l, m) {
+  m.def(
+      "gae(Tensor rewards, Tensor values, Tensor terminated, Tensor truncated, float gamma, float gae_lambda, "
+      "Tensor? final_values=None, Tensor? value_mean=None, Tensor? value_std=None) -> (Tensor, Tensor, Tensor)");
+}

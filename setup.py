@@ -1,0 +1,170 @@
+"""Builds the kernels; everything else is in pyproject.toml.
+
+Three extension modules:
+
+- ``mg2l._C``: operators for the CPU, LibTorch stable ABI.
+- ``mg2l._C_cuda``: the same for CUDA. nvcc sees only ``csrc/cuda/*.cu`` (no torch header), the host
+  compiler only the binding, so that a CPU build of torch is enough to compile it.
+- ``mg2l._particle``: physics of the particle world, pybind11 on NumPy arrays.
+
+Environment variables:
+
+- ``MG2L_CUDA``: ``auto`` (default: build CUDA kernels when nvcc is found), ``0`` or ``1``.
+- ``MG2L_CUDA_ARCHS``: compute capabilities, e.g. ``"80 90"``. PTX of the last one is kept as well,
+  for GPUs that are newer.
+- ``MAX_JOBS``: files compiled at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pybind11
+from setuptools import Extension, setup
+from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+ROOT = Path(__file__).resolve().parent
+CUDA_BUILD = ROOT / "build" / "cuda"
+STABLE_ABI = "0x020d000000000000"  # the oldest torch the kernels run with: 2.13
+DEFAULT_ARCHS = "75 80 86 89 90 100 120"
+WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+CXX_FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden"]
+
+
+def sources(pattern: str) -> list[str]:
+    """Files below the repository that match, relative to it (setuptools wants them so)."""
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
+
+
+def find_cuda() -> Path | None:
+    """The CUDA toolkit to build with, or None.
+
+    ``torch.utils.cpp_extension.CUDA_HOME`` is None under a CPU build of torch, hence our own search.
+    """
+    choice = os.environ.get("MG2L_CUDA", "auto")
+    if choice not in ("auto", "0", "1"):
+        sys.exit(f"MG2L_CUDA must be auto, 0 or 1, got {choice!r}")
+    if choice == "0":
+        return None
+    candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    if nvcc := shutil.which("nvcc"):
+        candidates.append(str(Path(nvcc).resolve().parents[1]))
+    for root in candidates:
+        if root and (Path(root) / "bin" / "nvcc").exists():
+            return Path(root)
+    if choice == "1":
+        sys.exit("MG2L_CUDA=1 but nvcc was not found; set CUDA_HOME to the CUDA toolkit")
+    return None
+
+
+def cuda_archs() -> list[str]:
+    """Compute capabilities as nvcc writes them: ``8.0`` and ``80`` both give ``80``."""
+    text = os.environ.get("MG2L_CUDA_ARCHS", DEFAULT_ARCHS)
+    archs = text.replace(",", " ").replace(";", " ").replace(".", "").split()
+    if not archs or not all(arch.rstrip("af").isdigit() for arch in archs):
+        sys.exit(f"MG2L_CUDA_ARCHS must list compute capabilities such as '80 90', got {text!r}")
+    return archs
+
+
+def nvcc_flags(archs: list[str]) -> list[str]:
+    """Warnings and register spills are errors."""
+    return [
+        "-std=c++17",
+        "-O3",
+        "--threads=2",
+        *(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs),
+        f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}",
+        "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
+        "-Xptxas=-v,--warn-on-spills",
+        "-Werror=all-warnings",
+    ]
+
+
+def compile_cuda(cuda: Path, archs: list[str]) -> list[str]:
+    """Compile ``csrc/cuda/*.cu`` with nvcc and return the objects.
+
+    What ptxas says of each kernel (registers, shared memory, stack, spills) stays beside the
+    objects, in ``build/cuda/<name>.log``.
+    """
+    CUDA_BUILD.mkdir(parents=True, exist_ok=True)
+    rules = [
+        "ninja_required_version = 1.5",
+        "rule nvcc",
+        f"  command = {shlex.quote(str(cuda / 'bin' / 'nvcc'))} {shlex.join(nvcc_flags(archs))}"
+        " -MD -MF $out.d -c $in -o $out > $log 2>&1 || (cat $log; rm -f $out; exit 1)",
+        "  depfile = $out.d",
+        "  description = nvcc $in",
+    ]
+    objects = []
+    for source in sources("csrc/cuda/*.cu"):
+        stem = Path(source).stem
+        rules += [f"build {stem}.o: nvcc {ROOT / source}", f"  log = {stem}.log"]
+        objects.append(str(CUDA_BUILD / f"{stem}.o"))
+    (CUDA_BUILD / "build.ninja").write_text("\n".join(rules) + "\n")
+    jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+    ninja = [sys.executable, "-m", "ninja", "-C", str(CUDA_BUILD), *jobs]
+    if subprocess.run(ninja, check=False).returncode:
+        sys.exit("nvcc failed (see above)")
+    return objects
+
+
+class Build(BuildExtension):  # type: ignore[misc]
+    """Torch's ninja build, preceded by nvcc for the CUDA library."""
+
+    def build_extension(self, ext: Extension) -> None:
+        if ext.name == "mg2l._C_cuda":
+            assert CUDA is not None
+            ext.extra_objects = compile_cuda(CUDA, cuda_archs())
+        super().build_extension(ext)
+
+
+def torch_library(name: str, files: list[str], **options: object) -> Extension:
+    """An operator library on the stable ABI: no Python, no C++ symbol of torch."""
+    macros: list[tuple[str, str | None]] = [("TORCH_TARGET_VERSION", STABLE_ABI)]
+    macros += options.pop("define_macros", [])  # type: ignore[arg-type]
+    extension: Extension = CppExtension(
+        name,
+        files,
+        py_limited_api=True,
+        define_macros=macros,
+        # Torch's headers are system headers here: their warnings are not ours.
+        extra_compile_args=[*CXX_FLAGS, *WARNINGS, "-Wno-unused-parameter"],
+        depends=sources("csrc/*.h"),
+        **options,
+    )
+    return extension
+
+
+CUDA = find_cuda()
+extensions = [torch_library("mg2l._C", sources("csrc/*.cpp"))]
+if CUDA and sources("csrc/cuda/*.cu"):
+    extensions.append(
+        torch_library(
+            "mg2l._C_cuda",
+            sources("csrc/cuda/*.cpp"),
+            define_macros=[("MG2L_CUDA_ARCHS", f'"{" ".join(cuda_archs())}"')],
+            library_dirs=[str(CUDA / "lib64")],
+            # Static, so that the toolkit that built it need not be the one torch runs with.
+            libraries=["cudart_static", "dl", "rt", "pthread"],
+            extra_link_args=["-Wl,-z,defs", "-Wl,--exclude-libs,ALL"],
+        )
+    )
+if particle := sources("csrc/particle/*.cpp"):
+    extensions.append(
+        Extension(
+            "mg2l._particle",
+            particle,
+            include_dirs=[pybind11.get_include()],
+            extra_compile_args=[*CXX_FLAGS, *WARNINGS],
+            language="c++",
+        )
+    )
+
+# The wheel's tag names one Python version: the operator libraries would run with any, but
+# mg2l._particle is bound with pybind11, which does not use the limited API.
+setup(ext_modules=extensions, cmdclass={"build_ext": Build})
