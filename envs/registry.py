@@ -1,0 +1,85 @@
+"""Environment families by name.
+
+>>> from mg2l.envs import registry
+>>> env = registry.make("mpe-spread", num_envs=4, seed=0)
+>>> obs, info = env.reset()
+>>> obs.shape
+(4, 2, 10)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mg2l.envs.base import EnvConfig, VectorEnv
+
+
+@dataclass(frozen=True)
+class _Family:
+    config_class: type[EnvConfig]
+    factory: Callable[[Any, int, int], VectorEnv]
+
+
+_families: dict[str, _Family] = {}
+
+
+def register(
+    name: str, config_class: type[EnvConfig], factory: Callable[[Any, int, int], VectorEnv]
+) -> None:
+    """Make a family known.
+
+    Args:
+        name: what ``family:`` in a file of ``configs/env`` says.
+        config_class: the family's own keys; the class of a config tells its family.
+        factory: ``(config, num_envs, seed) -> VectorEnv``. Imports of optional packages belong
+            inside it.
+
+    Raises:
+        ValueError: the name or the config class is taken.
+    """
+    for known, family in _families.items():
+        if known == name or family.config_class is config_class:
+            raise ValueError(f"env {name!r} ({config_class.__name__}) clashes with {known!r}")
+    _families[name] = _Family(config_class, factory)
+
+
+def names() -> list[str]:
+    """Names of all families."""
+    return sorted(_families)
+
+
+def config_class(name: str) -> type[EnvConfig]:
+    """Config class of a family.
+
+    Raises:
+        ValueError: there is no such family.
+    """
+    if name not in _families:
+        near = difflib.get_close_matches(name, _families, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown env {name!r}; choose one of {names()}{hint}")
+    return _families[name].config_class
+
+
+def make(config: EnvConfig | str, num_envs: int, seed: int = 0) -> VectorEnv:
+    """Build ``num_envs`` copies of an environment.
+
+    Args:
+        config: the config of a family, or a family's name for its defaults.
+        num_envs: copies, at least 1.
+        seed: seed of all streams of random numbers, until ``reset`` is given another.
+
+    Raises:
+        ValueError: unknown family, or ``num_envs`` below 1.
+    """
+    if isinstance(config, str):
+        config = config_class(config)()
+    if num_envs < 1:
+        raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+    for family in _families.values():
+        if type(config) is family.config_class:
+            return family.factory(config, num_envs, seed)
+    raise ValueError(f"{type(config).__name__} is the config of no env; choose one of {names()}")
