@@ -10,9 +10,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mg2l.envs.base import EnvConfig, VectorEnv
 
@@ -23,7 +26,23 @@ class _Family:
     factory: Callable[[Any, int, int], VectorEnv]
 
 
+_Arrays = Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Replayer:
+    """How a suite replays recorded trajectories (``mg2l.envs.replay``)."""
+
+    replays: Callable[[_Arrays], bool]
+    """Whether the arrays of a file are one of the suite's recordings, whatever its name."""
+
+    replay: Callable[[_Arrays, int | None], tuple[str, dict[str, float]]]
+    """``(recording, steps) -> (description, largest deviation of each array)``; raises
+    ``ValueError`` with one line where an array is missing or does not fit."""
+
+
 _families: dict[str, _Family] = {}
+_replayers: list[Replayer] = []
 
 
 def register(
@@ -83,3 +102,13 @@ def make(config: EnvConfig | str, num_envs: int, seed: int = 0) -> VectorEnv:
         if type(config) is family.config_class:
             return family.factory(config, num_envs, seed)
     raise ValueError(f"{type(config).__name__} is the config of no env; choose one of {names()}")
+
+
+def register_replayer(replayer: Replayer) -> None:
+    """Let ``mg2l.envs.replay`` replay a suite's recordings."""
+    _replayers.append(replayer)
+
+
+def replayers() -> list[Replayer]:
+    """The suites that can replay recordings."""
+    return list(_replayers)

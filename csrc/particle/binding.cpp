@@ -18,8 +18,8 @@ namespace py = pybind11;
 namespace mg2l::particle {
 namespace {
 
-using Doubles = py::array_t<double, py::array::c_style>;  // refuses other dtypes when noconvert
-using Points = py::array_t<double, py::array::forcecast>; // [N, P, 2], any strides
+using Doubles = py::array_t<double, py::array::c_style>;   // refuses other dtypes when noconvert
+using Points = py::array_t<double, py::array::forcecast>;  // [N, P, 2], any strides
 using Flags = py::array_t<bool, py::array::c_style>;
 using Floats = py::array_t<float, py::array::c_style>;
 
@@ -73,8 +73,8 @@ void step_worlds(Doubles position, Doubles velocity, const Points& actions, cons
                           shape_text(scripted) + " together must have the shape of position " +
                           shape_text(position));
   }
-  for (const py::array& property : {py::array(acceleration), py::array(size),
-                                    py::array(max_speed), py::array(collides)}) {
+  for (const py::array& property :
+       {py::array(acceleration), py::array(size), py::array(max_speed), py::array(collides)}) {
     if (property.ndim() != 1 || property.shape(0) != bodies) {
       throw py::value_error("acceleration, size, max_speed and collides must have shape [" +
                             std::to_string(bodies) + "], got " + shape_text(property));
@@ -160,8 +160,8 @@ void write_distances(Floats out, int64_t column, const Points& observers, const 
 
 void write_positions(Floats out, int64_t column, const Points& observers) {
   check_points(observers, "observers");
-  if (out.ndim() != 3 || out.shape(0) != observers.shape(0) ||
-      out.shape(1) != observers.shape(1) || column < 0 || column + 2 > out.shape(2)) {
+  if (out.ndim() != 3 || out.shape(0) != observers.shape(0) || out.shape(1) != observers.shape(1) ||
+      column < 0 || column + 2 > out.shape(2)) {
     throw py::value_error("out " + shape_text(out) + " has no room for the positions of " +
                           shape_text(observers) + " from column " + std::to_string(column));
   }
@@ -181,8 +181,7 @@ Doubles distances(const Points& from, const Points& to) {
   check_points(from, "observers");
   check_points(to, "points");
   if (from.shape(0) != to.shape(0)) {
-    throw py::value_error("points " + shape_text(to) + " do not fit observers " +
-                          shape_text(from));
+    throw py::value_error("points " + shape_text(to) + " do not fit observers " + shape_text(from));
   }
   const py::ssize_t copies = from.shape(0);
   const py::ssize_t rows = from.shape(1);

@@ -34,6 +34,7 @@ begin, what agents see and what they are paid; the world (``world.py``) does the
 
 from mg2l.envs import registry
 from mg2l.envs.particle.hunting import Hunting, HuntingConfig
+from mg2l.envs.particle.replay import replay, replays
 from mg2l.envs.particle.spread import Spread, SpreadConfig
 from mg2l.envs.particle.world import Bodies as Bodies
 from mg2l.envs.particle.world import ParticleEnv as ParticleEnv
@@ -43,3 +44,4 @@ from mg2l.envs.particle.world import factory as factory
 
 registry.register("mpe-spread", SpreadConfig, factory(Spread))
 registry.register("mpe-hunting", HuntingConfig, factory(Hunting))
+registry.register_replayer(registry.Replayer(replays, replay))

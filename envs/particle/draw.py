@@ -32,7 +32,8 @@ def draw_world(
     for center, radius, color in zip(centers, radii, colors, strict=True):
         inside = (radius - np.hypot(x - center[0], y - center[1])) / scale
         _blend(canvas, np.clip(inside + 0.5, 0, 1), color.astype(np.float64))
-    return np.rint(canvas).astype(np.uint8)
+    picture: NDArray[np.uint8] = np.rint(canvas).astype(np.uint8)
+    return picture
 
 
 def _blend(

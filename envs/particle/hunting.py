@@ -94,9 +94,10 @@ class Hunting(ParticleScenario):
     def reward(self, world: World) -> Doubles:
         """See ``ParticleScenario.reward``."""
         apart = distances(world.agents, world.scripted)  # [A, P, N]
-        nearest = np.where(world.task.T > 0, apart, np.inf).min(axis=1)  # [A, N]
+        nearest: Doubles = np.where(world.task.T > 0, apart, np.inf).min(axis=1)  # [A, N]
         touches = nearest < self.bodies.size[0] + self.bodies.size[-1]
-        return (10.0 * touches - 0.1 * nearest.sum(axis=0)).T
+        team = -0.1 * nearest.sum(axis=0)
+        return np.where(touches, team + 10.0, team).T
 
     def scripted_actions(self, world: World) -> Doubles:
         """See ``ParticleScenario.scripted_actions``: targets flee, decoys wander."""

@@ -84,9 +84,10 @@ class Spread(ParticleScenario):
 
     def reward(self, world: World) -> Doubles:
         """See ``ParticleScenario.reward``."""
-        uncovered = distances(world.agents, world.landmarks).min(axis=0)  # [L, N]
-        uncovered *= world.task.T
-        return -self.n_agents * uncovered.sum(axis=0)[:, None]
+        nearest: Doubles = distances(world.agents, world.landmarks).min(axis=0)  # [L, N]
+        nearest *= world.task.T
+        shared: Doubles = nearest.sum(axis=0) * -self.n_agents
+        return shared[:, None]
 
     def colors(self, task: Doubles) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """See ``ParticleScenario.colors``: targets are red."""

@@ -134,8 +134,10 @@ class ParticleScenario(ABC):
 
     @abstractmethod
     def place(self, draws: Doubles, position: Doubles, landmarks: Doubles) -> None:
-        """Begin ``M`` episodes: fill ``position [M, B, 2]`` and ``landmarks [M, L, 2]`` from the
-        random numbers ``draws [M, n_draws]``. Velocities begin at 0."""
+        """Begin ``M`` episodes from the random numbers ``draws [M, n_draws]``.
+
+        Fill ``position [M, B, 2]`` and ``landmarks [M, L, 2]``; velocities begin at 0.
+        """
 
     @abstractmethod
     def observe(self, world: World, obs: FloatArray) -> None:
