@@ -1,13 +1,26 @@
-"""Building blocks of the configuration schema: bounded fields and the section base class.
+"""Building blocks of the configuration schema: bounded fields, their checks, and the section base.
 
 A section is a dataclass whose fields carry their meaning as the string literal below them,
-their bounds in the field's metadata, and their choices in a ``Literal`` type.
+their bounds in the field's metadata, and their choices in a ``Literal`` type. ``keys`` reads all
+of that back, so that help text, checks and files never repeat it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+import ast
+import difflib
+import inspect
+import itertools
+import math
+import textwrap
+import types
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+class ConfigError(ValueError):
+    """A key or value that cannot be; its message is one line for whoever wrote it."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +41,12 @@ class Bounds:
         )
 
     def __str__(self) -> str:
-        low = f"[{self.ge:g}" if self.ge is not None else f"({self.gt:g}" if self.gt is not None else "(-inf"
-        high = f"{self.le:g}]" if self.le is not None else f"{self.lt:g})" if self.lt is not None else "inf)"
+        low = "(-inf"
+        if self.ge is not None or self.gt is not None:
+            low = f"[{self.ge:g}" if self.ge is not None else f"({self.gt:g}"
+        high = "inf)"
+        if self.le is not None or self.lt is not None:
+            high = f"{self.le:g}]" if self.le is not None else f"{self.lt:g})"
         return f"{low}, {high}"
 
 
@@ -41,32 +58,179 @@ def bounded(
     le: float | None = None,
     lt: float | None = None,
 ) -> Any:
-    """A field with ``default`` whose value (or each element of it) must lie in the interval given."""
+    """A field with ``default`` whose value, or each element of it, must lie in the interval."""
     metadata = {"bounds": Bounds(ge, gt, le, lt)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-@dataclass
-class Section:
-    """Base of every group of the configuration: checks bounds and choices of its own fields.
+def nearest(word: str, words: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` with the word of ``words`` most like ``word``, or nothing."""
+    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.55)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+_ONE = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+_MANY = {int: "integers such as [64, 64]", float: "numbers", bool: "true or false", str: "texts"}
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    """``value`` as plain type ``hint``, else TypeError. Integers serve as floats."""
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise TypeError
+    return value
+
+
+def check_value(name: str, hint: Any, value: Any, bounds: Bounds | None = None) -> Any:
+    """Judge the value of a field.
+
+    Args:
+        name: what the message calls the field.
+        hint: its type: ``bool``, ``int``, ``float``, ``str``, a list of one of them, a
+            ``Literal``, or one of these ``| None``.
+        value: what came.
+        bounds: interval of a number, or of each number of a list.
+
+    Returns:
+        The value; an integer given for a float is now a float.
 
     Raises:
-        ValueError: a value is out of its bounds or not one of its choices; the message names the
-            field, what came and what was expected.
+        ConfigError: wrong type, not one of the choices, out of bounds, or not finite.
+    """
+    shown = f"{value!r}" if isinstance(value, str) else str(value)
+    if get_origin(hint) in (Union, types.UnionType):
+        (hint,) = (option for option in get_args(hint) if option is not type(None))
+        if value is None:
+            return None
+    if get_origin(hint) is Literal:
+        choices = get_args(hint)
+        if not any(value == choice and type(value) is type(choice) for choice in choices):
+            listed = ", ".join(map(str, choices))
+            hint_text = nearest(value, map(str, choices)) if isinstance(value, str) else ""
+            raise ConfigError(f"{name} must be one of {listed}; got {shown}{hint_text}")
+        return value
+    try:
+        if get_origin(hint) is list:
+            (element,) = get_args(hint)
+            expected = f"a list of {_MANY[element]}"
+            value = [_typed(element, item) for item in _typed(list, value)]
+        else:
+            expected = _ONE[hint]
+            value = _typed(hint, value)
+    except TypeError:
+        raise ConfigError(f"{name} must be {expected}, got {shown}") from None
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ConfigError(f"{name} must be finite, got {shown}")
+        if bounds is not None and number not in bounds:
+            raise ConfigError(f"{name} must be in {bounds}, got {shown}")
+    return value
+
+
+def _hints(section: type[Section]) -> dict[str, Any]:
+    return get_type_hints(section)
+
+
+def _is_section(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Section)
+
+
+@dataclass
+class Section:
+    """Base of every group of the configuration: checks types, bounds and choices of its fields.
+
+    Raises:
+        ConfigError: (a ``ValueError``) a value has the wrong type, is out of its bounds or not one
+            of its choices; the message names the field, what came and what was expected.
     """
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
+        hints = _hints(type(self))
         for item in fields(self):
-            value = getattr(self, item.name)
-            if get_origin(hints[item.name]) is Literal and value not in get_args(hints[item.name]):
-                choices = ", ".join(str(choice) for choice in get_args(hints[item.name]))
-                raise ValueError(f"{item.name} must be one of {choices}; got {value!r}")
-            bounds = item.metadata.get("bounds")
-            if bounds is None:
-                continue
-            for number in value if isinstance(value, list) else [value]:
-                if number not in bounds:
-                    raise ValueError(f"{item.name} must be in {bounds}, got {value}")
+            if not _is_section(hints[item.name]):
+                value = getattr(self, item.name)
+                bounds = item.metadata.get("bounds")
+                setattr(self, item.name, check_value(item.name, hints[item.name], value, bounds))
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of the schema."""
+
+    name: str
+    """Name of the field, unique over all groups."""
+
+    group: str
+    """Group that it belongs to, ``""`` for the run itself."""
+
+    hint: Any
+    default: Any
+    bounds: Bounds | None
+    help: str
+
+    @property
+    def path(self) -> str:
+        """``group.name``, or the name alone."""
+        return f"{self.group}.{self.name}" if self.group else self.name
+
+    @property
+    def kind(self) -> str:
+        """Type, choices and bounds in words."""
+        if get_origin(self.hint) is Literal:
+            return " | ".join(map(str, get_args(self.hint)))
+        text = self.hint.__name__ if isinstance(self.hint, type) else str(self.hint)
+        if get_origin(self.hint) is list:
+            text = f"list[{get_args(self.hint)[0].__name__}]"
+        return f"{text} in {self.bounds}" if self.bounds is not None else text
+
+    def check(self, value: Any) -> Any:
+        """``check_value`` of this key."""
+        return check_value(self.name, self.hint, value, self.bounds)
+
+
+def _docs(section: type) -> dict[str, str]:
+    """Help of each field: the string literal below it, from the class that states it."""
+    found: dict[str, str] = {}
+    for base in reversed(section.__mro__):
+        if base in (object, Section):
+            continue
+        try:
+            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        except (OSError, TypeError, SyntaxError, ValueError):
+            continue  # defined where no source is kept: its keys go without help
+        body = tree.body if isinstance(tree, ast.ClassDef) else []
+        for statement, below in itertools.pairwise(body):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+                and isinstance(below.value.value, str)
+            ):
+                found[statement.target.id] = " ".join(below.value.value.split())
+    return found
+
+
+def keys(section: type[Section], group: str = "") -> list[Key]:
+    """The keys of a section, its groups' left out, in the order they are written."""
+    hints, docs = _hints(section), _docs(section)
+    found = []
+    for item in fields(section):
+        if _is_section(hints[item.name]):
+            continue
+        default = item.default
+        if item.default_factory is not MISSING:
+            default = item.default_factory()
+        bounds = item.metadata.get("bounds")
+        found.append(
+            Key(item.name, group, hints[item.name], default, bounds, docs.get(item.name, ""))
+        )
+    return found
+
+
+def groups(section: type[Section]) -> dict[str, type[Section]]:
+    """Groups of a section and their classes."""
+    return {name: hint for name, hint in _hints(section).items() if _is_section(hint)}
