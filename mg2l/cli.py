@@ -1,0 +1,265 @@
+"""The command line of a run: ``--expt --algo --env``, ``key=value`` overrides, ``--resume``.
+
+``parse`` judges everything that can be judged before anything is built; whoever starts a run
+wraps the rest in ``report_errors``, so that every mistake of a user is one line and exit status 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from mg2l.config import Config
+from mg2l.envs import registry
+from mg2l.loading import (
+    CONFIGS,
+    DEFAULTS,
+    KINDS,
+    RESUMABLE,
+    Sources,
+    about,
+    available,
+    config_from_yaml,
+    config_to_yaml,
+    load_config,
+    read_sources,
+    with_values,
+)
+from mg2l.run.checkpoint import CheckpointError
+from mg2l.schema import ConfigError, Key, keys, nearest
+
+__all__ = [
+    "ConfigError", "Options", "abort", "config_from_yaml", "config_to_yaml", "help_text",
+    "load_config", "parse", "report_errors",
+]  # fmt: skip
+
+WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says besides the config."""
+
+    expt: str = DEFAULTS["expt"]
+    algo: str = DEFAULTS["algo"]
+    env: str = DEFAULTS["env"]
+    """Names of the files (without folder and ending) that were chosen."""
+
+    resume: Path | None = None
+    """Run folder to go on with."""
+
+    resume_previous: bool = False
+    """Where the last checkpoint of ``resume`` is damaged, go back to the one before it."""
+
+
+def abort(message: str, status: int = 2) -> NoReturn:
+    """End the program with one line on stderr and an exit status."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    raise SystemExit(status)
+
+
+@contextlib.contextmanager
+def report_errors() -> Iterator[None]:
+    """Turn the errors that a user can mend into one line on stderr and exit status 2."""
+    try:
+        yield
+    except (ConfigError, CheckpointError) as error:
+        abort(str(error))
+
+
+def _read_words(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Split a command line into ``--name`` options and overrides."""
+    values = {*KINDS, "resume"}
+    switches = {"help", "resume-previous"}
+    options: dict[str, str] = {}
+    overrides = []
+    words = iter(argv)
+    for word in words:
+        if word in ("-h", "--help"):
+            options["help"] = ""
+            continue
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name not in values | switches:
+            known = [f"--{option}" for option in sorted(values | switches)]
+            plain = word.lstrip("-")
+            near = nearest(f"--{name}", known) or (f"; did you mean {plain!r}?" if equals else "")
+            raise ConfigError(f"unknown option {word!r}; options are {', '.join(known)}{near}")
+        if name in switches:
+            if equals:
+                raise ConfigError(f"--{name} takes no value, got {value!r}")
+        elif not equals:
+            value = next(words, "")
+        if name in values and not value:
+            raise ConfigError(f"--{name} needs a value, as in --{name}={DEFAULTS.get(name, 'RUN')}")
+        if options.setdefault(name, value) != value:
+            raise ConfigError(f"--{name} is given twice: {options[name]} and {value}")
+    return options, overrides
+
+
+def _stem(name: str) -> str:
+    return Path(name).stem if name.endswith((".yaml", ".yml")) else Path(name).name
+
+
+def _resume(options: dict[str, str], overrides: list[str]) -> tuple[Config, Options]:
+    folder = Path(options["resume"])
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"--resume={folder}: no run lies there (it has no config.yaml)")
+    try:
+        text = (folder / "environment.json").read_text(encoding="utf-8")
+        names = {kind: str(json.loads(text)["names"][kind]) for kind in KINDS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder / 'environment.json'}: cannot be read: {error!r}") from None
+    for kind in KINDS:
+        if kind in options and _stem(options[kind]) != names[kind]:
+            raise ConfigError(
+                f"--{kind}={options[kind]} conflicts with --resume={folder}, a run of "
+                f"--{kind}={names[kind]}; leave --{kind} out"
+            )
+    config = config_from_yaml(folder / "config.yaml")
+    changed = with_values(config, overrides)
+    now, then = about(changed), about(config)
+    for path, value in now.items():
+        if value != then[path]:
+            raise ConfigError(
+                f"{path}={value} conflicts with --resume={folder}, where it is {then[path]}; "
+                f"only these may change: {', '.join(sorted(RESUMABLE))}"
+            )
+    previous = "resume-previous" in options
+    return changed, Options(names["expt"], names["algo"], names["env"], folder, previous)
+
+
+def read(argv: Sequence[str]) -> tuple[Config, Options] | None:
+    """Like ``parse``, but mistakes are raised, and a wish for help gives None.
+
+    Raises:
+        ConfigError: a mistake on the command line or in a file.
+    """
+    options, overrides = _read_words(argv)
+    if "help" in options:
+        return None
+    if "resume" in options:
+        config, parsed = _resume(options, overrides)
+    elif "resume-previous" in options:
+        raise ConfigError("--resume-previous needs --resume=RUN")
+    else:
+        names = {kind: options.get(kind, DEFAULTS[kind]) for kind in KINDS}
+        config = load_config(**names, overrides=overrides)
+        if config.load_model and not Path(config.load_model_path).is_dir():
+            raise ConfigError(f"load_model_path={config.load_model_path}: there is no such folder")
+        parsed = Options(
+            expt=_stem(names["expt"]), algo=_stem(names["algo"]), env=_stem(names["env"])
+        )
+    if config.log_wandb and "wandb" not in sys.modules and not importlib.util.find_spec("wandb"):
+        raise ConfigError("log_wandb=true needs a package that is missing: pip install wandb")
+    return config, parsed
+
+
+def parse(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
+    """Read the command line of ``python -m mg2l.train``.
+
+    Args:
+        argv: words after the program's name; None takes those of this process.
+
+    Returns:
+        The config, and what the command line says besides it. With ``--resume=RUN`` the config is
+        the run's own, and only keys in ``RESUMABLE`` may be overridden.
+
+    Raises:
+        SystemExit: status 0 after ``--help``; status 2 after a mistake, told in one line on
+            stderr.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    with report_errors():
+        found = read(argv)
+        if found is not None:
+            return found
+        print(help_text(argv))
+    raise SystemExit(0)
+
+
+def _wrap(text: str, indent: int) -> str:
+    pad = " " * indent
+    return textwrap.fill(text, WIDTH, initial_indent=pad, subsequent_indent=pad)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if value == "" else str(value)
+
+
+def _key_lines(key: Key, chosen: dict[str, object]) -> str:
+    line = f"  {key.name}  {key.kind}, default {_shown(key.default)}"
+    here = chosen.get(key.path, key.default)
+    if here != key.default:
+        line += f", here {_shown(here)}"
+    return f"{line}\n{_wrap(key.help.replace('``', ''), 6)}"
+
+
+def _summary(section: type) -> str:
+    return " ".join((section.__doc__ or "").split()).replace("``", "")
+
+
+def _files(kind: str) -> list[str]:
+    lines = []
+    for name in available(kind):
+        first = (CONFIGS / kind / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+        about = first.removeprefix("#").strip() if first.startswith("#") else ""
+        mark = "  [default]" if name == DEFAULTS[kind] else ""
+        lines.append(f"  --{kind}={name}{mark}" + (f"\n{_wrap(about, 6)}" if about else ""))
+    return lines
+
+
+def help_text(argv: Sequence[str] = ()) -> str:
+    """All options, files and keys, with the values that the files chosen by ``argv`` set.
+
+    Raises:
+        ConfigError: ``argv`` chooses a file that cannot be read.
+    """
+    options, _ = _read_words(argv)
+    names = {kind: options.get(kind, DEFAULTS[kind]) for kind in KINDS}
+    sources: Sources = read_sources(**names)
+    chosen = sources.merged()
+    choice = " ".join(f"--{kind}={name}" for kind, name in names.items())
+    lines = [
+        "python -m mg2l.train [--expt=NAME] [--algo=NAME] [--env=NAME] [KEY=VALUE ...]",
+        "python -m mg2l.train --resume=RUN [--resume-previous] [KEY=VALUE ...]",
+        "",
+        _wrap(
+            "Trains a team of agents on a distribution of tasks. NAME is one of those below, or "
+            "the path of a YAML file. Values are taken from the schema's defaults, then env, "
+            "algo, expt and the command line; the last one wins. KEY may carry its group, as in "
+            "ppo.clip_param=0.3.",
+            0,
+        ),
+        "",
+        "  --resume=RUN  go on with the run in folder RUN (or begin it, if it has no checkpoint "
+        "yet)",
+        "  --resume-previous  where the last checkpoint is damaged, use the one before it",
+        "  --help  this text; 'here' is what --expt, --algo and --env on this command line set",
+        "",
+    ]
+    for kind, title in [("env", "Environments"), ("algo", "Algorithms"), ("expt", "Experiments")]:
+        lines += [title, *_files(kind), ""]
+    lines += [f"Keys (here: {choice})", "", "run"]
+    lines += [_key_lines(key, chosen) for key in keys(Config)]
+    for group, section in sources.schema.groups.items():
+        if group != "env":
+            lines += ["", f"{group}: {_summary(section)}"]
+            lines += [_key_lines(key, chosen) for key in keys(section, group)]
+    for family in registry.names():
+        section = registry.config_class(family)
+        lines += ["", f"env, family {family}: {_summary(section)}"]
+        here = chosen if family == sources.schema.family else {}
+        lines += [_key_lines(key, here) for key in keys(section, "env")]
+    return "\n".join(lines)

@@ -1,0 +1,372 @@
+"""From YAML files and overrides to a ``Config``, and back.
+
+Values are merged in the order schema defaults, env file, algo file, expt file, overrides; the
+last one wins. Every value is judged where it is written, so that a message can name the file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mg2l.config import Config
+from mg2l.envs import EnvConfig, registry
+from mg2l.schema import ConfigError, Key, groups, keys, nearest
+
+CONFIGS = Path(__file__).with_name("configs")
+KINDS = ("expt", "algo", "env")
+DEFAULTS = {"expt": "default", "algo": "mg2l", "env": "mpe-spread"}
+
+RESUMABLE = frozenset([
+    "gpu_id", "n_training_threads", "n_iters", "log_interval", "save_interval", "save_model",
+    "keep_checkpoints", "main_save_path", "log_wandb", "log_tensorboard",
+])  # fmt: skip
+"""Keys that may change when a run is resumed: none of them changes what it has done so far."""
+
+RETIRED = {
+    "env_file": "an env file names its family instead, as in 'family: mpe-spread'",
+    "env_class": "an env file names its family instead, as in 'family: mpe-spread'",
+    "scenario_name": "an env file names its family instead, as in 'family: mpe-spread'",
+    "task_info_dim": "the environment itself knows the size of its task description",
+    "save_name": "a run's folder is named after --env and --algo, below main_save_path",
+    "use_obs_instead_of_state": (
+        "there is no separate state: the critic sees the observations of all agents, or with "
+        "use_centralized_V=false its own agent's only"
+    ),
+    "use_stacked_frames": "observations are not stacked; use_recurrent_policy=true gives memory",
+    "stacked_frames": "observations are not stacked; use_recurrent_policy=true gives memory",
+    "eval_interval": "training does not stop to evaluate; every iteration logs its return",
+    "load_buffer_path": "a checkpoint holds the context replay, and --resume goes on with it",
+}
+"""Keys of the original code that have no meaning any more, and what there is instead."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's plain scalars: 5e-4 is a number, and only true and false are booleans."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key_node.value!r} occurs twice", key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in [
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9_]*)", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+0123456789."),
+    ),
+]:
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})$"), _first
+    )
+
+
+def _parse(text: str) -> Any:
+    """A YAML document as Python values. Raises ConfigError with one line."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        problem = getattr(error, "problem", None) or str(error)
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}: " if mark else ""
+        raise ConfigError(f"{place}not valid YAML: {' '.join(problem.split())}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        mapping = _parse(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"{path}: cannot be read: {reason}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if mapping is None:
+        return {}
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{path}: must hold 'key: value' lines, got a {type(mapping).__name__}")
+    return mapping
+
+
+def available(kind: str) -> list[str]:
+    """Names of the shipped files of a kind (``expt``, ``algo`` or ``env``)."""
+    return sorted(path.stem for path in (CONFIGS / kind).glob("*.yaml"))
+
+
+def find(kind: str, name: str) -> Path:
+    """File that ``--<kind>=name`` means: a shipped one by name, or a path to one's own.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        if not Path(name).is_file():
+            raise ConfigError(f"--{kind}={name}: there is no such file")
+        return Path(name)
+    known = available(kind)
+    if name not in known:
+        raise ConfigError(
+            f"unknown {kind} {name!r}; choose one of {', '.join(known)}, or give the path of a "
+            f"YAML file{nearest(name, known)}"
+        )
+    return CONFIGS / kind / f"{name}.yaml"
+
+
+class Schema:
+    """Every key of a run whose environment belongs to ``family``."""
+
+    def __init__(self, family: str) -> None:
+        try:
+            self.env_class = registry.config_class(family)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        self.family = family
+        self.groups = {**groups(Config), "env": self.env_class}
+        found = [*keys(Config)]
+        for group, section in self.groups.items():
+            found += keys(section, group)
+        self.by_path = {key.path: key for key in found}
+        self.by_name = {key.name: key for key in found}
+
+    def find(self, name: str) -> Key:
+        """The key that a leaf name or ``group.name`` means.
+
+        Raises:
+            ConfigError: there is none; the message names the nearest key, or what became of it.
+        """
+        group, _, leaf = name.rpartition(".")
+        key = self.by_path.get(name) or (None if group else self.by_name.get(name))
+        if key is not None:
+            return key
+        if leaf in RETIRED:
+            reason = RETIRED[leaf]
+            raise ConfigError(f"key {leaf!r} of the original code has no meaning here: {reason}")
+        if leaf == "family":
+            raise ConfigError("the env family is chosen by --env, whose file names it")
+        if leaf in self.by_name and (group in self.groups or not group):
+            right = self.by_name[leaf].path
+            raise ConfigError(f"key {leaf!r} does not belong to {group!r}; did you mean {right!r}?")
+        for family in registry.names():
+            if leaf in {key.name for key in keys(registry.config_class(family))}:
+                raise ConfigError(f"{leaf!r} is a key of env family {family}, not of {self.family}")
+        near = nearest(name, [*self.by_path]) if group else nearest(name, [*self.by_name])
+        raise ConfigError(f"unknown key {name!r}{near or '; --help lists all keys'}")
+
+    def flatten(self, mapping: Mapping[Any, Any], group: str = "") -> dict[str, Any]:
+        """Values by ``Key.path``, from leaf names, dotted names or nested groups; all checked.
+
+        Raises:
+            ConfigError: unknown key, value that its key refuses, or two values for one key.
+        """
+        flat: dict[str, Any] = {}
+
+        def put(path: str, value: Any) -> None:
+            if flat.setdefault(path, value) != value:
+                raise ConfigError(f"{path} is given twice: {flat[path]} and {value}")
+
+        for name, value in mapping.items():
+            if not group and name in self.groups:
+                if not isinstance(value, Mapping):
+                    raise ConfigError(f"{name} is a group of keys, got {value!r}")
+                for path, inner in self.flatten(value, name).items():
+                    put(path, inner)
+                continue
+            key = self.find(f"{group}.{name}" if group else str(name))
+            put(key.path, key.check(value))
+        return flat
+
+    def overrides(self, items: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+        """Like ``flatten``, from ``key=value`` texts whose values are YAML, or from a mapping."""
+        if isinstance(items, Mapping):
+            return self.flatten(items)
+        flat: dict[str, Any] = {}
+        for item in items:
+            name, equals, text = item.partition("=")
+            if not equals or not name:
+                raise ConfigError(f"expected key=value, got {item!r}{nearest(item, self.by_name)}")
+            if name in self.groups:
+                raise ConfigError(f"{name} is a group of keys; write {name}.KEY=value")
+            key = self.find(name)
+            try:
+                value = _parse(text)
+            except ConfigError:
+                value = text
+            if key.hint is str and not isinstance(value, str):
+                value = text
+            value = key.check(value)
+            if flat.setdefault(key.path, value) != value:
+                raise ConfigError(f"{key.path} is given twice: {flat[key.path]} and {value}")
+        return flat
+
+    def build(self, values: Mapping[str, Any]) -> Config:
+        """The config with these values (by ``Key.path``) over the defaults.
+
+        Raises:
+            ConfigError: values that exclude each other.
+        """
+        tree: dict[str, dict[str, Any]] = {group: {} for group in ["", *self.groups]}
+        for path, value in values.items():
+            group, _, name = path.rpartition(".")
+            tree[group][name] = value
+        try:
+            made = {name: section(**tree[name]) for name, section in self.groups.items()}
+            return Config(**tree[""], **made)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ConfigError(" ".join(str(error).split())) from None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What each file of a choice of expt, algo and env says, checked but not merged."""
+
+    schema: Schema
+    values: list[tuple[str, dict[str, Any]]]
+    """``(file, values by Key.path)``, the weakest first."""
+
+    def merged(self) -> dict[str, Any]:
+        """Values by ``Key.path``; later files win."""
+        return {path: value for _, values in self.values for path, value in values.items()}
+
+
+def _family(mapping: dict[str, Any], path: Path) -> str:
+    """Take the family out of an env file."""
+    family = mapping.pop("family", None)
+    if not isinstance(family, str):
+        raise ConfigError(f"{path}: must begin with 'family: NAME'; the families are {_families()}")
+    return family
+
+
+def _families() -> str:
+    return ", ".join(registry.names())
+
+
+def read_sources(expt: str, algo: str, env: str) -> Sources:
+    """Read the three files of a choice.
+
+    Raises:
+        ConfigError: a file is missing or unreadable, or says something that cannot be.
+    """
+    paths = [find("env", env), find("algo", algo), find("expt", expt)]
+    mappings = [_read(path) for path in paths]
+    values = []
+    try:
+        path = paths[0]
+        schema = Schema(_family(mappings[0], path))
+        for path, mapping in zip(paths, mappings, strict=True):
+            values.append((str(path), schema.flatten(mapping)))
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+    return Sources(schema, values)
+
+
+def load_config(
+    expt: str = DEFAULTS["expt"],
+    algo: str = DEFAULTS["algo"],
+    env: str = DEFAULTS["env"],
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+) -> Config:
+    """The config of a run.
+
+    Args:
+        expt: shipped experiment, or path of a YAML file; wins over ``algo`` and ``env``.
+        algo: shipped algorithm, or path of a YAML file; wins over ``env``.
+        env: shipped environment, or path of a YAML file that begins with ``family: NAME``.
+        overrides: ``["clip_param=0.3", ...]`` or ``{"clip_param": 0.3, ...}``; win over all.
+
+    Raises:
+        ConfigError: a name, key or value that cannot be, or values that exclude each other.
+    """
+    sources = read_sources(expt, algo, env)
+    values = sources.merged()
+    given = sources.schema.overrides(overrides)
+    name = given.get("algo_name")
+    if name is not None and name != values.get("algo_name", name):
+        raise ConfigError(
+            f"algo_name={name} conflicts with --algo={algo}, which says "
+            f"algo_name={values['algo_name']}; choose the algorithm by --algo"
+        )
+    return sources.schema.build({**values, **given})
+
+
+def family_of(config: EnvConfig) -> str:
+    """Name of the family that an env config belongs to.
+
+    Raises:
+        ConfigError: to none.
+    """
+    for name in registry.names():
+        if type(config) is registry.config_class(name):
+            return name
+    name = type(config).__name__
+    raise ConfigError(f"{name} is the config of no env; choose one of {_families()}")
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Every value by its ``group.name`` path, the env's family among them as ``env.family``."""
+    found: dict[str, Any] = {"env.family": family_of(config.env)}
+    for name, value in asdict(config).items():
+        if isinstance(value, dict):
+            found.update({f"{name}.{leaf}": inner for leaf, inner in value.items()})
+        else:
+            found[name] = value
+    return found
+
+
+def about(config: Config) -> dict[str, Any]:
+    """What a run is: every value that must be the same where its checkpoints are loaded."""
+    return {path: value for path, value in flat(config).items() if path not in RESUMABLE}
+
+
+def config_to_yaml(config: Config) -> str:
+    """The whole config as YAML that ``config_from_yaml`` reads back to an equal one."""
+    tree = asdict(config)
+    tree["env"] = {"family": family_of(config.env), **tree["env"]}
+    groups_last = sorted(tree, key=lambda name: isinstance(tree[name], dict))
+    ordered = {name: tree[name] for name in groups_last}
+    return yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)
+
+
+def config_from_yaml(path: Path | str) -> Config:
+    """Read what ``config_to_yaml`` wrote into a file.
+
+    Raises:
+        ConfigError: the file is missing or unreadable, or says something that cannot be.
+    """
+    path = Path(path)
+    mapping = _read(path)
+    env = mapping.get("env")
+    if not isinstance(env, dict):
+        raise ConfigError(f"{path}: has no group 'env', so it is not the resolved config of a run")
+    try:
+        schema = Schema(_family(env, path))
+        return schema.build(schema.flatten(mapping))
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+
+
+def with_values(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Config:
+    """A copy of ``config`` with overrides.
+
+    Raises:
+        ConfigError: a key or value that cannot be.
+    """
+    values = flat(config)
+    schema = Schema(values.pop("env.family"))
+    return schema.build({**values, **schema.overrides(overrides)})
