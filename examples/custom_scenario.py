@@ -59,7 +59,7 @@ class Spacing(ParticleScenario):
         error = np.abs(distances(world.agents, world.agents) - world.task[:, 0])  # [A, A, N]
         error[np.arange(self.n_agents), np.arange(self.n_agents)] = 0.0
         mean: Doubles = error.sum(axis=1) / (1 - self.n_agents)
-        return mean.T
+        return np.transpose(mean)
 
 
 def play(wanted: FloatArray | float, episodes: int = 64) -> float:

@@ -214,6 +214,8 @@ def test_decoys_wander_symmetrically_and_anew():
 def test_prey_caught_in_the_same_place_flees():
     env = hunting(1, 1, copies=1)
     env.set_state(np.zeros((1, 2, 2)), np.zeros((1, 2, 2)), np.zeros((1, 0, 2)), [[1.0]])
+    flight = env.scenario.scripted_actions(env.world)
+    np.testing.assert_allclose(np.linalg.norm(flight), 1)
     _, rewards, *_ = env.step(np.zeros((1, 1, 2)))
     assert np.isfinite(rewards).all()
     assert np.isfinite(env.world.position).all()

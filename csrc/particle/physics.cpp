@@ -6,17 +6,21 @@
 namespace mg2l::particle {
 namespace {
 
-// Beyond this many margins the softplus is below 2e-22 of a unit of length, or equals its
-// argument: no difference in double precision.
-constexpr double kSharp = 50.0;
+// Beyond this many margins the softplus equals its argument in double precision, or is below 1e-19
+// of a unit of length.
+constexpr double kSharp = 37.0;
 
-// Force between two surfaces `gap` apart, a softplus of the penetration -gap.
+// Force between two surfaces `gap` apart: a softplus of the penetration -gap. Bodies at rest
+// against a wall spend most of a step here.
 double contact_force(double gap) {
-  const double x = -gap / kContactMargin;
+  constexpr double kUnit = kContactMargin * kContactForce;
+  const double x = gap * (-1.0 / kContactMargin);
   if (x < -kSharp) return 0.0;
-  if (x > kSharp) return -gap * kContactForce;
-  return std::log1p(std::exp(-std::fabs(x))) * kContactMargin * kContactForce +
-         (x > 0 ? x * kContactMargin * kContactForce : 0.0);
+  if (x > kSharp) return x * kUnit;
+  const double e = std::exp(-std::fabs(x));
+  // The series of log1p is exact to double precision where e is small, and several times faster.
+  const double tail = e < 1e-5 ? e * (1 - e * (0.5 - e / 3)) : std::log1p(e);
+  return (x > 0 ? x + tail : tail) * kUnit;
 }
 
 // Force of the two walls across one axis on a body of radius `size`. A body on the very line of a

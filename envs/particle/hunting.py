@@ -97,7 +97,8 @@ class Hunting(ParticleScenario):
         nearest: Doubles = np.where(world.task.T > 0, apart, np.inf).min(axis=1)  # [A, N]
         touches = nearest < self.bodies.size[0] + self.bodies.size[-1]
         team = -0.1 * nearest.sum(axis=0)
-        return np.where(touches, team + 10.0, team).T
+        paid: Doubles = np.where(touches, team + 10.0, team)  # [A, N]
+        return np.transpose(paid)
 
     def scripted_actions(self, world: World) -> Doubles:
         """See ``ParticleScenario.scripted_actions``: targets flee, decoys wander."""
