@@ -23,6 +23,7 @@ from mg2l.loading import (
     DEFAULTS,
     KINDS,
     RESUMABLE,
+    Schema,
     Sources,
     about,
     available,
@@ -91,8 +92,9 @@ def _read_words(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or name not in values | switches:
             known = [f"--{option}" for option in sorted(values | switches)]
-            plain = word.lstrip("-")
-            near = nearest(f"--{name}", known) or (f"; did you mean {plain!r}?" if equals else "")
+            near = nearest(f"--{name}", known)
+            if equals and name in _key_names():
+                near = f"; did you mean {word.lstrip('-')!r}?"
             raise ConfigError(f"unknown option {word!r}; options are {', '.join(known)}{near}")
         if name in switches:
             if equals:
@@ -104,6 +106,11 @@ def _read_words(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         if options.setdefault(name, value) != value:
             raise ConfigError(f"--{name} is given twice: {options[name]} and {value}")
     return options, overrides
+
+
+def _key_names() -> set[str]:
+    """Leaf names of every key of every family."""
+    return {name for family in registry.names() for name in Schema(family).by_name}
 
 
 def _stem(name: str) -> str:
