@@ -120,7 +120,7 @@ def save(
     keep: int = 2,
     about: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the checkpoint of an iteration.
+    """Write the checkpoint of an iteration; those of later ones are of a past given up, and go.
 
     Args:
         folder: where the run's checkpoints lie; made if missing.
@@ -174,8 +174,10 @@ def save(
     partial.rename(place)
     _sync(folder)
     clean(folder)
-    for old in iterations(folder)[:-keep]:
-        _remove(path_of(folder, old))
+    later = [number for number in iterations(folder) if number > iteration]
+    earlier = [number for number in iterations(folder) if number <= iteration]
+    for number in [*later, *earlier[:-keep]]:
+        _remove(path_of(folder, number))
     return place
 
 
