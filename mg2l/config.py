@@ -170,7 +170,7 @@ class PolicyConfig(Section):
 class EncoderConfig(Section):
     """Multi-level task encoder and its losses (Zhao et al., 2025, sections III and IV)."""
 
-    context_dim: int = bounded(64, ge=1)
+    context_dim: int = bounded(16, ge=1)
     """Width D of a task representation."""
 
     hidden_sizes_mlp: list[int] = bounded([64], ge=1)
@@ -189,8 +189,23 @@ class EncoderConfig(Section):
     dist: Literal["gaussian", "deterministic"] = "gaussian"
     """Representation as a Gaussian, or as a point."""
 
-    kl_weight: float = bounded(0.1, ge=0)
-    """Weight of KL(q(z|c) || N(0, I)) [nats]."""
+    bounded_by: Literal["sphere", "none"] = "sphere"
+    """What keeps representations in bounds: means on the sphere of radius sqrt(D), where the prior
+    N(0, I) lives, or nothing."""
+
+    normalize_transitions: bool = True
+    """Standardise transitions with the moments of all that were explored."""
+
+    keys: Literal["task", "context"] = "task"
+    """What a representation is contrasted with: a learned key per training task, or the
+    representations of other contexts."""
+
+    negatives: Literal["shared", "independent"] = "shared"
+    """With ``keys: context``: one fresh context per task for all queries, or own ones for every
+    query."""
+
+    contrast: Literal["mean", "sample"] = "mean"
+    """What of a Gaussian is contrasted: its mean, or a sample."""
 
     score: Literal["dot", "cosine", "bilinear"] = "cosine"
     """Score of a query and a key in InfoNCE."""
@@ -198,13 +213,22 @@ class EncoderConfig(Section):
     temperature: float = bounded(0.2, gt=0)
     """Divisor of the scores."""
 
-    negatives: Literal["shared", "independent"] = "shared"
-    """One fresh context per task shared by all queries, or own negatives for every query."""
+    kl_weight: float = bounded(0.1, ge=0)
+    """Weight of KL(q(z|c) || N(0, I)) [nats]."""
 
     local_objective: Literal["conditional_mi", "mi", "kl", "none"] = "conditional_mi"
-    """What trains the local inference networks."""
+    """What trains the local inference networks: the bound on the conditional mutual information
+    reduction, the information about the global representation, closeness to it, or nothing."""
 
-    lr: float = bounded(5e-4, gt=0)
+    local_query: Literal["own", "joint"] = "own"
+    """With ``conditional_mi``: what is contrasted, an agent's own representation, as it must do
+    without the global one when it acts, or both together (the literal form)."""
+
+    target_decay: float = bounded(0.99, ge=0, lt=1)
+    """Decay per update of the slow copy of the encoder that actors and critics listen to and that
+    encodes the keys of ``keys: context`` (He et al., 2020, arXiv:1911.05722); 0 is no copy."""
+
+    lr: float = bounded(1e-3, gt=0)
     """Learning rate of the encoder."""
 
     critic_to_encoder: bool = True
@@ -213,13 +237,16 @@ class EncoderConfig(Section):
     ae_batch_size: int = bounded(100, ge=1)
     """Transitions in a context."""
 
+    context_episodes: int = bounded(10, ge=1)
+    """Episodes that a context's transitions are drawn from."""
+
     ae_updates_per_iter: int = bounded(50, ge=0)
     """Encoder updates per iteration."""
 
     train_ae_interval: int = bounded(1, ge=1)
     """Iterations between two rounds of encoder updates."""
 
-    ae_buffer_size: int = bounded(1000, ge=1)
+    ae_buffer_size: int = bounded(100_000, ge=1)
     """Transitions kept per task in the context replay."""
 
     def __post_init__(self) -> None:

@@ -1,0 +1,1 @@
+"""Algorithms: policies, PPO, and what each algorithm tells actors and critics of the task."""

@@ -1,0 +1,112 @@
+"""What actors and critics are told of the task: nothing, or the task itself.
+
+Each algorithm is one subclass of `TaskInference`; the loop, the networks and PPO are the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mg2l.algo.rollout import Rollout
+
+
+class TaskInference(nn.Module):
+    """Base: nothing is known of the task (``mappo``)."""
+
+    actor_width: int = 0
+    """Width of what an actor is told."""
+
+    critic_width: int = 0
+    """Width of what a critic is told."""
+
+    explores: bool = False
+    """Whether it learns from exploration rollouts."""
+
+    optimiser: torch.optim.Optimizer | None = None
+    """Trains the inference networks, if there are any."""
+
+    def tell_actors(self, tasks: np.ndarray, steps: int) -> Tensor | None:
+        """What each actor is told at each step of a rollout.
+
+        Args:
+            tasks: ``[N]`` task of each environment.
+            steps: T.
+
+        Returns:
+            ``[T, N, A, D]``, or ``[1, N, A, D]`` for the same at every step, or None for nothing.
+        """
+        return None
+
+    def tell_critic(self, tasks: np.ndarray) -> TaskForCritic:
+        """What the critic is told of the tasks ``[N]`` of a rollout's environments."""
+        return TaskForCritic(None)
+
+    def trained_by_critic(self) -> list[nn.Parameter]:
+        """Parameters that the value loss trains too."""
+        return []
+
+    def explore(self, environments: int) -> Tensor | None:
+        """What actors are told in an exploration rollout: ``[1, N, A, D]``, held throughout."""
+        return None
+
+    def observe(self, rollout: Rollout, tasks: np.ndarray) -> dict[str, float]:
+        """Take in an exploration rollout in environments with tasks ``[N]``; returns metrics."""
+        return {}
+
+    def ready(self) -> bool:
+        """Whether every training task has been explored."""
+        return True
+
+    def update(self, tasks: np.ndarray) -> dict[str, Any]:
+        """Train on the tasks ``[N]`` of this iteration; returns metrics."""
+        return {}
+
+    def buffers_state(self) -> dict[str, Any]:
+        """What is neither a parameter nor an optimiser's and yet needed to resume."""
+        return {}
+
+    def load_buffers_state(self, state: dict[str, Any]) -> None:
+        """Restore `buffers_state`."""
+
+
+class TaskForCritic:
+    """What the critic is told while one rollout is trained on.
+
+    Args:
+        told: ``[N, D]``, or None for nothing.
+    """
+
+    def __init__(self, told: Tensor | None) -> None:
+        self._told = told
+
+    def __call__(self) -> Tensor | None:
+        """``[N, D]``, with the graph to the networks that made it where these are trained."""
+        return self._told
+
+
+class GivenTask(TaskInference):
+    """The task is told to everybody (``oracle``).
+
+    Args:
+        features: ``[K, task_dim]`` numbers that describe each task.
+        agents: A.
+    """
+
+    features: Tensor
+
+    def __init__(self, features: np.ndarray, agents: int) -> None:
+        super().__init__()
+        self.register_buffer("features", torch.as_tensor(features).float(), persistent=False)
+        self.agents = agents
+        self.actor_width = self.critic_width = features.shape[1]
+
+    def tell_actors(self, tasks: np.ndarray, steps: int) -> Tensor:
+        told = self.features[torch.as_tensor(tasks, device=self.features.device)]
+        return told[None, :, None].expand(-1, -1, self.agents, -1)
+
+    def tell_critic(self, tasks: np.ndarray) -> TaskForCritic:
+        return TaskForCritic(self.features[torch.as_tensor(tasks, device=self.features.device)])

@@ -1,0 +1,141 @@
+"""Actors and critics of all agents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mg2l.algo.distributions import CategoricalHead, GaussianHead
+from mg2l.algo.networks import StackedGRU, StackedLinear, StackedMLP
+from mg2l.algo.normaliser import PopArt, ValueNorm
+from mg2l.config import PolicyConfig, PPOConfig
+
+
+class _Body(nn.Module):
+    """Observation and representation -> features ``[A, rows, H]``, through a GRU if recurrent."""
+
+    def __init__(self, config: PolicyConfig, agents: int, observation: int, task: int) -> None:
+        super().__init__()
+        self.agents = agents
+        self.normalise = config.use_feature_normalization
+        self.identify = config.share_policy and agents > 1
+        groups = 1 if config.share_policy else agents
+        inputs = observation + task + (agents if self.identify else 0)
+        self.mlp = StackedMLP(
+            groups,
+            inputs,
+            config.algo_hidden_size,
+            config.layer_N,
+            config.use_ReLU,
+            config.use_orthogonal,
+        )
+        recurrent = config.use_recurrent_policy or config.use_naive_recurrent_policy
+        self.gru = (
+            StackedGRU(groups, config.algo_hidden_size, config.recurrent_N, config.use_orthogonal)
+            if recurrent
+            else None
+        )
+        self.state_shape = (config.recurrent_N, config.algo_hidden_size) if recurrent else (0, 0)
+
+    def inputs(self, observation: Tensor, task: Tensor | None) -> Tensor:
+        """Join what a network reads; the observation is normalised apart from the rest, whose
+        scale would otherwise swamp or drown it."""
+        if self.normalise:
+            observation = F.layer_norm(observation, observation.shape[-1:])
+        parts = [observation] if task is None else [observation, task]
+        if self.identify:
+            index = torch.eye(self.agents, device=observation.device, dtype=observation.dtype)
+            parts.append(index.unsqueeze(1).expand(-1, observation.shape[1], -1))
+        return torch.cat(parts, -1)
+
+    def forward(
+        self, inputs: Tensor, state: Tensor | None, first: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        features: Tensor = self.mlp(inputs)
+        if self.gru is None or state is None or first is None:
+            return features, state
+        steps, rows = first.shape
+        sequence, state = self.gru(features.view(len(features), steps, rows, -1), state, first)
+        return sequence.flatten(1, 2), state
+
+
+class Actor(nn.Module):
+    """Policies ``pi^i(a^i | o^i, z^i)`` of all agents.
+
+    Args:
+        config: network sizes.
+        agents: A.
+        observation: width of an observation.
+        task: width of what an actor is told of the task; 0 for nothing.
+        space: action space, the same for all agents.
+    """
+
+    def __init__(
+        self, config: PolicyConfig, agents: int, observation: int, task: int, space: spaces.Space[Any]
+    ) -> None:
+        super().__init__()
+        self.body = _Body(config, agents, observation, task)
+        groups = 1 if config.share_policy else agents
+        head: type[GaussianHead] | type[CategoricalHead]
+        if isinstance(space, spaces.Discrete):
+            head, size = CategoricalHead, int(space.n)
+        elif isinstance(space, spaces.Box) and len(space.shape) == 1:
+            head, size = GaussianHead, space.shape[0]
+        else:
+            raise ValueError(f"action space must be Box of one axis or Discrete, got {space}")
+        self.head = head(groups, config.algo_hidden_size, size, config.gain, config.use_orthogonal)
+
+    @torch.no_grad()
+    def act(
+        self,
+        inputs: Tensor,
+        state: Tensor | None,
+        first: Tensor | None,
+        mask: Tensor | None,
+        generator: Any,
+        deterministic: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Actions, log-probabilities ``[A, rows]`` and next recurrent state for one step."""
+        features, state = self.body(inputs, state, first)
+        action, log_prob = self.head.act(features, mask, deterministic, generator)
+        return action, log_prob, state
+
+    def evaluate(
+        self,
+        inputs: Tensor,
+        action: Tensor,
+        state: Tensor | None,
+        first: Tensor | None,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy ``[A, rows]`` [nats]."""
+        features, _ = self.body(inputs, state, first)
+        return self.head.evaluate(features, action, mask)
+
+
+class Critic(nn.Module):
+    """Values ``V^i(o, z)`` of all agents, in units of the normaliser's standard deviation."""
+
+    def __init__(
+        self, config: PolicyConfig, ppo: PPOConfig, agents: int, observation: int, task: int
+    ) -> None:
+        super().__init__()
+        self.body = _Body(config, agents, observation, task)
+        groups = 1 if config.share_policy else agents
+        self.value = StackedLinear(groups, config.algo_hidden_size, 1, 1.0, config.use_orthogonal)
+        self.normaliser: ValueNorm | None = None
+        if ppo.use_popart:
+            self.normaliser = PopArt(groups, self.value)
+        elif ppo.use_valuenorm:
+            self.normaliser = ValueNorm(groups)
+
+    def forward(
+        self, inputs: Tensor, state: Tensor | None, first: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Values ``[A, rows]`` and next recurrent state."""
+        features, state = self.body(inputs, state, first)
+        return self.value(features).squeeze(-1), state

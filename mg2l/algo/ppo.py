@@ -1,0 +1,349 @@
+"""Multi-agent PPO over stacked networks (Yu et al., 2022, arXiv:2103.01955)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mg2l import ops
+from mg2l.algo.finite import require_finite
+from mg2l.algo.inference import TaskForCritic
+from mg2l.algo.policy import Actor, Critic
+from mg2l.algo.rollout import Rollout
+from mg2l.config import PolicyConfig, PPOConfig
+
+@dataclass
+class Batch:
+    """A rollout in the layout that stacked networks read: ``[A, T, N, ...]``; values and returns in
+    units of the value normaliser."""
+
+    actor_inputs: Tensor
+    critic_observations: Tensor
+    actions: Tensor
+    log_probs: Tensor
+    advantages: Tensor
+    returns: Tensor
+    values: Tensor
+    first: Tensor
+    actor_states: Tensor | None
+    critic_states: Tensor | None
+    action_mask: Tensor | None
+    active: Tensor | None
+
+
+def clip_grad_norm_per_agent(parameters: list[nn.Parameter], limit: float) -> Tensor:
+    """Scale the gradients of stacked parameters ``[G, ...]`` so that no agent's norm exceeds
+    ``limit``; returns the norms before, ``[G]``."""
+    squares = [p.grad.flatten(1).square().sum(1) for p in parameters if p.grad is not None]
+    norms = torch.stack(squares).sum(0).sqrt()
+    scale = (limit / (norms + 1e-6)).clamp(max=1.0)
+    for p in parameters:
+        if p.grad is not None:
+            p.grad.mul_(scale.view(-1, *[1] * (p.dim() - 1)))
+    return norms
+
+
+def value_loss(
+    prediction: Tensor, old: Tensor, target: Tensor, config: PPOConfig
+) -> Tensor:
+    """Elementwise value loss; all arguments in normalised units."""
+
+    def loss(value: Tensor) -> Tensor:
+        if config.use_huber_loss:
+            return F.huber_loss(value, target, reduction="none", delta=config.huber_delta)
+        return 0.5 * (value - target).square()
+
+    plain = loss(prediction)
+    if not config.use_clipped_value_loss:
+        return plain
+    clipped = old + (prediction - old).clamp(-config.clip_param, config.clip_param)
+    return torch.maximum(plain, loss(clipped))
+
+
+def mean_per_agent(x: Tensor, weight: Tensor | None) -> Tensor:
+    """``[A, *] -> [A]``, over the entries that ``weight`` keeps."""
+    if weight is None:
+        return x.flatten(1).mean(1)
+    kept = weight.flatten(1).to(x.dtype)
+    return (x.flatten(1) * kept).sum(1) / kept.sum(1).clamp(min=1)
+
+
+class PPO:
+    """Updates actors and critics from rollouts.
+
+    Args:
+        config: losses and optimisers.
+        policy: network options that the update must know of.
+        actor: policies.
+        critic: values.
+        encoder_parameters: trained by the value loss too; their optimiser is ``encoder_optimiser``.
+        encoder_optimiser: steps together with the critic's; None when nothing is to be trained.
+        generator: source of minibatch permutations.
+    """
+
+    def __init__(
+        self,
+        config: PPOConfig,
+        policy: PolicyConfig,
+        actor: Actor,
+        critic: Critic,
+        encoder_parameters: list[nn.Parameter],
+        encoder_optimiser: torch.optim.Optimizer | None,
+        generator: torch.Generator,
+    ) -> None:
+        self.config, self.policy, self.actor, self.critic = config, policy, actor, critic
+        self.encoder_parameters = encoder_parameters
+        self.encoder_optimiser = encoder_optimiser
+        self.generator = generator
+        common: dict[str, Any] = {
+            "eps": config.opti_eps,
+            "weight_decay": config.weight_decay,
+            "fused": True,
+        }
+        self.actor_optimiser = torch.optim.Adam(actor.parameters(), config.actor_lr, **common)
+        self.critic_optimiser = torch.optim.Adam(critic.parameters(), config.critic_lr, **common)
+
+    # Preparing a batch.
+
+    def _critic_observations(self, observations: Tensor) -> Tensor:
+        """``[*, N, A, O] -> [A, *, N, O or A O]``."""
+        if not self.policy.use_centralized_V:
+            return observations.movedim(-2, 0)
+        joint = observations.flatten(-2)
+        return joint.expand(observations.shape[-2], *joint.shape)
+
+    def _critic_inputs(self, observations: Tensor, task: Tensor | None) -> Tensor:
+        """Rows ``[A, rows, O]`` with the task of the environments ``[rows, D]`` beside them."""
+        if task is not None:
+            task = task.expand(len(observations), *task.shape)
+        return self.critic.body.inputs(observations, task)
+
+    @torch.no_grad()
+    def prepare(self, rollout: Rollout, task: Tensor | None) -> Batch:
+        """Values of all steps at once, then advantages and returns.
+
+        Args:
+            rollout: what happened.
+            task: what the critic is told, ``[N, D]``, or None.
+        """
+        config = self.config
+        steps, envs, agents = rollout.rewards.shape
+        observations = self._critic_observations(rollout.observations)
+        finals = self._critic_observations(rollout.final_observations)
+        ended = rollout.truncated.any(-1)
+        values, final_values, states = self._values(observations, finals, ended, rollout.first, task)
+        terminated, truncated = rollout.terminated, rollout.truncated
+        if not config.use_proper_time_limits:
+            terminated, truncated = terminated | truncated, torch.zeros_like(truncated)
+        normaliser = self.critic.normaliser
+        mean = std = None
+        if normaliser is not None:
+            mean, std = (x.expand(agents).contiguous() for x in (normaliser.mean, normaliser.std))
+        result = ops.gae(
+            rollout.rewards,
+            values.movedim(0, -1),
+            terminated,
+            truncated,
+            config.gamma,
+            config.gae_lambda if config.use_gae else 1.0,
+            final_values=final_values.movedim(0, -1),
+            value_mean=mean,
+            value_std=std,
+        )
+        advantages = result.advantages.movedim(-1, 0)
+        active = None if rollout.active is None else rollout.active.movedim(-1, 0)
+        if active is None:
+            # moments: [2, N, A] sums over time, so an agent's mean and variance are sums over N
+            total, squares = result.moments.sum(1) / (steps * envs)
+            centre, spread = total, (squares - total.square()).clamp(min=0).sqrt()
+        else:
+            centre = mean_per_agent(advantages, active)
+            spread = mean_per_agent(
+                (advantages - centre.view(-1, 1, 1)).square(), active
+            ).sqrt()
+        shape = (agents, 1, 1)
+        advantages = (advantages - centre.to(advantages.dtype).view(shape)) / (
+            spread.to(advantages.dtype).view(shape) + 1e-5
+        )
+        values, returns = values[:, :-1], result.returns.movedim(-1, 0)
+        if normaliser is not None:
+            values = normaliser.update(returns.flatten(1), values.flatten(1)).view_as(returns)
+            returns = normaliser.normalise(returns.flatten(1)).view_as(returns)
+        told = None if rollout.task is None else rollout.task.permute(2, 0, 1, 3)
+        rows = rollout.observations[:-1].permute(2, 0, 1, 3)
+        inputs = self.actor.body.inputs(
+            rows.flatten(1, 2), None if told is None else told.flatten(1, 2)
+        )
+        return Batch(
+            actor_inputs=inputs.view(agents, steps, envs, -1),
+            critic_observations=observations[:, :-1],
+            actions=rollout.actions.movedim(2, 0).contiguous(),
+            log_probs=rollout.log_probs.movedim(2, 0).contiguous(),
+            advantages=advantages.contiguous(),
+            returns=returns.contiguous(),
+            values=values.contiguous(),
+            first=rollout.first[:-1],
+            actor_states=None if rollout.states is None else rollout.states.movedim(0, 1),
+            critic_states=states,
+            action_mask=None if rollout.action_mask is None else rollout.action_mask.movedim(2, 0),
+            active=active,
+        )
+
+    def _values(
+        self, observations: Tensor, finals: Tensor, ended: Tensor, first: Tensor, task: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values ``[A, T + 1, N]``, values of real next observations ``[A, T, N]`` where an episode
+        was cut (0 elsewhere), and recurrent states before each step ``[A, T, N, layers, H]``."""
+        agents, rows, envs, _ = observations.shape
+        told = None if task is None else task.repeat(rows, 1)
+        final_values = observations.new_zeros(agents, rows - 1, envs)
+        t, n = ended.nonzero(as_tuple=True)
+        final_inputs = self._critic_inputs(finals[:, t, n], None if task is None else task[n])
+        if self.critic.body.gru is None:
+            values, _ = self.critic(self._critic_inputs(observations.flatten(1, 2), told), None, None)
+            final_values[:, t, n], _ = self.critic(final_inputs, None, None)
+            return values.view(agents, rows, envs), final_values, None
+        inputs = self._critic_inputs(observations.flatten(1, 2), told).view(agents, rows, envs, -1)
+        state = inputs.new_zeros(agents, envs, *self.critic.body.state_shape)
+        values, states = [], []
+        for step in range(rows):
+            states.append(state)
+            value, state = self.critic(inputs[:, step], state, first[step : step + 1])
+            values.append(value)
+        stacked = torch.stack(states, 1)
+        go_on = torch.zeros(1, len(t), dtype=torch.bool, device=t.device)
+        final_values[:, t, n], _ = self.critic(final_inputs, stacked[:, t + 1, n], go_on)
+        return torch.stack(values, 1), final_values, stacked[:, :-1]
+
+    # Updating.
+
+    def update(self, batch: Batch, task: TaskForCritic) -> dict[str, Tensor]:
+        """All epochs over one batch; returns the mean of each metric."""
+        config = self.config
+        totals: dict[str, Tensor] = {}
+        count = 0
+        for _ in range(config.ppo_epoch):
+            for part, envs in self._minibatches(batch):
+                metrics = self._update_actor(part)
+                metrics |= self._update_critic(part, envs, task)
+                for name, value in metrics.items():
+                    totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()
+                count += 1
+        return {name: value / count for name, value in totals.items()}
+
+    def _update_actor(self, part: Batch) -> dict[str, Tensor]:
+        config = self.config
+        weight = part.active if config.use_policy_active_masks else None
+        log_probs, entropy = self.actor.evaluate(
+            part.actor_inputs.flatten(1, 2),
+            part.actions.flatten(1, 2),
+            part.actor_states,
+            part.first,
+            None if part.action_mask is None else part.action_mask.flatten(1, 2),
+        )
+        log_ratio = log_probs - part.log_probs.flatten(1)
+        ratio = log_ratio.exp()
+        advantages = part.advantages.flatten(1)
+        surrogate = torch.minimum(
+            ratio * advantages,
+            ratio.clamp(1 - config.clip_param, 1 + config.clip_param) * advantages,
+        )
+        policy_loss = -mean_per_agent(surrogate, weight)
+        entropies = mean_per_agent(entropy, weight)
+        loss = policy_loss - config.entropy_coef * entropies
+        require_finite("loss/policy", loss, vars(part))
+        norms = self._step(self.actor_optimiser, self.actor, loss)
+        with torch.no_grad():
+            outside = ((ratio - 1).abs() > config.clip_param).float()
+            return {
+                "loss/policy": policy_loss.mean(),
+                "entropy": entropies.mean(),
+                "kl": mean_per_agent(ratio - 1 - log_ratio, weight).mean(),
+                "clip_fraction": mean_per_agent(outside, weight).mean(),
+                "grad_norm/actor": norms.mean(),
+            }
+
+    def _update_critic(
+        self, part: Batch, envs: Tensor | None, task: TaskForCritic
+    ) -> dict[str, Tensor]:
+        config = self.config
+        told = task()
+        if told is not None:
+            _, steps, columns, _ = part.critic_observations.shape
+            told = told.repeat(steps, 1) if envs is None else told[envs]
+        inputs = self._critic_inputs(part.critic_observations.flatten(1, 2), told)
+        values, _ = self.critic(inputs, part.critic_states, part.first)
+        elementwise = value_loss(values, part.values.flatten(1), part.returns.flatten(1), config)
+        weight = part.active if config.use_value_active_masks else None
+        losses = mean_per_agent(elementwise, weight)
+        require_finite("loss/value", losses, vars(part))
+        metrics = {"loss/value": losses.mean()}
+        encoder = self.encoder_optimiser if told is not None and told.requires_grad else None
+        if encoder is not None:
+            encoder.zero_grad()
+        norms = self._step(self.critic_optimiser, self.critic, config.value_loss_coef * losses)
+        metrics["grad_norm/critic"] = norms.mean()
+        if encoder is not None:
+            norm = nn.utils.clip_grad_norm_(self.encoder_parameters, self._max_norm)
+            metrics["grad_norm/encoder_from_critic"] = norm
+            encoder.step()
+        return metrics
+
+    @property
+    def _max_norm(self) -> float:
+        return self.config.max_grad_norm if self.config.use_max_grad_norm else float("inf")
+
+    def _step(self, optimiser: torch.optim.Optimizer, module: nn.Module, losses: Tensor) -> Tensor:
+        """One step on the agents' losses ``[A]``; agents with own networks do not mix."""
+        optimiser.zero_grad()
+        loss = losses.mean() if self.policy.share_policy else losses.sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norms = clip_grad_norm_per_agent(list(module.parameters()), self._max_norm)
+        optimiser.step()
+        return norms
+
+    def _minibatches(self, batch: Batch) -> Iterator[tuple[Batch, Tensor | None]]:
+        """Parts of a batch and, unless it is the whole, the environment of each of its rows."""
+        parts = self.config.num_mini_batch
+        recurrent = batch.critic_states is not None
+        if parts == 1 and not recurrent:
+            yield batch, None
+            return
+        _, steps, envs = batch.advantages.shape
+        chunk = 1
+        if recurrent:
+            chunk = steps if self.policy.use_naive_recurrent_policy else self.policy.data_chunk_length
+        chunks = steps // chunk * envs
+        order = torch.randperm(chunks, generator=self.generator)
+        for picked in order.to(batch.advantages.device).chunk(parts):
+            start, env = picked // envs * chunk, picked % envs
+            time = start + torch.arange(chunk, device=start.device).unsqueeze(1)
+
+            def take(x: Tensor | None, time: Tensor = time, env: Tensor = env) -> Any:
+                return None if x is None else x[:, time, env.expand_as(time)]
+
+            def take_first(x: Tensor | None, time: Tensor = time, env: Tensor = env) -> Any:
+                return None if x is None else x[:, time[0], env]
+
+            yield (
+                Batch(
+                    actor_inputs=take(batch.actor_inputs),
+                    critic_observations=take(batch.critic_observations),
+                    actions=take(batch.actions),
+                    log_probs=take(batch.log_probs),
+                    advantages=take(batch.advantages),
+                    returns=take(batch.returns),
+                    values=take(batch.values),
+                    first=batch.first[time, env.expand_as(time)],
+                    actor_states=take_first(batch.actor_states),
+                    critic_states=take_first(batch.critic_states),
+                    action_mask=take(batch.action_mask),
+                    active=take(batch.active),
+                ),
+                env.expand_as(time).flatten(),
+            )

@@ -1,0 +1,150 @@
+"""Collecting one rollout: every agent acts on its observation and what it believes of the task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mg2l.algo.policy import Actor
+from mg2l.envs.base import VectorEnv
+
+
+@dataclass
+class Rollout:
+    """What happened in ``T`` steps of ``N`` environments; time first, on the device."""
+
+    observations: Tensor
+    """``[T + 1, N, A, O]``; the last row is where the rollout stopped."""
+
+    final_observations: Tensor
+    """``[T, N, A, O]`` next observations, real also where an episode ended."""
+
+    actions: Tensor
+    """``[T, N, A, size]`` float or ``[T, N, A]`` int64, as drawn by the policies."""
+
+    log_probs: Tensor
+    """``[T, N, A]`` of the actions when drawn [nats]."""
+
+    rewards: Tensor
+    """``[T, N, A]``."""
+
+    terminated: Tensor
+    """``[T, N, A]`` bool, the task itself ended."""
+
+    truncated: Tensor
+    """``[T, N, A]`` bool, a time limit cut the episode."""
+
+    first: Tensor
+    """``[T + 1, N]`` bool, an episode begins at this step."""
+
+    task: Tensor | None
+    """``[T, N, A, D]`` what the actors were told of the task when they acted."""
+
+    states: Tensor | None
+    """``[T, A, N, layers, H]`` recurrent state before each step."""
+
+    action_mask: Tensor | None
+    """``[T, N, A, n]`` bool, actions that were allowed."""
+
+    active: Tensor | None
+    """``[T, N, A]`` bool, agents that were alive when they acted."""
+
+    @property
+    def returns(self) -> Tensor:
+        """``[N]`` sum over steps of the mean over agents of the reward."""
+        return self.rewards.mean(2).sum(0)
+
+
+class Collector:
+    """Runs the policies in an environment.
+
+    Args:
+        env: where to act.
+        actor: policies of all agents.
+        device: where policies and rollouts live.
+        generator: source of the policies' noise.
+    """
+
+    def __init__(
+        self, env: VectorEnv, actor: Actor, device: torch.device, generator: torch.Generator
+    ) -> None:
+        self.env, self.actor, self.device, self.generator = env, actor, device, generator
+
+    @torch.no_grad()
+    def collect(
+        self, steps: int, task_ids: np.ndarray, task: Tensor | None, deterministic: bool = False
+    ) -> Rollout:
+        """Reset every copy to its task and act for ``steps`` steps.
+
+        Args:
+            steps: T.
+            task_ids: ``[N]``.
+            task: what the actors are told: ``[T, N, A, D]``, or ``[1, N, A, D]`` for the same at
+                every step, or None.
+            deterministic: act on the most likely action instead of a sample.
+        """
+        env, body = self.env, self.actor.body
+        buffers: dict[str, list[Any]] = {name: [] for name in _FIELDS}
+        state = None
+        if body.gru is not None:
+            state = torch.zeros(env.num_agents, env.num_envs, *body.state_shape, device=self.device)
+        observation, info = env.reset(task_ids=task_ids)
+        first = np.ones(env.num_envs, dtype=bool)
+        for t in range(steps):
+            told = None if task is None else task[min(t, len(task) - 1)].transpose(0, 1)
+            seen = self._tensor(observation).transpose(0, 1)
+            mask = info.get("action_mask")
+            allowed = None if mask is None else self._tensor(mask).transpose(0, 1)
+            begins = torch.as_tensor(first[None], device=self.device)
+            buffers["states"].append(state)
+            action, log_prob, state = self.actor.act(
+                body.inputs(seen, told), state, begins, allowed, self.generator, deterministic
+            )
+            action = action.transpose(0, 1)
+            buffers["observations"].append(observation)
+            buffers["action_mask"].append(mask)
+            buffers["active"].append(info.get("active"))
+            buffers["first"].append(first)
+            buffers["actions"].append(action)
+            buffers["log_probs"].append(log_prob.t())
+            observation, reward, terminated, truncated, info = env.step(action.cpu().numpy())
+            first = (terminated | truncated).all(1)
+            buffers["rewards"].append(reward)
+            buffers["terminated"].append(terminated)
+            buffers["truncated"].append(truncated)
+            buffers["final_observations"].append(info["final_obs"])
+        buffers["observations"].append(observation)
+        buffers["first"].append(first)
+        stacked = {name: self._stack(rows) for name, rows in buffers.items()}
+        if task is not None:
+            task = task.expand(steps, *task.shape[1:])
+        return Rollout(task=task, **stacked)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.as_tensor(array, device=self.device)
+
+    def _stack(self, rows: list[Any]) -> Any:
+        if rows[0] is None:
+            return None
+        if isinstance(rows[0], Tensor):
+            return torch.stack(rows)
+        return torch.as_tensor(np.stack(rows), device=self.device)
+
+
+_FIELDS = (
+    "observations",
+    "final_observations",
+    "actions",
+    "log_probs",
+    "rewards",
+    "terminated",
+    "truncated",
+    "first",
+    "states",
+    "action_mask",
+    "active",
+)

@@ -1,0 +1,1 @@
+"""The multi-level task encoder and what it is trained for."""

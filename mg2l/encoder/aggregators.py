@@ -1,0 +1,133 @@
+"""From the transitions of a context to one vector per agent, and from agents to one vector.
+
+Every aggregator maps ``[*, T, in] -> [*, out]`` over its next-to-last axis. Except for ``rnn``, the
+result does not depend on the order of the transitions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PIAHead(nn.Module):
+    """Permutation-invariant attention head: one learned query shared by all inputs.
+
+    ``w_t = softmax_t(q . W_k x_t / sqrt(d))`` and ``y = W_o (sum_t w_t W_v x_t)`` (Zhao et al.,
+    2025, section III). The weights are also the inputs' priorities.
+
+    Since the weights sum to 1 and all but the softmax is linear, ``W_k`` folds into the query and
+    the other products are applied once to the pooled input, never to every ``x_t``; with
+    ``pool`` the same holds for a linear layer before the head.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(inputs))
+        self.key = nn.Linear(inputs, inputs, bias=False)
+        self.value = nn.Linear(inputs, inputs)
+        self.output = nn.Linear(inputs, outputs)
+
+    def pool(self, hidden: Tensor, before: nn.Linear | None = None) -> tuple[Tensor, Tensor]:
+        """Pool ``x_t = before(h_t)`` without forming it.
+
+        Args:
+            hidden: ``[*, T, in]``.
+            before: linear layer between ``hidden`` and the head's inputs; None if there is none.
+
+        Returns:
+            ``[*, out]`` and the weights ``[*, T]``, which sum to 1.
+        """
+        scores = self.key.weight.t() @ self.query / math.sqrt(len(self.query))
+        if before is not None:
+            scores = before.weight.t() @ scores  # the bias shifts all logits alike
+        weights = torch.softmax(hidden @ scores, -1)
+        pooled = (weights.unsqueeze(-2) @ hidden).squeeze(-2)
+        if before is not None:
+            pooled = before(pooled)
+        return self.output(self.value(pooled)), weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(x)[0]
+
+
+class AttentionBlock(nn.Module):
+    """Multi-head self-attention and feed forward, each with Add & LayerNorm; no positions."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        self.feed_forward = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(0, -3)
+        q, k, v = self.qkv(flat).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        x = self.norm1(x + self.output(attended))
+        normed: Tensor = self.norm2(x + self.feed_forward(x))
+        return normed
+
+
+class Transformer(nn.Module):
+    """Attention blocks over the inputs and a learned summary token, which is read out."""
+
+    def __init__(self, width: int, outputs: int, heads: int, blocks: int) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(width) * 0.02)
+        self.blocks = nn.Sequential(*(AttentionBlock(width, heads) for _ in range(blocks)))
+        self.output = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        token = self.token.expand(*x.shape[:-2], 1, -1)
+        y: Tensor = self.output(self.blocks(torch.cat([token, x], -2))[..., 0, :])
+        return y
+
+
+class Recurrent(nn.Module):
+    """A GRU over the inputs in the order given; its last state is read out."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.gru = nn.GRU(width, width, batch_first=True)
+        self.output = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, last = self.gru(x.flatten(0, -3))
+        y: Tensor = self.output(last[0]).view(*x.shape[:-2], -1)
+        return y
+
+
+class GaussianProduct(nn.Module):
+    """Each input is a Gaussian factor; the product's mean and log-variance are read out
+    (Rakelly et al., 2019, arXiv:1903.08254, eq. 2)."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.factor = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(2 * width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, raw = self.factor(x).chunk(2, -1)
+        precision = 1 / (F.softplus(raw) + 1e-6)
+        total = precision.sum(-2)
+        product = torch.cat([(precision * mean).sum(-2) / total, -total.log()], -1)
+        y: Tensor = self.output(product)
+        return y
+
+
+class Mean(nn.Module):
+    """The plain average."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.output = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.output(x.mean(-2))
+        return y

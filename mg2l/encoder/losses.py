@@ -1,0 +1,63 @@
+"""Losses of the task encoder. All information is in nats."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mg2l.encoder.gaussian import Gaussian
+
+
+class InfoNCE(NamedTuple):
+    """Result of a contrastive bound."""
+
+    bound: Tensor
+    """Lower bound on the mutual information [nats], at most ``log K``."""
+
+    accuracy: Tensor
+    """Share of the queries whose positive scores highest."""
+
+
+def pair_scores(
+    queries: Tensor, keys: Tensor, score: str, temperature: float, bilinear: Tensor | None = None
+) -> Tensor:
+    """Scores of queries ``[B, D]`` against keys ``[K, D]`` or ``[B, K, D]``: ``[B, K]``."""
+    if score == "cosine":
+        queries, keys = F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)
+    elif score == "bilinear" and bilinear is not None:
+        queries = queries @ bilinear
+    if keys.dim() == 2:
+        return queries @ keys.t() / temperature
+    return (keys @ queries.unsqueeze(-1)).squeeze(-1) / temperature
+
+
+def info_nce(scores: Tensor, positive: Tensor) -> InfoNCE:
+    """``log K + E[log softmax(scores)[positive]]`` (van den Oord et al., 2018, arXiv:1807.03748,
+    eq. 4; Poole et al., 2019, arXiv:1905.06922, eq. 10).
+
+    Args:
+        scores: ``[B, K]``.
+        positive: ``[B]`` int64, column of each query's own task.
+    """
+    log_probs = torch.log_softmax(scores, -1).gather(1, positive.unsqueeze(1))
+    hits = scores.argmax(1) == positive
+    return InfoNCE(math.log(scores.shape[1]) + log_probs.mean(), hits.float().mean())
+
+
+def leave_one_out(q: Gaussian, z: Tensor) -> Tensor:
+    """Upper bound ``E[log q(z_b|c_b) - log 1/(B-1) sum_{j != b} q(z_b|c_j)]`` on ``I(z; c)`` [nats]
+    (Poole et al., 2019, arXiv:1905.06922, eq. 13).
+
+    Args:
+        q: posteriors of B independent contexts, ``[B, D]``.
+        z: a sample of each, ``[B, D]``.
+    """
+    batch = len(z)
+    densities = Gaussian(q.mean.unsqueeze(0), q.std.unsqueeze(0)).log_prob(z.unsqueeze(1))
+    own = densities.diagonal()
+    others = densities.masked_fill(torch.eye(batch, dtype=torch.bool, device=z.device), -math.inf)
+    return (own - others.logsumexp(1) + math.log(batch - 1)).mean()

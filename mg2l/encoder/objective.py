@@ -1,0 +1,141 @@
+"""What the task encoder is trained for. All information is in nats."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mg2l.config import EncoderConfig
+from mg2l.encoder.encoder import Encoding, TaskEncoder
+from mg2l.encoder.gaussian import Gaussian, kl_between, kl_to_standard
+from mg2l.encoder.losses import InfoNCE, info_nce, leave_one_out, pair_scores
+
+
+class Objective(nn.Module):
+    """Global and local losses of the encoder.
+
+    - Global: ``L_G = -I_NCE(z; task) + kl_weight KL(q(z|c) || N(0, I))``.
+    - Local: ``I_L1Out(z; c) - I_NCE(z^i; task)`` per agent, an upper bound on the conditional
+      mutual information reduction, through ``z^i`` alone. The leave-one-out term has no gradient
+      there, so only the second is in the loss; their difference is the metric ``mi/gap``.
+
+    Args:
+        config: which losses.
+        tasks: K training tasks.
+        encoder: what is trained.
+        noise: source of samples, on the encoder's device.
+    """
+
+    def __init__(
+        self, config: EncoderConfig, tasks: int, encoder: TaskEncoder, noise: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.config, self.tasks, self.encoder, self.noise = config, tasks, encoder, noise
+        self.needs_keys = config.keys == "context" or config.local_objective == "mi"
+        self.task_keys: nn.Parameter | None = None
+        if config.keys == "task":
+            self.task_keys = nn.Parameter(torch.randn(tasks, config.context_dim))
+        self.bilinear: nn.Parameter | None = None
+        if config.score == "bilinear":
+            self.bilinear = nn.Parameter(torch.eye(config.context_dim))
+
+    def key_tasks(self, tasks: Tensor) -> Tensor:
+        """Tasks of the contexts that become keys, for queries of the tasks ``[B]``."""
+        every = torch.arange(self.tasks)
+        return every if self.config.negatives == "shared" else every.repeat(len(tasks))
+
+    def forward(
+        self, queries: Tensor, tasks: Tensor, keys: Tensor | None, key_encoder: TaskEncoder
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics.
+
+        Args:
+            queries: contexts ``[B, T, A, F]``.
+            tasks: ``[B]`` int64.
+            keys: contexts of `key_tasks`, or None when keys are not encoded.
+            key_encoder: encodes the keys; when it is the trained encoder, gradients flow too.
+        """
+        config = self.config
+        query = self.encoder(queries)
+        key: Encoding | None = None
+        if keys is not None:
+            with torch.set_grad_enabled(key_encoder is self.encoder):
+                key = key_encoder(keys)
+        positive = tasks.to(queries.device)
+        z = self._pick(query.task)
+        bound = info_nce(self._scores(z, self._global_keys(key)), positive)
+        kl = kl_to_standard(query.task).mean()
+        loss = -bound.bound + config.kl_weight * kl
+        metrics = {
+            "loss/global": loss,
+            "mi/global": bound.bound,
+            "kl/global": kl,
+            "accuracy/global": bound.accuracy,
+        }
+        local, about_local = self._local(query, key, z.detach(), positive)
+        metrics |= about_local
+        if len(tasks) > 1 and config.dist == "gaussian":
+            with torch.no_grad():
+                upper = leave_one_out(query.task, query.task.sample(self.noise))
+                metrics["mi/l1out"] = upper
+                if "mi/local" in metrics:
+                    metrics["mi/gap"] = upper - metrics["mi/local"]
+        return loss + local, metrics
+
+    def _local(
+        self, query: Encoding, key: Encoding | None, z: Tensor, positive: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum of the agents' losses; gradients reach the local heads alone."""
+        config = self.config
+        own = self._pick(query.local)
+        bounds = []
+        for agent in range(own.shape[1]):
+            with torch.set_grad_enabled(config.local_objective in ("conditional_mi", "mi")):
+                scores = self._scores(own[:, agent], self._local_keys(key, agent))
+                if config.local_objective == "conditional_mi" and config.local_query == "joint":
+                    # Scores of a concatenation: the sum of its parts' scores.
+                    scores = scores + self._scores(z, self._global_keys(key)).detach()
+                bounds.append(info_nce(scores, positive))
+        bound = InfoNCE(
+            torch.stack([b.bound for b in bounds]), torch.stack([b.accuracy for b in bounds])
+        )
+        metrics = {"mi/local": bound.bound.mean(), "accuracy/local": bound.accuracy.mean()}
+        if config.local_objective == "none":
+            loss = z.new_zeros(())
+        elif config.local_objective == "kl":
+            told = Gaussian(query.task.mean.detach(), query.task.std.detach())
+            wide = Gaussian(told.mean.unsqueeze(1), told.std.unsqueeze(1))
+            loss = kl_between(query.local, wide).mean(0).sum()
+        else:
+            kl = kl_to_standard(query.local).mean(0).sum()
+            loss = -bound.bound.sum() + config.kl_weight * kl
+        metrics["loss/local"] = loss
+        return loss, metrics
+
+    def _pick(self, q: Gaussian) -> Tensor:
+        return q.sample(self.noise) if self.config.contrast == "sample" else q.mean
+
+    def _global_keys(self, key: Encoding | None) -> Tensor:
+        if self.config.keys == "task":
+            assert self.task_keys is not None
+            return self.encoder.place(self.task_keys)
+        assert key is not None
+        return self._arranged(self._pick(key.task))
+
+    def _local_keys(self, key: Encoding | None, agent: int) -> Tensor:
+        """Keys of an agent's own representation, cut off where they are not its own."""
+        if self.config.local_objective == "mi":
+            assert key is not None
+            return self._arranged(self._pick(key.task)).detach()
+        if self.config.keys == "task":
+            return self._global_keys(key).detach()
+        assert key is not None
+        return self._arranged(self._pick(key.local)[:, agent])
+
+    def _arranged(self, keys: Tensor) -> Tensor:
+        """Shared keys ``[K, D]``, or each query's own ``[B, K, D]``."""
+        return keys if self.config.negatives == "shared" else keys.view(-1, self.tasks, keys.shape[-1])
+
+    def _scores(self, queries: Tensor, keys: Tensor) -> Tensor:
+        config = self.config
+        return pair_scores(queries, keys, config.score, config.temperature, self.bilinear)

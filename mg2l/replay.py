@@ -1,0 +1,90 @@
+"""Context replay: the transitions of each task, packed for sampling by index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class ContextReplay:
+    """Ring of transitions ``(o, a, r, o')`` per task: one tensor ``[K, capacity, A, F]``.
+
+    Transitions are added a segment at a time: consecutive steps of one environment. A context is
+    drawn from a few segments only. Drawn from the whole ring, contexts of one task would all
+    share its average layout, by which an encoder can tell the rings apart without learning
+    anything of the tasks.
+
+    Args:
+        tasks: K.
+        capacity: transitions kept per task; rounded down to whole segments.
+        segment: steps of a segment.
+        agents: A.
+        features: F, observation + action + 1 + observation.
+        device: where the transitions live.
+
+    Raises:
+        ValueError: ``capacity`` does not hold one segment.
+    """
+
+    def __init__(
+        self,
+        tasks: int,
+        capacity: int,
+        segment: int,
+        agents: int,
+        features: int,
+        device: torch.device,
+    ) -> None:
+        if capacity < segment:
+            raise ValueError(f"capacity must be at least one segment of {segment}, got {capacity}")
+        self.data = torch.zeros(tasks, capacity // segment, segment, agents, features, device=device)
+        self.added = torch.zeros(tasks, dtype=torch.int64)
+
+    @property
+    def sizes(self) -> Tensor:
+        """``[K]`` segments held of each task."""
+        return self.added.clamp(max=self.data.shape[1])
+
+    def add(self, task: int, transitions: Tensor) -> None:
+        """Append a segment ``[segment, A, F]`` of one task, overwriting its oldest."""
+        self.data[task, int(self.added[task]) % self.data.shape[1]] = transitions
+        self.added[task] += 1
+
+    def sample(self, tasks: Tensor, length: int, segments: int, generator: Any) -> Tensor:
+        """Draw contexts with replacement.
+
+        Args:
+            tasks: ``[B]`` int64 on the CPU.
+            length: T.
+            segments: how many segments a context's transitions come from.
+            generator: source of randomness on the CPU.
+
+        Returns:
+            ``[B, T, A, F]``.
+
+        Raises:
+            ValueError: a task has no transitions yet.
+        """
+        sizes = self.sizes[tasks]
+        if int(sizes.min()) == 0:
+            empty = sorted({int(task) for task in tasks[sizes == 0]})
+            raise ValueError(f"tasks {empty} have no transitions in the context replay yet")
+        slots, steps = self.data.shape[1:3]
+        batch = len(tasks)
+        held = torch.rand(batch, segments, generator=generator) * sizes.unsqueeze(1)
+        which = torch.randint(segments, (batch, length), generator=generator)
+        segment = held.long().gather(1, which) + (tasks * slots).unsqueeze(1)
+        step = torch.randint(steps, (batch, length), generator=generator)
+        index = (segment * steps + step).to(self.data.device)
+        return self.data.flatten(0, 2)[index]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that a continuation bit for bit needs; only what is held."""
+        return {"data": self.data[:, : int(self.sizes.max())], "added": self.added}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore `state_dict`."""
+        self.data[:, : state["data"].shape[1]] = state["data"]
+        self.added.copy_(state["added"])

@@ -1,0 +1,150 @@
+"""Meta-train a team: ``python -m mg2l.train --algo=mg2l --env=mpe-spread n_iters=400 seed=1``.
+
+An iteration, as in the paper's algorithm: draw a task per environment; roll out, each agent acting
+on what it infers; PPO of all agents; encoder updates; from time to time, exploration.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from mg2l import cli
+from mg2l.algo.finite import NonFiniteLossError
+from mg2l.algo.learner import Learner
+from mg2l.algo.rollout import Rollout
+from mg2l.config import Config
+from mg2l.loading import flat
+from mg2l.run import checkpoint
+from mg2l.run.checkpoint import CheckpointError
+from mg2l.run.device import select_device
+from mg2l.run.finite import NonFiniteError, check_finite
+from mg2l.run.folder import RunFolder
+from mg2l.run.metrics import MetricsLogger
+from mg2l.run.progress import RunProgress
+from mg2l.run.random_state import random_state, set_random_state
+from mg2l.run.stop import GracefulStop
+
+
+def iterate(learner: Learner, iteration: int) -> dict[str, Any]:
+    """One iteration of meta-training; returns its metrics."""
+    start = time.perf_counter()
+    steps_before = learner.env_steps
+    config = learner.config
+    metrics: dict[str, Any] = {"iteration": iteration + 1}
+    metrics |= learner.decay_learning_rates(iteration)
+    tasks = learner.draw_tasks()
+    rollout = learner.collect(tasks)
+    metrics |= learner.update_policy(rollout, tasks)
+    if (iteration + 1) % config.encoder.train_ae_interval == 0:
+        metrics |= learner.update_inference(tasks)
+    if (iteration + 1) % config.rollout.sample_ae_interval == 0:
+        metrics |= learner.explore()
+    metrics |= returns_of(rollout, tasks) | learner.take_times()
+    seconds = time.perf_counter() - start
+    metrics["time/iteration"] = seconds
+    metrics["env_steps"] = learner.env_steps
+    metrics["env_steps_per_s"] = (learner.env_steps - steps_before) / seconds
+    return metrics
+
+
+def returns_of(rollout: Rollout, tasks: np.ndarray) -> dict[str, Any]:
+    """Mean return over the environments, and of each task among them."""
+    returns = rollout.returns.cpu().numpy()
+    by_task = {str(task): float(returns[tasks == task].mean()) for task in np.unique(tasks)}
+    return {"return": float(returns.mean()), "return_by_task": by_task}
+
+
+def restore(learner: Learner, folder: RunFolder, previous: bool) -> int:
+    """Bring a learner to the last checkpoint of its run; returns the iterations done."""
+    found = checkpoint.load_last(
+        folder.checkpoints,
+        previous=previous,
+        about=identity(learner.config),
+        template=learner.state_dict(),
+    )
+    if found is None:
+        return 0
+    learner.load_state_dict(found.state)
+    set_random_state(found.state["random"], learner.generators)
+    return found.iteration
+
+
+def save(learner: Learner, folder: RunFolder, iteration: int) -> None:
+    """Write the checkpoint of an iteration."""
+    state = learner.state_dict() | {"random": random_state(learner.generators)}
+    checkpoint.save(
+        folder.checkpoints,
+        iteration,
+        state,
+        keep=learner.config.keep_checkpoints,
+        about=identity(learner.config),
+    )
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What a checkpoint and the run that takes it up must agree on."""
+    return {key: value for key, value in flat(config).items() if key not in cli.RESUMABLE}
+
+
+def train(config: Config, options: cli.Options) -> int:
+    """Run to the end, or to where it is asked to stop; returns the exit status."""
+    if config.n_training_threads:
+        torch.set_num_threads(config.n_training_threads)
+    device = select_device(config.gpu_id)
+    with RunFolder.open(config, options) as folder, GracefulStop() as stop:
+        learner = Learner(config, device)
+        start = restore(learner, folder, options.resume_previous) if options.resume else 0
+        if start == 0:
+            if config.load_model:
+                template = learner.networks()
+                learner.load_networks(checkpoint.load_networks(config.load_model_path, template))
+            learner.fill_replay()
+        log = MetricsLogger(
+            folder.path,
+            start=start,
+            tensorboard=config.log_tensorboard,
+            wandb=config.log_wandb,
+            config=flat(config),
+        )
+        progress = RunProgress(config.n_iters, start, config.log_interval)
+        with log, progress:
+            progress.note(f"{options.algo} on {options.env}, {device}: {folder.path}")
+            for iteration in range(start, config.n_iters):
+                try:
+                    metrics = iterate(learner, iteration)
+                except NonFiniteLossError as error:
+                    check_finite(
+                        {error.term: error.value}, iteration + 1, error.batch, folder.path
+                    )
+                    raise
+                log.log(metrics)
+                progress.update(iteration + 1, metrics)
+                done = iteration + 1
+                due = done % config.save_interval == 0 or done == config.n_iters or stop.requested
+                if config.save_model and due:
+                    log.flush()
+                    save(learner, folder, done)
+                if stop.requested:
+                    progress.note(f"stopped; go on with --resume={folder.path}")
+                    break
+        learner.close()
+        return stop.exit_code
+
+
+def main() -> None:
+    config, options = cli.parse()
+    try:
+        with cli.report_errors():
+            status = train(config, options)
+    except (CheckpointError, NonFiniteError) as error:
+        cli.abort(str(error), status=1)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
