@@ -47,7 +47,7 @@ class RunProgress:
     ) -> None:
         self.n_iters = n_iters
         self.log_interval = log_interval
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or Console()
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal
         self._start = start
         self._began = time.monotonic()
@@ -98,5 +98,5 @@ class RunProgress:
         self._write(text)
 
     def _write(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
         self.console.file.flush()

@@ -1,0 +1,205 @@
+"""The folder of a run, the device it uses, and how it is stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mg2l import cli
+from mg2l.loading import config_from_yaml
+from mg2l.run import folder as folder_module
+from mg2l.run.device import select_device
+from mg2l.run.finite import NonFiniteError, check_finite
+from mg2l.run.folder import RunFolder
+from mg2l.run.stop import GracefulStop
+from mg2l.schema import ConfigError
+
+
+@pytest.fixture
+def choice(tmp_path):
+    return cli.parse([f"main_save_path={tmp_path}", "--env=mpe-prey", "--algo=mappo", "seed=5"])
+
+
+def test_name_and_contents(choice, tmp_path):
+    config, options = choice
+    with RunFolder.open(config, options) as run:
+        assert run.path.parent == tmp_path / "mpe-prey" / "mappo"
+        stamp, _, seed = run.path.name.rpartition("-")
+        time.strptime(stamp, "%Y%m%d-%H%M%S")
+        assert seed == "sd5"
+        assert config_from_yaml(run.config_path) == config
+        notes = json.loads(run.environment_path.read_text())
+    assert notes["names"] == {"expt": "default", "algo": "mappo", "env": "mpe-prey"}
+    started = notes["started"]
+    assert started["packages"]["torch"] == torch.__version__
+    assert started["command"][1:] == sys.argv
+    assert started["cores"] == os.cpu_count()
+    assert started["python"].startswith("3.")
+    assert notes["resumed"] == []
+    assert [path.name for path in run.path.parent.iterdir()] == [run.path.name]
+
+
+def test_the_commit_of_the_source_is_noted(choice):
+    root = Path(folder_module.__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        pytest.skip("not a checkout")
+    head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True)
+    assert folder_module.environment()["commit"] == head.stdout.decode().strip()
+
+
+def test_runs_of_the_same_second_are_apart(choice, monkeypatch):
+    config, options = choice
+    monkeypatch.setattr(folder_module.time, "strftime", lambda *_: "20250101-000000")
+    runs = [RunFolder.create(config, options) for _ in range(3)]
+    names = [run.path.name for run in runs]
+    assert names == [f"20250101-000000-sd5{end}" for end in ("", "-2", "-3")]
+    for run in runs:
+        run.close()
+
+
+def test_threads_that_start_at_once_are_apart(choice, monkeypatch):
+    config, options = choice
+    monkeypatch.setattr(folder_module, "environment", dict)
+    monkeypatch.setattr(folder_module.time, "strftime", lambda *_: "20250101-000000")
+    runs = []
+    threads = [
+        threading.Thread(target=lambda: runs.append(RunFolder.create(config, options)))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({run.path for run in runs}) == 8
+
+
+def test_a_place_that_cannot_be_written(choice, tmp_path):
+    config, options = choice
+    (tmp_path / "mpe-prey").write_text("a file")
+    with pytest.raises(ConfigError, match=r"main_save_path=.*cannot make"):
+        RunFolder.create(config, options)
+
+
+def test_resume(choice):
+    config, options = choice
+    with RunFolder.create(config, options) as run:
+        pass
+    again, resumed = cli.parse([f"--resume={run.path}", "n_iters=77"])
+    with RunFolder.open(again, resumed) as same:
+        assert same.path == run.path
+        assert config_from_yaml(same.config_path).n_iters == 77
+    notes = json.loads(run.environment_path.read_text())
+    assert len(notes["resumed"]) == 1
+    assert notes["resumed"][0]["cpu"] == notes["started"]["cpu"]
+
+
+def test_a_run_has_one_process_at_a_time(choice):
+    config, options = choice
+    run = RunFolder.create(config, options)
+    again = cli.parse([f"--resume={run.path}"])
+    with pytest.raises(ConfigError, match="another process is at work"):
+        RunFolder.open(*again)
+    run.close()
+    RunFolder.open(*again).close()
+
+
+def test_device_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert select_device(-1) == torch.device("cpu")
+    assert capsys.readouterr().out == ""
+    assert select_device(3) == torch.device("cpu")
+    assert capsys.readouterr().out == "gpu_id=3: torch finds no GPU here, running on the CPU\n"
+
+
+def test_device_with_gpus(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert select_device(1) == torch.device("cuda", 1)
+    assert select_device(-1) == torch.device("cpu")
+    assert capsys.readouterr().out == ""
+    with pytest.raises(
+        ConfigError, match=r"gpu_id=2: this machine has 2 GPUs; choose one of 0\.\.1"
+    ):
+        select_device(2)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_asks_the_second_acts(capfd, number, code):
+    def usual(*_):
+        raise InterruptedError
+
+    before = signal.signal(number, usual)
+    try:
+        with GracefulStop() as stop:
+            assert not stop.requested
+            assert stop.exit_code == 0
+            os.kill(os.getpid(), number)
+            assert stop.requested
+            assert stop.exit_code == code
+            assert "stopping after this iteration" in capfd.readouterr().err
+            with pytest.raises(InterruptedError):
+                os.kill(os.getpid(), number)
+        assert signal.getsignal(number) is usual
+    finally:
+        signal.signal(number, before)
+
+
+def test_handlers_are_given_back_after_an_error():
+    before = signal.getsignal(signal.SIGINT)
+
+    def work():
+        with GracefulStop():
+            assert signal.getsignal(signal.SIGINT) is not before
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        work()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_in_another_thread_signals_are_left_alone():
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    def work():
+        with GracefulStop() as stop:
+            seen.append((signal.getsignal(signal.SIGINT), stop.requested))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(before, False)]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, bad):
+    from safetensors import safe_open
+
+    terms = {
+        "loss/actor": torch.tensor(1.0),
+        "loss/critic": torch.tensor([[1.0, bad]], requires_grad=True),
+        "loss/kl": torch.tensor(bad),
+        "grad_norm/actor": 3.0,
+    }
+    batch = {"obs": torch.arange(6.0).view(2, 3), "context": {"ids": torch.tensor([4, 5])}}
+    with pytest.raises(NonFiniteError, match=r"iteration 12: loss/critic is .*(nan|inf)") as info:
+        check_finite(terms, 12, batch, tmp_path)
+    assert (info.value.iteration, info.value.term) == (12, "loss/critic")
+    assert info.value.path == tmp_path / "nonfinite-00000012.safetensors"
+    with safe_open(info.value.path, "pt") as file:
+        assert file.metadata()["term"] == "loss/critic"
+        assert torch.equal(file.get_tensor("obs"), batch["obs"])
+        assert torch.equal(file.get_tensor("context.ids"), torch.tensor([4, 5]))
+
+
+def test_finite_losses_pass(tmp_path):
+    check_finite({"a": torch.tensor(1e38), "b": -3.0, "c": torch.ones(2, 2).int()}, 1, {}, tmp_path)
+    check_finite({}, 1, {}, tmp_path)
+    assert list(tmp_path.iterdir()) == []

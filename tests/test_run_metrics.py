@@ -1,0 +1,291 @@
+"""Metrics in files, TensorBoard and Weights & Biases; progress on terminals and elsewhere."""
+
+import io
+import json
+import math
+import random
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mg2l import cli
+from mg2l.run.metrics import MetricsLogger, read_metrics, scalars, truncate
+from mg2l.run.progress import RunProgress, clock, summary
+from mg2l.schema import ConfigError
+
+
+def row(iteration, value=0.0):
+    return {"iteration": iteration, "return": value, "return_by_task": {"a": 1.0, "b": -2.0}}
+
+
+def strict(text):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_one_line_per_iteration_at_once(tmp_path):
+    with MetricsLogger(tmp_path, tensorboard=False) as logger:
+        for iteration in (1, 2):
+            logger.log(row(iteration))
+            lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+            assert [strict(line)["iteration"] for line in lines] == [*range(1, iteration + 1)]
+    assert read_metrics(tmp_path / "metrics.jsonl") == [row(1), row(2)]
+
+
+def test_values_become_strict_json(tmp_path):
+    value = 0.1 + 0.2
+    with MetricsLogger(tmp_path, tensorboard=False) as logger:
+        logger.log({
+            "iteration": np.int64(1), "float": value, "tensor": torch.tensor(1 / 3),
+            "numpy": np.float32(1 / 3), "nan": math.nan, "inf": [math.inf, torch.tensor(-math.inf)],
+            "nested": {"x": {"y": torch.tensor(2)}}, "none": None, "text": "ü", "flag": True,
+        })  # fmt: skip
+        with pytest.raises(TypeError, match="object is not a metric"):
+            logger.log({"iteration": 2, "x": object()})
+        with pytest.raises(KeyError, match="iteration"):
+            logger.log({"x": 1})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    read = strict(line)
+    third = torch.tensor(1 / 3).item()
+    assert read == {
+        "iteration": 1, "float": value, "tensor": third, "numpy": third, "nan": None,
+        "inf": [None, None], "nested": {"x": {"y": 2}}, "none": None, "text": "ü", "flag": True,
+    }  # fmt: skip
+    assert scalars(read) == {
+        "iteration": 1, "float": value, "tensor": third, "numpy": third, "nested/x/y": 2,
+    }  # fmt: skip
+
+
+def test_resuming_cuts_what_came_after_the_checkpoint(tmp_path):
+    with MetricsLogger(tmp_path, tensorboard=False) as logger:
+        for iteration in range(1, 8):
+            logger.log(row(iteration, 1.0))
+    with MetricsLogger(tmp_path, start=4, tensorboard=False) as logger:
+        assert [line["iteration"] for line in read_metrics(logger.path)] == [1, 2, 3, 4]
+        logger.log(row(5, 2.0))
+    assert [line["return"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1.0] * 4 + [
+        2.0
+    ]
+    with MetricsLogger(tmp_path, tensorboard=False) as logger:
+        assert read_metrics(logger.path) == [], "a run that begins anew keeps no lines"
+
+
+def test_a_file_cut_at_any_byte_is_mended(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps(row(iteration)) + "\n" for iteration in (1, 2, 3)]
+    whole = "".join(lines).encode()
+    for size in range(len(whole) + 1):
+        path.write_bytes(whole[:size])
+        count = whole[:size].count(b"\n")
+        assert len(read_metrics(path)) == count
+        assert truncate(path, 2) == min(count, 2)
+        assert path.read_bytes() == "".join(lines[: min(count, 2)]).encode()
+
+
+def test_garbage_ends_the_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    good = json.dumps(row(1)).encode() + b"\n"
+    rng = random.Random(0)
+    for bad in (
+        b"\x00\x00\n",
+        b"[]\n",
+        b'{"iteration": "2"}\n',
+        b"{}\n",
+        rng.randbytes(20) + b"\n",
+    ):
+        path.write_bytes(good + bad + json.dumps(row(2)).encode() + b"\n")
+        assert truncate(path, 9) == 1
+        assert path.read_bytes() == good
+    assert truncate(tmp_path / "none.jsonl", 3) == 0
+
+
+def test_kill_leaves_every_line_that_was_logged(tmp_path):
+    script = (
+        "import os, sys\n"
+        "from mg2l.run.metrics import MetricsLogger\n"
+        "logger = MetricsLogger(sys.argv[1], tensorboard=False)\n"
+        "for iteration in range(1, 6): logger.log({'iteration': iteration})\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)])
+    assert done.returncode == -9
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 5
+
+
+def events(folder):
+    found = EventAccumulator(str(folder / "tensorboard"))
+    found.Reload()
+    return found
+
+
+def test_tensorboard(tmp_path):
+    with MetricsLogger(tmp_path) as logger:
+        for iteration in (1, 2, 3):
+            logger.log({**row(iteration, 0.5 * iteration), "bad": math.nan})
+    found = events(tmp_path)
+    assert set(found.Tags()["scalars"]) == {"return", "return_by_task/a", "return_by_task/b"}
+    points = found.Scalars("return")
+    assert [(point.step, point.value) for point in points] == [(1, 0.5), (2, 1.0), (3, 1.5)]
+
+
+def test_tensorboard_hides_what_is_done_again(tmp_path):
+    with MetricsLogger(tmp_path) as logger:
+        for iteration in range(1, 5):
+            logger.log(row(iteration, 1.0))
+    with MetricsLogger(tmp_path, start=2) as logger:
+        logger.log(row(3, 2.0))
+    points = events(tmp_path).Scalars("return")
+    assert [(point.step, point.value) for point in points] == [(1, 1.0), (2, 1.0), (3, 2.0)]
+
+
+class Wandb(types.ModuleType):
+    """Stands in for the package: notes what it is told."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.rows = []
+        self.finished = False
+
+    def init(self, **options):
+        self.options = options
+        return self
+
+    def log(self, numbers, step):
+        self.rows.append((step, numbers))
+
+    def finish(self):
+        self.finished = True
+
+
+@pytest.fixture
+def no_wandb_account(monkeypatch, tmp_path):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def test_wandb_works_offline(monkeypatch, tmp_path, no_wandb_account):
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    folder = tmp_path / "mpe-spread" / "mg2l" / "20250101-000000-sd0"
+    folder.mkdir(parents=True)
+    with MetricsLogger(folder, tensorboard=False, wandb=True, config={"seed": 3}) as logger:
+        logger.log(row(1))
+    assert wandb.options["mode"] == "offline"
+    assert wandb.options["config"] == {"seed": 3}
+    assert wandb.options["dir"] == str(folder)
+    assert wandb.options["id"] == "mpe-spread-mg2l-20250101-000000-sd0"
+    assert [step for step, _ in wandb.rows] == [1]
+    assert wandb.rows[0][1]["return_by_task/b"] == -2.0
+    assert wandb.finished
+
+
+@pytest.mark.parametrize(
+    ("variables", "mode"),
+    [
+        ({"WANDB_API_KEY": "x"}, "online"),
+        ({"WANDB_API_KEY": "x", "WANDB_MODE": "offline"}, "offline"),
+        ({"WANDB_MODE": "disabled"}, "disabled"),
+    ],
+)
+def test_wandb_mode_follows_the_user(monkeypatch, tmp_path, no_wandb_account, variables, mode):
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    MetricsLogger(tmp_path, tensorboard=False, wandb=True).close()
+    assert wandb.options["mode"] == mode
+
+
+def test_wandb_that_is_missing_is_told_before_anything_starts(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        MetricsLogger(tmp_path, wandb=True)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.delitem(sys.modules, "wandb")
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(SystemExit) as info:
+        cli.parse(["log_wandb=true"])
+    assert info.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: log_wandb=true needs a package that is missing: pip install wandb\n"
+    )
+
+
+METRICS = {"return": -150.25, "mi/global": 1.0, "mi/local": 0.5, "env_steps_per_s": 3210.4}
+
+
+def test_summary():
+    assert summary(METRICS) == "return -150.2  MI 1.00/0.50  steps/s 3,210"
+    assert summary({"return": None, "mi/global": 1}) == "MI 1.00"
+    assert [clock(seconds) for seconds in (0, 61.4, 3723)] == ["0:00", "1:01", "1:02:03"]
+
+
+def test_plain_lines_every_log_interval_and_at_the_end():
+    out = io.StringIO()
+    console = Console(file=out)
+    with RunProgress(25, log_interval=10, console=console) as progress:
+        for iteration in range(1, 26):
+            progress.update(iteration, METRICS)
+            if iteration == 10:
+                progress.note("[saved] " + "x" * 200)
+    lines = out.getvalue().splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("iteration")] == [
+        "10/25", "20/25", "25/25",
+    ]  # fmt: skip
+    assert lines[1] == "[saved] " + "x" * 200, "notes are neither wrapped nor read as markup"
+    assert "return -150.2  MI 1.00/0.50  steps/s 3,210  ETA " in lines[0]
+    assert "\x1b" not in out.getvalue()
+
+
+def test_eta(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("mg2l.run.progress.time.monotonic", lambda: now[0])
+    with RunProgress(50, start=10, console=Console(file=io.StringIO())) as progress:
+        now[0] = 20.0
+        assert progress.eta(20) == 60.0  # 2 s each, 30 to go
+        assert progress.eta(50) == 0.0
+        assert progress.eta(10) == 0.0
+
+
+def terminal():
+    return Console(
+        file=io.StringIO(), force_terminal=True, width=120, color_system=None,
+        _environ={"TERM": "xterm"},
+    )  # fmt: skip
+
+
+def test_a_terminal_is_given_back_after_an_error():
+    console = terminal()
+
+    def work():
+        with RunProgress(4, console=console) as progress:
+            progress.update(2, METRICS)
+            progress.note("a note")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        work()
+    text = console.file.getvalue()
+    hide, show = "\x1b[?25l", "\x1b[?25h"
+    assert text.count(hide) == text.count(show) == 1
+    assert text.index(hide) < text.index(show)
+    assert "2/4" in text
+    assert "return -150.2  MI 1.00/0.50  steps/s 3,210  ETA " in text
+    assert "a note" in text
+
+
+def test_a_dumb_terminal_gets_plain_lines():
+    console = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"})
+    with RunProgress(4, console=console) as progress:
+        progress.update(1, METRICS)
+    assert not progress.live
+    assert console.file.getvalue().startswith("iteration 1/4")
