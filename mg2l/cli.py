@@ -37,7 +37,8 @@ from mg2l.run.checkpoint import CheckpointError
 from mg2l.schema import ConfigError, Key, keys, nearest
 
 __all__ = [
-    "ConfigError", "Options", "abort", "config_from_yaml", "config_to_yaml", "help_text",
+    "RESUMABLE", "ConfigError", "Options", "about", "abort", "config_from_yaml",
+    "config_to_yaml", "help_text",
     "load_config", "parse", "report_errors",
 ]  # fmt: skip
 

@@ -294,10 +294,13 @@ def test_other_sizes_are_refused(tmp_path):
 
     path = checkpoint.save(tmp_path, 1, state())
     assert checkpoint.load(path, template=state(moments=False)).iteration == 1
+    assert checkpoint.load(path, template={"networks": {}}).iteration == 1
     for template, message in [
         (state(width=5), r"networks.actor is float32 \[2, 4\], expected float32 \[2, 5\]"),
         (state(extra=1), "extra is missing"),
-        ({"networks": {}}, "optimiser is not known"),
+        ({"networks": {"critic": torch.zeros(1)}}, "networks.critic is missing"),
+        ({"networks": {"actor": torch.zeros(2, 4)}, "optimiser": {1: {}}}, "optimiser.1 is miss"),
+        ({"optimiser": {0: {"exp_avg": {}, "step": torch.zeros(())}}}, "optimiser.0.exp_avg is m"),
         ({**state(), "clocks": [1]}, "clocks has length 2, expected 1"),
         ({**state(), "networks": torch.zeros(1)}, "networks is a group, expected float32"),
         (
@@ -473,6 +476,7 @@ def test_every_stream_of_random_numbers_goes_on(tmp_path):
 
 
 def test_the_rest_of_the_structure_comparison():
+    assert tree.first_difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1}}) == "a.c is not known"
     assert tree.first_difference({"a": None, "b": 1}, {"a": 1, "b": 2.5}) is None
     assert tree.first_difference({"a": np.zeros(3)}, {"a": None}) is None
     assert tree.first_difference([{"x": np.zeros(3)}], [{"x": np.zeros(4)}]) == (

@@ -220,8 +220,8 @@ def load(
     Args:
         path: folder of the checkpoint.
         about: what this run is; every key must agree with what the checkpoint says of its own.
-        template: state of a freshly built run; keys, shapes and dtypes must agree (an empty
-            dictionary in it accepts anything).
+        template: state of a freshly built run; keys, shapes and dtypes below each of its keys
+            must agree (an empty dictionary in it accepts anything).
 
     Returns:
         The checkpoint, its tensors on the CPU.
@@ -249,9 +249,11 @@ def load(
             raise CheckpointError(
                 f"checkpoint {path} is of another run: it has {theirs}, this run {key}={value}"
             )
-    difference = tree.first_difference(state, template) if template is not None else None
-    if difference:
-        raise CheckpointError(f"checkpoint {path} does not fit this run: {difference}")
+    if template is not None:
+        judged = {key: value for key, value in state.items() if key in template}
+        difference = tree.first_difference(judged, template)
+        if difference:
+            raise CheckpointError(f"checkpoint {path} does not fit this run: {difference}")
     return Checkpoint(path, content["iteration"], state, said, content["mg2l"])
 
 
