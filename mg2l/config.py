@@ -114,7 +114,9 @@ class PPOConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.use_popart and self.use_valuenorm:
-            raise ValueError("use_popart=true and use_valuenorm=true exclude each other; set one to false")
+            raise ValueError(
+                "use_popart=true and use_valuenorm=true exclude each other; set one to false"
+            )
 
 
 @dataclass
@@ -173,7 +175,7 @@ class EncoderConfig(Section):
     context_dim: int = bounded(16, ge=1)
     """Width D of a task representation."""
 
-    hidden_sizes_mlp: list[int] = bounded([64], ge=1)
+    hidden_sizes_mlp: list[int] = bounded([64], ge=1)  # noqa: RUF009
     """Hidden layers of the transition encoder and of the local inference networks."""
 
     aggregator: Literal["pia", "transformer", "rnn", "gaussian_product", "mean"] = "pia"
@@ -253,9 +255,7 @@ class EncoderConfig(Section):
         super().__post_init__()
         attends = self.aggregator == "transformer" or (self.aggregator == "pia" and self.n_blocks)
         if attends and self.context_dim % self.n_heads:
-            raise ValueError(
-                f"n_heads={self.n_heads} must divide context_dim={self.context_dim}"
-            )
+            raise ValueError(f"n_heads={self.n_heads} must divide context_dim={self.context_dim}")
 
 
 @dataclass

@@ -39,7 +39,9 @@ class ContextReplay:
     ) -> None:
         if capacity < segment:
             raise ValueError(f"capacity must be at least one segment of {segment}, got {capacity}")
-        self.data = torch.zeros(tasks, capacity // segment, segment, agents, features, device=device)
+        self.data = torch.zeros(
+            tasks, capacity // segment, segment, agents, features, device=device
+        )
         self.added = torch.zeros(tasks, dtype=torch.int64)
 
     @property

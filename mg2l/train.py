@@ -18,7 +18,7 @@ from mg2l.algo.finite import NonFiniteLossError
 from mg2l.algo.learner import Learner
 from mg2l.algo.rollout import Rollout
 from mg2l.config import Config
-from mg2l.loading import flat
+from mg2l.loading import about, flat
 from mg2l.run import checkpoint
 from mg2l.run.checkpoint import CheckpointError
 from mg2l.run.device import select_device
@@ -64,7 +64,7 @@ def restore(learner: Learner, folder: RunFolder, previous: bool) -> int:
     found = checkpoint.load_last(
         folder.checkpoints,
         previous=previous,
-        about=identity(learner.config),
+        about=about(learner.config),
         template=learner.state_dict(),
     )
     if found is None:
@@ -82,13 +82,8 @@ def save(learner: Learner, folder: RunFolder, iteration: int) -> None:
         iteration,
         state,
         keep=learner.config.keep_checkpoints,
-        about=identity(learner.config),
+        about=about(learner.config),
     )
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """What a checkpoint and the run that takes it up must agree on."""
-    return {key: value for key, value in flat(config).items() if key not in cli.RESUMABLE}
 
 
 def train(config: Config, options: cli.Options) -> int:
@@ -118,9 +113,7 @@ def train(config: Config, options: cli.Options) -> int:
                 try:
                     metrics = iterate(learner, iteration)
                 except NonFiniteLossError as error:
-                    check_finite(
-                        {error.term: error.value}, iteration + 1, error.batch, folder.path
-                    )
+                    check_finite({error.term: error.value}, iteration + 1, error.batch, folder.path)
                     raise
                 log.log(metrics)
                 progress.update(iteration + 1, metrics)
@@ -137,6 +130,7 @@ def train(config: Config, options: cli.Options) -> int:
 
 
 def main() -> None:
+    """Entry point of ``python -m mg2l.train``."""
     config, options = cli.parse()
     try:
         with cli.report_errors():

@@ -14,8 +14,10 @@ _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class GaussianHead(nn.Module):
-    """``a ~ N(mean(h), diag std^2)`` with a standard deviation per action dimension that does not
-    depend on the state. The density is that of the unclipped action: environments clip."""
+    """``a ~ N(mean(h), diag std^2)`` with a standard deviation that does not depend on the state.
+
+    The density is that of the unclipped action: environments clip.
+    """
 
     discrete = False
 
@@ -36,7 +38,9 @@ class GaussianHead(nn.Module):
             action = mean + self.log_std.exp() * noise
         return action, self._log_prob(mean, action)
 
-    def evaluate(self, hidden: Tensor, action: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def evaluate(
+        self, hidden: Tensor, action: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy ``[A, rows]`` [nats] of given actions."""
         mean = self.mean(hidden)
         entropy = (self.log_std + 0.5 + _LOG_SQRT_2PI).sum(-1).expand(mean.shape[:-1])
@@ -69,7 +73,9 @@ class CategoricalHead(nn.Module):
             action = torch.multinomial(flat, 1, generator=generator).view(log_probs.shape[:-1])
         return action, log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
-    def evaluate(self, hidden: Tensor, action: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def evaluate(
+        self, hidden: Tensor, action: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy ``[A, rows]`` [nats] of given actions."""
         log_probs = self._log_probs(hidden, mask)
         chosen = log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)

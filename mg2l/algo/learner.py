@@ -52,9 +52,9 @@ class Learner:
         self.inference = self._make_inference(agents, observation, action_space).to(device)
         joint = observation * agents if config.policy.use_centralized_V else observation
         told = self.inference
-        self.actor = Actor(
-            config.policy, agents, observation, told.actor_width, action_space
-        ).to(device)
+        self.actor = Actor(config.policy, agents, observation, told.actor_width, action_space).to(
+            device
+        )
         self.critic = Critic(config.policy, config.ppo, agents, joint, told.critic_width).to(device)
         self.ppo = PPO(
             config.ppo,
@@ -93,7 +93,9 @@ class Learner:
             return TaskInference()
         if name == "oracle":
             return GivenTask(self.env.tasks.features, agents)
-        return MG2L(self.config, self.tasks, agents, observation, action_space, self.noise, self.draws)
+        return MG2L(
+            self.config, self.tasks, agents, observation, action_space, self.noise, self.draws
+        )
 
     # The phases of an iteration, in the order of `mg2l.train`.
 

@@ -139,10 +139,15 @@ class MG2L(TaskInference):
 
     @torch.no_grad()
     def _recognised(self, transitions: Tensor, tasks: np.ndarray) -> dict[str, float]:
-        """Share of contexts whose task is recognised, drawn from transitions ``[T, N, A, F]`` that
-        have never been trained on. Accuracy on the replay says little: it can be memorised."""
+        """Share of the contexts from transitions ``[T, N, A, F]`` whose task is recognised.
+
+        The transitions have never been trained on: accuracy on the replay says little, since it
+        can be memorised.
+        """
         steps, count, agents, features = transitions.shape
-        fresh = ContextReplay(self.tasks, count * steps, steps, agents, features, transitions.device)
+        fresh = ContextReplay(
+            self.tasks, count * steps, steps, agents, features, transitions.device
+        )
         for column, task in enumerate(tasks):
             fresh.add(int(task), transitions[:, column])
         ids = torch.as_tensor(np.unique(tasks)).repeat_interleave(_DRIFT_CONTEXTS)
@@ -159,8 +164,10 @@ class MG2L(TaskInference):
         }
 
     def transitions(self, rollout: Rollout) -> Tensor:
-        """Transitions ``(o, a, r, o')`` of a rollout, ``[T, N, A, F]``: actions as the environment
-        takes them, clipped to their space or one-hot."""
+        """Transitions ``(o, a, r, o')`` of a rollout, ``[T, N, A, F]``.
+
+        Actions are as the environment takes them, clipped to their space, or one-hot.
+        """
         actions = rollout.actions
         if self.actions:
             actions = F.one_hot(actions, self.actions).float()
@@ -195,10 +202,11 @@ class MG2L(TaskInference):
     def _update_once(self, tasks: Tensor) -> dict[str, Tensor]:
         queries = self.contexts(tasks)
         keys = self.contexts(self.objective.key_tasks(tasks)) if self.objective.needs_keys else None
+        metrics: dict[str, Tensor]
         loss, metrics = self.objective(queries, tasks, keys, self.acting)
         require_finite("loss/encoder", loss, {"queries": queries, "tasks": tasks, "keys": keys})
         self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         metrics["grad_norm/encoder"] = nn.utils.clip_grad_norm_(
             self.objective.parameters(), self.max_norm
         )

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,8 +53,7 @@ class StackedMLP(nn.Module):
         gain = nn.init.calculate_gain("relu" if relu else "tanh")
         widths = [inputs] + [hidden] * (1 + layers)
         self.layers = nn.ModuleList(
-            StackedLinear(groups, i, o, gain, orthogonal)
-            for i, o in zip(widths, widths[1:], strict=False)
+            StackedLinear(groups, i, o, gain, orthogonal) for i, o in itertools.pairwise(widths)
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -27,18 +27,23 @@ class ValueNorm(nn.Module):
 
     @property
     def mean(self) -> Tensor:
+        """Mean of the targets, ``[G]``."""
         return self.first / self.weight.clamp(min=1e-8)
 
     @property
     def std(self) -> Tensor:
+        """Standard deviation of the targets, ``[G]``."""
         variance = self.second / self.weight.clamp(min=1e-8) - self.mean.square()
         std = variance.clamp(min=self.floor).sqrt()
         return torch.where(self.weight > 0, std, torch.ones_like(std))
 
     @torch.no_grad()
     def update(self, targets: Tensor, predictions: Tensor) -> Tensor:
-        """Fold in targets ``[A, rows]``; returns the critic's predictions ``[A, rows]`` as the
-        critic would make them now."""
+        """Fold in targets ``[A, rows]``.
+
+        Returns:
+            The predictions ``[A, rows]`` as the critic would make them now.
+        """
         self._fold(targets)
         return predictions
 
@@ -55,8 +60,11 @@ class ValueNorm(nn.Module):
 
 
 class PopArt(ValueNorm):
-    """ValueNorm that also rescales the critic's output layer, so that de-normalised predictions
-    stay what they were (van Hasselt et al., 2016, arXiv:1602.07714, eq. 9)."""
+    """ValueNorm that also rescales the critic's output layer.
+
+    De-normalised predictions stay what they were (van Hasselt et al., 2016, arXiv:1602.07714,
+    eq. 9).
+    """
 
     def __init__(self, groups: int, output: StackedLinear, beta: float = 0.99999) -> None:
         super().__init__(groups, beta)

@@ -42,8 +42,11 @@ class _Body(nn.Module):
         self.state_shape = (config.recurrent_N, config.algo_hidden_size) if recurrent else (0, 0)
 
     def inputs(self, observation: Tensor, task: Tensor | None) -> Tensor:
-        """Join what a network reads; the observation is normalised apart from the rest, whose
-        scale would otherwise swamp or drown it."""
+        """Join what a network reads.
+
+        The observation is normalised apart from the rest, whose scale would otherwise swamp or
+        drown it.
+        """
         if self.normalise:
             observation = F.layer_norm(observation, observation.shape[-1:])
         parts = [observation] if task is None else [observation, task]
@@ -75,7 +78,12 @@ class Actor(nn.Module):
     """
 
     def __init__(
-        self, config: PolicyConfig, agents: int, observation: int, task: int, space: spaces.Space[Any]
+        self,
+        config: PolicyConfig,
+        agents: int,
+        observation: int,
+        task: int,
+        space: spaces.Space[Any],
     ) -> None:
         super().__init__()
         self.body = _Body(config, agents, observation, task)

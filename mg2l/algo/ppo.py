@@ -17,10 +17,13 @@ from mg2l.algo.policy import Actor, Critic
 from mg2l.algo.rollout import Rollout
 from mg2l.config import PolicyConfig, PPOConfig
 
+
 @dataclass
 class Batch:
-    """A rollout in the layout that stacked networks read: ``[A, T, N, ...]``; values and returns in
-    units of the value normaliser."""
+    """A rollout in the layout that stacked networks read: ``[A, T, N, ...]``.
+
+    Values and returns are in units of the value normaliser.
+    """
 
     actor_inputs: Tensor
     critic_observations: Tensor
@@ -37,8 +40,11 @@ class Batch:
 
 
 def clip_grad_norm_per_agent(parameters: list[nn.Parameter], limit: float) -> Tensor:
-    """Scale the gradients of stacked parameters ``[G, ...]`` so that no agent's norm exceeds
-    ``limit``; returns the norms before, ``[G]``."""
+    """Scale the gradients of stacked parameters ``[G, ...]`` to norms of at most ``limit`` each.
+
+    Returns:
+        The norms before, ``[G]``.
+    """
     squares = [p.grad.flatten(1).square().sum(1) for p in parameters if p.grad is not None]
     norms = torch.stack(squares).sum(0).sqrt()
     scale = (limit / (norms + 1e-6)).clamp(max=1.0)
@@ -48,9 +54,7 @@ def clip_grad_norm_per_agent(parameters: list[nn.Parameter], limit: float) -> Te
     return norms
 
 
-def value_loss(
-    prediction: Tensor, old: Tensor, target: Tensor, config: PPOConfig
-) -> Tensor:
+def value_loss(prediction: Tensor, old: Tensor, target: Tensor, config: PPOConfig) -> Tensor:
     """Elementwise value loss; all arguments in normalised units."""
 
     def loss(value: Tensor) -> Tensor:
@@ -136,7 +140,9 @@ class PPO:
         observations = self._critic_observations(rollout.observations)
         finals = self._critic_observations(rollout.final_observations)
         ended = rollout.truncated.any(-1)
-        values, final_values, states = self._values(observations, finals, ended, rollout.first, task)
+        values, final_values, states = self._values(
+            observations, finals, ended, rollout.first, task
+        )
         terminated, truncated = rollout.terminated, rollout.truncated
         if not config.use_proper_time_limits:
             terminated, truncated = terminated | truncated, torch.zeros_like(truncated)
@@ -163,9 +169,7 @@ class PPO:
             centre, spread = total, (squares - total.square()).clamp(min=0).sqrt()
         else:
             centre = mean_per_agent(advantages, active)
-            spread = mean_per_agent(
-                (advantages - centre.view(-1, 1, 1)).square(), active
-            ).sqrt()
+            spread = mean_per_agent((advantages - centre.view(-1, 1, 1)).square(), active).sqrt()
         shape = (agents, 1, 1)
         advantages = (advantages - centre.to(advantages.dtype).view(shape)) / (
             spread.to(advantages.dtype).view(shape) + 1e-5
@@ -195,17 +199,29 @@ class PPO:
         )
 
     def _values(
-        self, observations: Tensor, finals: Tensor, ended: Tensor, first: Tensor, task: Tensor | None
+        self,
+        observations: Tensor,
+        finals: Tensor,
+        ended: Tensor,
+        first: Tensor,
+        task: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Values ``[A, T + 1, N]``, values of real next observations ``[A, T, N]`` where an episode
-        was cut (0 elsewhere), and recurrent states before each step ``[A, T, N, layers, H]``."""
+        """Values of all steps.
+
+        Returns:
+            Values ``[A, T + 1, N]``; values of real next observations ``[A, T, N]`` where an
+            episode was cut, 0 elsewhere; recurrent states before each step
+            ``[A, T, N, layers, H]``.
+        """
         agents, rows, envs, _ = observations.shape
         told = None if task is None else task.repeat(rows, 1)
         final_values = observations.new_zeros(agents, rows - 1, envs)
         t, n = ended.nonzero(as_tuple=True)
         final_inputs = self._critic_inputs(finals[:, t, n], None if task is None else task[n])
         if self.critic.body.gru is None:
-            values, _ = self.critic(self._critic_inputs(observations.flatten(1, 2), told), None, None)
+            values, _ = self.critic(
+                self._critic_inputs(observations.flatten(1, 2), told), None, None
+            )
             final_values[:, t, n], _ = self.critic(final_inputs, None, None)
             return values.view(agents, rows, envs), final_values, None
         inputs = self._critic_inputs(observations.flatten(1, 2), told).view(agents, rows, envs, -1)
@@ -274,7 +290,7 @@ class PPO:
         config = self.config
         told = task()
         if told is not None:
-            _, steps, columns, _ = part.critic_observations.shape
+            _, steps, _, _ = part.critic_observations.shape
             told = told.repeat(steps, 1) if envs is None else told[envs]
         inputs = self._critic_inputs(part.critic_observations.flatten(1, 2), told)
         values, _ = self.critic(inputs, part.critic_states, part.first)
@@ -317,7 +333,9 @@ class PPO:
         _, steps, envs = batch.advantages.shape
         chunk = 1
         if recurrent:
-            chunk = steps if self.policy.use_naive_recurrent_policy else self.policy.data_chunk_length
+            chunk = (
+                steps if self.policy.use_naive_recurrent_policy else self.policy.data_chunk_length
+            )
         chunks = steps // chunk * envs
         order = torch.randperm(chunks, generator=self.generator)
         for picked in order.to(batch.advantages.device).chunk(parts):

@@ -112,7 +112,7 @@ class Collector:
             buffers["actions"].append(action)
             buffers["log_probs"].append(log_prob.t())
             observation, reward, terminated, truncated, info = env.step(action.cpu().numpy())
-            first = (terminated | truncated).all(1)
+            first = np.asarray((terminated | truncated).all(1))
             buffers["rewards"].append(reward)
             buffers["terminated"].append(terminated)
             buffers["truncated"].append(truncated)

@@ -62,7 +62,9 @@ class AttentionBlock(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
-        self.feed_forward = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)
+        )
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,8 +106,10 @@ class Recurrent(nn.Module):
 
 
 class GaussianProduct(nn.Module):
-    """Each input is a Gaussian factor; the product's mean and log-variance are read out
-    (Rakelly et al., 2019, arXiv:1903.08254, eq. 2)."""
+    """Each input is a Gaussian factor; mean and log-variance of the product are read out.
+
+    Rakelly et al., 2019, arXiv:1903.08254, eq. 2.
+    """
 
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -42,7 +43,7 @@ class TransitionAggregator(nn.Module):
         width = config.context_dim
         sizes = [transition, *config.hidden_sizes_mlp]
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        for inputs, outputs in itertools.pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), nn.GELU()]
         self.hidden = nn.Sequential(*layers)
         self.output = nn.Linear(sizes[-1], width)
@@ -90,7 +91,7 @@ class LocalInference(nn.Module):
         sizes = [config.context_dim, *config.hidden_sizes_mlp]
         self.layers = nn.ModuleList(
             StackedLinear(agents, inputs, outputs, 2**0.5)
-            for inputs, outputs in zip(sizes, sizes[1:], strict=False)
+            for inputs, outputs in itertools.pairwise(sizes)
         )
         self.head = StackedLinear(agents, sizes[-1], 2 * config.context_dim, 1.0)
 
@@ -104,8 +105,10 @@ class LocalInference(nn.Module):
 
 
 class TransitionMoments(nn.Module):
-    """Mean and standard deviation of every feature of all transitions explored so far, over agents
-    too, so that the agents' transitions stay comparable."""
+    """Mean and standard deviation of every feature of all transitions explored so far.
+
+    They are taken over agents too, so that the agents' transitions stay comparable.
+    """
 
     count: Tensor
     mean: Tensor
@@ -130,7 +133,8 @@ class TransitionMoments(nn.Module):
         if not bool(self.count):
             return transitions
         std = (self.square - self.mean.square()).clamp(min=1e-6).sqrt()
-        return (transitions - self.mean.float()) / std.float()
+        standardised: Tensor = (transitions - self.mean.float()) / std.float()
+        return standardised
 
 
 class TaskEncoder(nn.Module):
@@ -160,11 +164,15 @@ class TaskEncoder(nn.Module):
         return self._gaussian(self.over_agents(self.aggregator(self.moments(context))))
 
     def place(self, z: Tensor) -> Tensor:
-        """Put points ``[*, D]`` where representations live: on the sphere of radius ``sqrt(D)``
-        around which ``N(0, I)`` concentrates, or anywhere."""
+        """Put points ``[*, D]`` where representations live.
+
+        That is on the sphere of radius ``sqrt(D)``, around which ``N(0, I)`` concentrates, or
+        anywhere.
+        """
         if self.config.bounded_by == "none":
             return z
-        return F.normalize(z, dim=-1) * z.shape[-1] ** 0.5
+        placed: Tensor = F.normalize(z, dim=-1) * z.shape[-1] ** 0.5
+        return placed
 
     def _gaussian(self, raw: Tensor) -> Gaussian:
         mean, spread = raw.chunk(2, -1)

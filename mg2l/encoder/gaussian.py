@@ -31,8 +31,7 @@ class Gaussian(NamedTuple):
 
 
 def kl_to_standard(q: Gaussian) -> Tensor:
-    """``KL(q || N(0, I)) = 1/2 sum(mean^2 + std^2 - 1 - log std^2)`` [nats], ``[*]``, never
-    negative."""
+    """``KL(q || N(0, I)) = 1/2 sum(mean^2 + std^2 - 1 - log std^2)`` [nats], ``[*]``."""
     variance = q.std.square()
     return 0.5 * (q.mean.square() + variance - 1 - variance.log()).sum(-1)
 

@@ -36,8 +36,10 @@ def pair_scores(
 
 
 def info_nce(scores: Tensor, positive: Tensor) -> InfoNCE:
-    """``log K + E[log softmax(scores)[positive]]`` (van den Oord et al., 2018, arXiv:1807.03748,
-    eq. 4; Poole et al., 2019, arXiv:1905.06922, eq. 10).
+    """``I_NCE = log K + E[log softmax(scores)[positive]]``, a lower bound [nats].
+
+    van den Oord et al., 2018, arXiv:1807.03748, eq. 4; Poole et al., 2019, arXiv:1905.06922,
+    eq. 10.
 
     Args:
         scores: ``[B, K]``.
@@ -49,8 +51,9 @@ def info_nce(scores: Tensor, positive: Tensor) -> InfoNCE:
 
 
 def leave_one_out(q: Gaussian, z: Tensor) -> Tensor:
-    """Upper bound ``E[log q(z_b|c_b) - log 1/(B-1) sum_{j != b} q(z_b|c_j)]`` on ``I(z; c)`` [nats]
-    (Poole et al., 2019, arXiv:1905.06922, eq. 13).
+    """``I_L1Out = E[log q(z_b|c_b) - log 1/(B-1) sum_{j != b} q(z_b|c_j)]``, an upper bound [nats].
+
+    It bounds ``I(z; c)`` (Poole et al., 2019, arXiv:1905.06922, eq. 13).
 
     Args:
         q: posteriors of B independent contexts, ``[B, D]``.

@@ -134,7 +134,9 @@ class Objective(nn.Module):
 
     def _arranged(self, keys: Tensor) -> Tensor:
         """Shared keys ``[K, D]``, or each query's own ``[B, K, D]``."""
-        return keys if self.config.negatives == "shared" else keys.view(-1, self.tasks, keys.shape[-1])
+        return (
+            keys if self.config.negatives == "shared" else keys.view(-1, self.tasks, keys.shape[-1])
+        )
 
     def _scores(self, queries: Tensor, keys: Tensor) -> Tensor:
         config = self.config
