@@ -37,10 +37,18 @@ from mg2l.run.checkpoint import CheckpointError
 from mg2l.schema import ConfigError, Key, keys, nearest
 
 __all__ = [
-    "RESUMABLE", "ConfigError", "Options", "about", "abort", "config_from_yaml",
-    "config_to_yaml", "help_text",
-    "load_config", "parse", "report_errors",
-]  # fmt: skip
+    "RESUMABLE",
+    "ConfigError",
+    "Options",
+    "abort",
+    "about",
+    "config_from_yaml",
+    "config_to_yaml",
+    "help_text",
+    "load_config",
+    "parse",
+    "report_errors",
+]
 
 WIDTH = 100
 
