@@ -245,6 +245,10 @@ class EncoderConfig(Section):
     ae_updates_per_iter: int = bounded(50, ge=0)
     """Encoder updates per iteration."""
 
+    n_init_updates: int = bounded(500, ge=0)
+    """Encoder updates on the first exploration rollouts, before any policy acts on what is
+    inferred."""
+
     train_ae_interval: int = bounded(1, ge=1)
     """Iterations between two rounds of encoder updates."""
 

@@ -98,7 +98,7 @@ def train(config: Config, options: cli.Options) -> int:
             if config.load_model:
                 template = learner.networks()
                 learner.load_networks(checkpoint.load_networks(config.load_model_path, template))
-            learner.fill_replay()
+            learner.prepare()
         log = MetricsLogger(
             folder.path,
             start=start,

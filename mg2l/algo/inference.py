@@ -61,6 +61,9 @@ class TaskInference(nn.Module):
         """Whether every training task has been explored."""
         return True
 
+    def prepare(self) -> None:
+        """Train on the first exploration rollouts, before any policy acts on what is inferred."""
+
     def update(self, tasks: np.ndarray) -> dict[str, Any]:
         """Train on the tasks ``[N]`` of this iteration; returns metrics."""
         return {}

@@ -126,12 +126,17 @@ class Learner:
             self.env_steps += count * self.config.env.max_ep_len
             return self.inference.observe(rollout, ids)
 
-    def fill_replay(self) -> None:
-        """Exploration rollouts until every task has transitions, ``n_init_rollouts`` at least."""
+    def prepare(self) -> None:
+        """Before the first iteration: explore every task, and train the encoder on that.
+
+        There are ``n_init_rollouts`` exploration rollouts, and more until every task is visited.
+        """
         for _ in range(self.config.rollout.n_init_rollouts):
             self.explore()
         while not self.inference.ready():
             self.explore()
+        with self.timed("encoder"):
+            self.inference.prepare()
 
     def collect(self, tasks: np.ndarray) -> Rollout:
         """Each agent acts on what it infers of its environment's task."""

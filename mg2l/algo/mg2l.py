@@ -190,6 +190,12 @@ class MG2L(TaskInference):
 
     # Training.
 
+    def prepare(self) -> None:
+        every = torch.arange(self.tasks)
+        queries = every.repeat(-(-self.rollout.n_rollout_threads // self.tasks))
+        for _ in range(self.options.n_init_updates):
+            self._update_once(queries)
+
     def update(self, tasks: np.ndarray) -> dict[str, Any]:
         totals: dict[str, Tensor] = {}
         updates = self.options.ae_updates_per_iter

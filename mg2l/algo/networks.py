@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -19,6 +21,25 @@ def _initialise(weight: Tensor, orthogonal: bool, gain: float) -> None:
             nn.init.orthogonal_(matrix, gain)
         else:
             nn.init.xavier_uniform_(matrix, gain)
+
+
+class _Affine(torch.autograd.Function):
+    """``y = x W^T + b`` per group, with the weights' gradient written in their own layout.
+
+    Autograd's own would come transposed, and be copied at every step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        to_x = torch.bmm(grad, weight) if ctx.needs_input_grad[0] else None
+        return to_x, torch.bmm(grad.transpose(1, 2), x), grad.sum(1)
 
 
 class StackedLinear(nn.Module):
@@ -35,7 +56,7 @@ class StackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         groups, outputs, inputs = self.weight.shape
         rows = x.reshape(groups, -1, inputs)
-        y = torch.baddbmm(self.bias.unsqueeze(1), rows, self.weight.transpose(1, 2))
+        y: Tensor = _Affine.apply(rows, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], outputs)
 
 
