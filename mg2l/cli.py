@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import sys
 import textwrap
@@ -229,10 +230,15 @@ def _summary(section: type) -> str:
 def _files(kind: str) -> list[str]:
     lines = []
     for name in available(kind):
-        first = (CONFIGS / kind / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
-        about = first.removeprefix("#").strip() if first.startswith("#") else ""
+        text = (CONFIGS / kind / f"{name}.yaml").read_text(encoding="utf-8")
+        head = itertools.takewhile(lambda line: line.startswith("# "), text.splitlines())
+        note = " ".join(line.removeprefix("# ").strip() for line in head)
+        if kind == "env":
+            family = next(line for line in text.splitlines() if line.startswith("family:"))
+            section = registry.config_class(family.removeprefix("family:").strip())
+            note = note or _summary(section)
         mark = "  [default]" if name == DEFAULTS[kind] else ""
-        lines.append(f"  --{kind}={name}{mark}" + (f"\n{_wrap(about, 6)}" if about else ""))
+        lines.append(f"  --{kind}={name}{mark}" + (f"\n{_wrap(note, 6)}" if note else ""))
     return lines
 
 

@@ -395,9 +395,16 @@ def test_help_names_everything(capsys):
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
     words = " ".join(text.split())
+    assert "--env=mpe-spread [default] Agents that cover hidden target landmarks." in words
     for kind in loading.KINDS:
         for name in loading.available(kind):
             assert f"--{kind}={name}" in text
+            head = []
+            for line in loading.find(kind, name).read_text().splitlines():
+                if not line.startswith("# "):
+                    break
+                head.append(line[2:])
+            assert " ".join(head) in words
     for family in FAMILIES:
         for key in Schema(family).by_path.values():
             heading = next(line for line in lines if line.startswith(f"  {key.name}  "))

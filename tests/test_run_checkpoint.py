@@ -1,5 +1,7 @@
 """Checkpoints: bit for bit, never half written, never trusted unread."""
 
+import builtins
+import io
 import json
 import math
 import os
@@ -10,7 +12,6 @@ import struct
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -388,9 +389,10 @@ def test_death_at_every_step_of_a_save(tmp_path, monkeypatch, step):
 
         return call
 
-    for owner, name in [(os, "fsync"), (os, "unlink"), (os, "rmdir"), (Path, "rename"),
-                        (Path, "mkdir"), (Path, "open"), (shutil, "rmtree")]:  # fmt: skip
-        monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
+    for owner, names in [(os, "fsync unlink rmdir rename replace mkdir"), (io, "open"),
+                         (builtins, "open"), (shutil, "rmtree")]:  # fmt: skip
+        for name in names.split():
+            monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
     died = False
     try:
         checkpoint.save(tmp_path, 2, {"x": 3}, keep=1)  # replaces one and drops one
