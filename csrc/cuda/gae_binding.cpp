@@ -1,0 +1,88 @@
+// Binds the CUDA kernels of `gae` and `gae_backward` to torch; compiled by the host compiler.
+#include <tuple>
+#include <utility>
+
+#include "../gae.h"
+#include "device.h"
+#include "launchers.h"
+
+namespace mg2l {
+
+std::tuple<Tensor, Tensor, Tensor> gae_cuda(const Tensor& rewards, const Tensor& values,
+                                            const Tensor& terminated, const Tensor& truncated,
+                                            double gamma, double gae_lambda,
+                                            const std::optional<Tensor>& final_values,
+                                            const std::optional<Tensor>& value_mean,
+                                            const std::optional<Tensor>& value_std) {
+  check_gae(rewards, values, terminated, truncated, gamma, gae_lambda, final_values, value_mean,
+            value_std);
+  const auto device = rewards.get_device_index();
+  const DeviceGuard guard(device);
+  GaeTensors tensors(rewards, values, terminated, truncated, final_values, value_mean, value_std);
+  const auto launch = [&](auto launcher, auto zero) {
+    using scalar_t = decltype(zero);
+    check_launch("gae",
+                 launcher(tensors.steps, tensors.columns, gamma, gae_lambda,
+                          data<scalar_t>(std::as_const(tensors.rewards)),
+                          data<scalar_t>(std::as_const(tensors.values)),
+                          data<uint8_t>(std::as_const(tensors.terminated)),
+                          data<uint8_t>(std::as_const(tensors.truncated)),
+                          data_or_null<scalar_t>(tensors.final_values),
+                          data_or_null<scalar_t>(tensors.value_mean),
+                          data_or_null<scalar_t>(tensors.value_std),
+                          data<scalar_t>(tensors.advantages), data<scalar_t>(tensors.returns),
+                          data<double>(tensors.moments), current_stream(device)));
+  };
+  if (rewards.scalar_type() == ScalarType::Float) {
+    launch(mg2l_gae_float, 0.0F);
+  } else {
+    launch(mg2l_gae_double, 0.0);
+  }
+  return {tensors.advantages, tensors.returns, tensors.moments};
+}
+
+std::tuple<Tensor, Tensor, Tensor> gae_backward_cuda(const Tensor& grad_advantages,
+                                                     const Tensor& grad_returns,
+                                                     const Tensor& terminated,
+                                                     const Tensor& truncated, double gamma,
+                                                     double gae_lambda, bool has_final_values) {
+  check_gae_backward(grad_advantages, grad_returns, terminated, truncated);
+  const auto device = grad_advantages.get_device_index();
+  const DeviceGuard guard(device);
+  GaeBackwardTensors tensors(grad_advantages, grad_returns, terminated, truncated,
+                             has_final_values);
+  if (tensors.steps == 0) {
+    torch::stable::zero_(tensors.grad_values);
+    return {tensors.grad_rewards, tensors.grad_values, tensors.grad_final_values};
+  }
+  const auto launch = [&](auto launcher, auto zero) {
+    using scalar_t = decltype(zero);
+    scalar_t* grad_final = has_final_values ? data<scalar_t>(tensors.grad_final_values) : nullptr;
+    check_launch("gae_backward",
+                 launcher(tensors.steps, tensors.columns, gamma, gae_lambda,
+                          data<scalar_t>(std::as_const(tensors.grad_advantages)),
+                          data<scalar_t>(std::as_const(tensors.grad_returns)),
+                          data<uint8_t>(std::as_const(tensors.terminated)),
+                          data<uint8_t>(std::as_const(tensors.truncated)),
+                          data<scalar_t>(tensors.grad_rewards), data<scalar_t>(tensors.grad_values),
+                          grad_final, current_stream(device)));
+  };
+  if (grad_advantages.scalar_type() == ScalarType::Float) {
+    launch(mg2l_gae_backward_float, 0.0F);
+  } else {
+    launch(mg2l_gae_backward_double, 0.0);
+  }
+  return {tensors.grad_rewards, tensors.grad_values, tensors.grad_final_values};
+}
+
+}  // namespace mg2l
+
+STABLE_TORCH_LIBRARY_IMPL(mg2l, CUDA, m) {
+  m.impl("gae", TORCH_BOX(&mg2l::gae_cuda));
+  m.impl("gae_backward", TORCH_BOX(&mg2l::gae_backward_cuda));
+}
+
+// Compute capabilities this library was compiled for, e.g. "80 90".
+extern "C" __attribute__((visibility("default"))) const char* mg2l_cuda_archs() {
+  return MG2L_CUDA_ARCHS;
+}
