@@ -19,7 +19,7 @@ import torch
 
 from mg2l.run import checkpoint, tree
 from mg2l.run.checkpoint import CheckpointError
-from mg2l.run.random_state import random_state, set_random_state
+from mg2l.run.random_state import Generator, random_state, set_random_state
 
 TORCH_DTYPES = [
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32,
@@ -80,8 +80,8 @@ def random_tree(rng, depth=4):
         return raw.view(dtype).view(shape)
     if kind <= 3:
         dtype = np.dtype(rng.choice(NUMPY_DTYPES))
-        raw = np.frombuffer(rng.randbytes(size * dtype.itemsize), np.uint8)
-        array = (raw & 1).view("?") if dtype == "?" else raw.view(dtype)
+        octets = np.frombuffer(rng.randbytes(size * dtype.itemsize), np.uint8)
+        array = (octets & 1).view("?") if dtype == "?" else octets.view(dtype)
         array = array.reshape(shape).copy()
         return array[(0,) * len(shape)] if size and rng.random() < 0.3 else array
     return [
@@ -455,7 +455,7 @@ def test_every_stream_of_random_numbers_goes_on(tmp_path):
         "philox": np.random.Generator(np.random.Philox(3)),
     }
     own = torch.Generator().manual_seed(4)
-    streams = {**arrays, "torch": own}
+    streams: dict[str, Generator] = {**arrays, "torch": own}
 
     def draw():
         return [

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def test_the_commit_of_the_source_is_noted(choice):
 
 def test_runs_of_the_same_second_are_apart(choice, monkeypatch):
     config, options = choice
-    monkeypatch.setattr(folder_module.time, "strftime", lambda *_: "20250101-000000")
+    monkeypatch.setattr(time, "strftime", lambda *_: "20250101-000000")
     runs = [RunFolder.create(config, options) for _ in range(3)]
     names = [run.path.name for run in runs]
     assert names == [f"20250101-000000-sd5{end}" for end in ("", "-2", "-3")]
@@ -67,7 +68,7 @@ def test_runs_of_the_same_second_are_apart(choice, monkeypatch):
 def test_threads_that_start_at_once_are_apart(choice, monkeypatch):
     config, options = choice
     monkeypatch.setattr(folder_module, "environment", dict)
-    monkeypatch.setattr(folder_module.time, "strftime", lambda *_: "20250101-000000")
+    monkeypatch.setattr(time, "strftime", lambda *_: "20250101-000000")
     runs = []
     threads = [
         threading.Thread(target=lambda: runs.append(RunFolder.create(config, options)))
@@ -138,11 +139,9 @@ def test_the_first_signal_asks_the_second_acts(capfd, number, code):
     before = signal.signal(number, usual)
     try:
         with GracefulStop() as stop:
-            assert not stop.requested
-            assert stop.exit_code == 0
+            assert (stop.requested, stop.exit_code) == (False, 0)
             os.kill(os.getpid(), number)
-            assert stop.requested
-            assert stop.exit_code == code
+            assert (stop.requested, stop.exit_code) == (True, code)
             assert "stopping after this iteration" in capfd.readouterr().err
             with pytest.raises(InterruptedError):
                 os.kill(os.getpid(), number)
@@ -182,13 +181,16 @@ def test_in_another_thread_signals_are_left_alone():
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, bad):
     from safetensors import safe_open
 
-    terms = {
+    terms: dict[str, Any] = {
         "loss/actor": torch.tensor(1.0),
         "loss/critic": torch.tensor([[1.0, bad]], requires_grad=True),
         "loss/kl": torch.tensor(bad),
         "grad_norm/actor": 3.0,
     }
-    batch = {"obs": torch.arange(6.0).view(2, 3), "context": {"ids": torch.tensor([4, 5])}}
+    batch: dict[str, Any] = {
+        "obs": torch.arange(6.0).view(2, 3),
+        "context": {"ids": torch.tensor([4, 5])},
+    }
     with pytest.raises(NonFiniteError, match=r"iteration 12: loss/critic is .*(nan|inf)") as info:
         check_finite(terms, 12, batch, tmp_path)
     assert (info.value.iteration, info.value.term) == (12, "loss/critic")

@@ -1,5 +1,6 @@
 """Metrics in files, TensorBoard and Weights & Biases; progress on terminals and elsewhere."""
 
+import importlib.util
 import io
 import json
 import math
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
 
 from mg2l import cli
 from mg2l.run.metrics import MetricsLogger, read_metrics, scalars, truncate
@@ -211,7 +214,7 @@ def test_wandb_that_is_missing_is_told_before_anything_starts(monkeypatch, capsy
         MetricsLogger(tmp_path, wandb=True)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.delitem(sys.modules, "wandb")
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(SystemExit) as info:
         cli.parse(["log_wandb=true"])
     assert info.value.code == 2
@@ -284,8 +287,9 @@ def test_a_terminal_is_given_back_after_an_error():
 
 
 def test_a_dumb_terminal_gets_plain_lines():
-    console = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"})
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, _environ={"TERM": "dumb"})
     with RunProgress(4, console=console) as progress:
         progress.update(1, METRICS)
     assert not progress.live
-    assert console.file.getvalue().startswith("iteration 1/4")
+    assert out.getvalue().startswith("iteration 1/4")
