@@ -1,9 +1,14 @@
-// Schemas of every operator of the dispatcher namespace `mg2l`, one line each. `(a!)` marks only what
-// an operator writes.
+// Schemas of every operator of the dispatcher namespace `mg2l`, one each. `(a!)` marks only what an
+// operator writes.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(mg2l, m) {
   m.def(
-      "gae(Tensor rewards, Tensor values, Tensor terminated, Tensor truncated, float gamma, float gae_lambda, "
-      "Tensor? final_values=None, Tensor? value_mean=None, Tensor? value_std=None) -> (Tensor, Tensor, Tensor)");
+      "gae(Tensor rewards, Tensor values, Tensor terminated, Tensor truncated, float gamma,"
+      " float gae_lambda, Tensor? final_values=None, Tensor? value_mean=None,"
+      " Tensor? value_std=None) -> (Tensor advantages, Tensor returns, Tensor moments)");
+  m.def(
+      "gae_backward(Tensor grad_advantages, Tensor grad_returns, Tensor terminated,"
+      " Tensor truncated, float gamma, float gae_lambda, bool has_final_values)"
+      " -> (Tensor grad_rewards, Tensor grad_values, Tensor grad_final_values)");
 }

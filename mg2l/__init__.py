@@ -2,6 +2,13 @@
 
 Importing this package loads the compiled operators into ``torch.ops.mg2l``.
 """
-from pathlib import Path
-import torch
-torch.ops.load_library(str(Path(__file__).with_name("_C.abi3.so")))
+
+from mg2l import _native
+
+__version__ = "0.1.0"
+
+_native.load()
+
+from mg2l import ops  # noqa: E402  (its registrations need the loaded operators)
+
+__all__ = ["__version__", "ops"]

@@ -1,1 +1,9 @@
-"""Operators."""
+"""Operators on tensors, compiled for CPU and CUDA.
+
+Each is one public function here, one name in ``torch.ops.mg2l`` and one definition in plain torch
+in :mod:`mg2l.ops.reference`.
+"""
+
+from mg2l.ops.gae import GAE, gae
+
+__all__ = ["GAE", "gae"]

@@ -1,0 +1,12 @@
+// How the CPU operators were built and run; read by mg2l/_native.py through ctypes.
+#include "simd.h"
+
+#if defined(__clang__)
+#define MG2L_COMPILER "clang " __clang_version__
+#else
+#define MG2L_COMPILER "gcc " __VERSION__
+#endif
+
+extern "C" __attribute__((visibility("default"))) const char* mg2l_cpu_build() {
+  return mg2l::use_avx2() ? MG2L_COMPILER ", AVX2" : MG2L_COMPILER ", baseline instructions";
+}

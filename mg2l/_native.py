@@ -1,0 +1,58 @@
+"""Loads the compiled operators and knows how they were built."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+
+CPU_LIBRARY = Path(__file__).with_name("_C.abi3.so")
+CUDA_LIBRARY = Path(__file__).with_name("_C_cuda.abi3.so")
+BUILD_COMMAND = "pip install -e ."
+
+
+def load() -> None:
+    """Load the operator libraries into ``torch.ops.mg2l``.
+
+    The CUDA library is loaded when torch itself has CUDA.
+
+    Raises:
+        ImportError: The operators have not been built, or not for this torch.
+    """
+    if not CPU_LIBRARY.exists():
+        raise ImportError(
+            f"the compiled operators of mg2l are missing ({CPU_LIBRARY} does not exist). "
+            f"Build them in the root of the repository: {BUILD_COMMAND}"
+        )
+    libraries = [CPU_LIBRARY]
+    if CUDA_LIBRARY.exists() and torch.version.cuda is not None:
+        libraries.append(CUDA_LIBRARY)
+    for library in libraries:
+        try:
+            torch.ops.load_library(str(library))
+        except OSError as error:
+            raise ImportError(
+                f"{library.name} cannot be loaded with torch {torch.__version__}: {error}. "
+                f"Build it again in the root of the repository: {BUILD_COMMAND}"
+            ) from error
+
+
+def _describe(library: Path, function: str) -> str | None:
+    """What a library says of its own build, or None if there is no such library."""
+    if not library.exists():
+        return None
+    describe = getattr(ctypes.CDLL(str(library)), function)
+    describe.restype = ctypes.c_char_p
+    text: bytes = describe()
+    return text.decode()
+
+
+def cpu_build() -> str:
+    """Compiler of the CPU operators and the instruction set they use here."""
+    return _describe(CPU_LIBRARY, "mg2l_cpu_build") or "not built"
+
+
+def cuda_archs() -> list[str]:
+    """Compute capabilities the CUDA operators were compiled for; empty if they were not built."""
+    return (_describe(CUDA_LIBRARY, "mg2l_cuda_archs") or "").split()
