@@ -230,7 +230,7 @@ class EncoderConfig(Section):
     """Decay per update of the slow copy of the encoder that actors and critics listen to and that
     encodes the keys of ``keys: context`` (He et al., 2020, arXiv:1911.05722); 0 is no copy."""
 
-    lr: float = bounded(1e-3, gt=0)
+    lr: float = bounded(2e-3, gt=0)
     """Learning rate of the encoder."""
 
     critic_to_encoder: bool = True

@@ -130,9 +130,10 @@ class MG2L(TaskInference):
         transitions = self.transitions(rollout)
         metrics = self._recognised(transitions, tasks) if self.ready() else {}
         if self.options.normalize_transitions:
-            self.encoder.moments.update(transitions)
+            self.encoder.aggregator.moments.update(transitions)
             if self.target is not None:
-                self.target.moments.load_state_dict(self.encoder.moments.state_dict())
+                moments = self.encoder.aggregator.moments.state_dict()
+                self.target.aggregator.moments.load_state_dict(moments)
         for column, task in enumerate(tasks):
             self.replay.add(int(task), transitions[:, column])
         return metrics

@@ -32,78 +32,6 @@ class Encoding(NamedTuple):
     """Each agent's own representation ``z^i``, ``[B, A, D]``; its gradients stop at ``x^i``."""
 
 
-class TransitionAggregator(nn.Module):
-    """Transition encoder and aggregation encoder: ``c^i = {(o, a, r, o')_t}_t -> x^i``.
-
-    Shared by all agents; no agent's transitions reach another agent's ``x^i``.
-    """
-
-    def __init__(self, config: EncoderConfig, transition: int) -> None:
-        super().__init__()
-        width = config.context_dim
-        sizes = [transition, *config.hidden_sizes_mlp]
-        layers: list[nn.Module] = []
-        for inputs, outputs in itertools.pairwise(sizes):
-            layers += [nn.Linear(inputs, outputs), nn.GELU()]
-        self.hidden = nn.Sequential(*layers)
-        self.output = nn.Linear(sizes[-1], width)
-        self.blocks = nn.Sequential()
-        self.aggregate: nn.Module
-        if config.aggregator == "pia":
-            self.blocks = nn.Sequential(
-                *(AttentionBlock(width, config.n_heads) for _ in range(config.n_blocks))
-            )
-            self.aggregate = PIAHead(width, width)
-        elif config.aggregator == "transformer":
-            self.aggregate = Transformer(width, width, config.n_heads, max(config.n_blocks, 1))
-        elif config.aggregator == "rnn":
-            self.aggregate = Recurrent(width, width)
-        elif config.aggregator == "gaussian_product":
-            self.aggregate = GaussianProduct(width, width)
-        else:
-            self.aggregate = Mean(width, width)
-
-    def forward(self, context: Tensor) -> Tensor:
-        """``context``: ``[B, T, A, F]``; returns ``x``: ``[B, A, D]``."""
-        hidden = self.hidden(context).transpose(1, 2)
-        if isinstance(self.aggregate, PIAHead) and len(self.blocks) == 0:
-            return self.aggregate.pool(hidden, self.output)[0]
-        x: Tensor = self.aggregate(self.blocks(self.output(hidden)))
-        return x
-
-    def priorities(self, context: Tensor) -> Tensor:
-        """How much each transition says of the task: ``[B, T, A, F] -> [B, A, T]``, summing to 1.
-
-        Raises:
-            ValueError: the aggregator has no attention head.
-        """
-        if not isinstance(self.aggregate, PIAHead):
-            raise ValueError("priorities need aggregator 'pia'")
-        x = self.blocks(self.output(self.hidden(context).transpose(1, 2)))
-        return self.aggregate.pool(x)[1]
-
-
-class LocalInference(nn.Module):
-    """One network per agent, ``x^i -> (mu^i, sigma^i)``, on inputs cut off from the graph."""
-
-    def __init__(self, config: EncoderConfig, agents: int) -> None:
-        super().__init__()
-        sizes = [config.context_dim, *config.hidden_sizes_mlp]
-        self.layers = nn.ModuleList(
-            StackedLinear(agents, inputs, outputs, 2**0.5)
-            for inputs, outputs in itertools.pairwise(sizes)
-        )
-        self.head = StackedLinear(agents, sizes[-1], 2 * config.context_dim, 1.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x``: ``[B, A, D]``; returns ``[B, A, 2 D]``, raw means and spreads."""
-        hidden = x.detach().transpose(0, 1)
-        for layer in self.layers:
-            hidden = F.gelu(layer(hidden))
-        raw: Tensor = self.head(hidden).transpose(0, 1)
-        return raw
-
-
 class TransitionMoments(nn.Module):
     """Mean and standard deviation of every feature of all transitions explored so far.
 
@@ -128,13 +56,99 @@ class TransitionMoments(nn.Module):
         self.mean += share * (rows.mean(0) - self.mean)
         self.square += share * (rows.square().mean(0) - self.square)
 
-    def forward(self, transitions: Tensor) -> Tensor:
-        """Standardised transitions; unchanged before the first update."""
+    def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer on standardised transitions as a layer on transitions as they are.
+
+        Args:
+            weight: ``[H, F]``.
+            bias: ``[H]``.
+
+        Returns:
+            Weight and bias that give the same; unchanged before the first update.
+        """
         if not bool(self.count):
-            return transitions
+            return weight, bias
         std = (self.square - self.mean.square()).clamp(min=1e-6).sqrt()
-        standardised: Tensor = (transitions - self.mean.float()) / std.float()
-        return standardised
+        weight = weight / std.to(weight.dtype)
+        return weight, bias - weight @ self.mean.to(weight.dtype)
+
+
+class TransitionAggregator(nn.Module):
+    """Transition encoder and aggregation encoder: ``c^i = {(o, a, r, o')_t}_t -> x^i``.
+
+    Shared by all agents; no agent's transitions reach another agent's ``x^i``.
+    """
+
+    def __init__(self, config: EncoderConfig, transition: int) -> None:
+        super().__init__()
+        width = config.context_dim
+        sizes = [transition, *config.hidden_sizes_mlp]
+        self.moments = TransitionMoments(transition)
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
+        self.output = nn.Linear(sizes[-1], width)
+        self.blocks = nn.Sequential()
+        self.aggregate: nn.Module
+        if config.aggregator == "pia":
+            self.blocks = nn.Sequential(
+                *(AttentionBlock(width, config.n_heads) for _ in range(config.n_blocks))
+            )
+            self.aggregate = PIAHead(width, width)
+        elif config.aggregator == "transformer":
+            self.aggregate = Transformer(width, width, config.n_heads, max(config.n_blocks, 1))
+        elif config.aggregator == "rnn":
+            self.aggregate = Recurrent(width, width)
+        elif config.aggregator == "gaussian_product":
+            self.aggregate = GaussianProduct(width, width)
+        else:
+            self.aggregate = Mean(width, width)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """``context``: ``[B, T, A, F]``; returns ``x``: ``[B, A, D]``."""
+        hidden = self._hidden(context)
+        if isinstance(self.aggregate, PIAHead) and len(self.blocks) == 0:
+            return self.aggregate.pool(hidden, self.output)[0]
+        x: Tensor = self.aggregate(self.blocks(self.output(hidden)))
+        return x
+
+    def _hidden(self, context: Tensor) -> Tensor:
+        """Hidden features ``[B, A, T, H]`` of standardised transitions."""
+        first, *others = (layer for layer in self.layers if isinstance(layer, nn.Linear))
+        hidden = F.gelu(F.linear(context, *self.moments.fold(first.weight, first.bias)))
+        for layer in others:
+            hidden = F.gelu(layer(hidden))
+        return hidden.transpose(1, 2)
+
+    def priorities(self, context: Tensor) -> Tensor:
+        """How much each transition says of the task: ``[B, T, A, F] -> [B, A, T]``, summing to 1.
+
+        Raises:
+            ValueError: the aggregator has no attention head.
+        """
+        if not isinstance(self.aggregate, PIAHead):
+            raise ValueError("priorities need aggregator 'pia'")
+        x = self.blocks(self.output(self._hidden(context)))
+        return self.aggregate.pool(x)[1]
+
+
+class LocalInference(nn.Module):
+    """One network per agent, ``x^i -> (mu^i, sigma^i)``, on inputs cut off from the graph."""
+
+    def __init__(self, config: EncoderConfig, agents: int) -> None:
+        super().__init__()
+        sizes = [config.context_dim, *config.hidden_sizes_mlp]
+        self.layers = nn.ModuleList(
+            StackedLinear(agents, inputs, outputs, 2**0.5)
+            for inputs, outputs in itertools.pairwise(sizes)
+        )
+        self.head = StackedLinear(agents, sizes[-1], 2 * config.context_dim, 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x``: ``[B, A, D]``; returns ``[B, A, 2 D]``, raw means and spreads."""
+        hidden = x.detach().transpose(0, 1)
+        for layer in self.layers:
+            hidden = F.gelu(layer(hidden))
+        raw: Tensor = self.head(hidden).transpose(0, 1)
+        return raw
 
 
 class TaskEncoder(nn.Module):
@@ -149,19 +163,18 @@ class TaskEncoder(nn.Module):
     def __init__(self, config: EncoderConfig, agents: int, transition: int) -> None:
         super().__init__()
         self.config = config
-        self.moments = TransitionMoments(transition)
         self.aggregator = TransitionAggregator(config, transition)
         self.over_agents = PIAHead(config.context_dim, 2 * config.context_dim)
         self.local = LocalInference(config, agents)
 
     def forward(self, context: Tensor) -> Encoding:
         """``context``: ``[B, T, A, F]`` float32."""
-        x = self.aggregator(self.moments(context))
+        x = self.aggregator(context)
         return Encoding(self._gaussian(self.over_agents(x)), self._gaussian(self.local(x)))
 
     def infer_task(self, context: Tensor) -> Gaussian:
         """The global representation alone, ``[B, D]``."""
-        return self._gaussian(self.over_agents(self.aggregator(self.moments(context))))
+        return self._gaussian(self.over_agents(self.aggregator(context)))
 
     def place(self, z: Tensor) -> Tensor:
         """Put points ``[*, D]`` where representations live.
