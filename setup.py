@@ -48,7 +48,7 @@ def sources(pattern: str) -> list[str]:
 def find_cuda() -> Path | None:
     """The CUDA toolkit to build with, or None.
 
-    ``torch.utils.cpp_extension.CUDA_HOME`` is None under a CPU build of torch, hence our own search.
+    Under a CPU build of torch ``torch.utils.cpp_extension.CUDA_HOME`` is None, hence this search.
     """
     choice = os.environ.get("MG2L_CUDA", "auto")
     if choice not in ("auto", "0", "1"):
@@ -117,7 +117,7 @@ def compile_cuda(cuda: Path, archs: list[str]) -> list[str]:
     return objects
 
 
-class Build(BuildExtension):  # type: ignore[misc]
+class Build(BuildExtension):
     """Torch's ninja build, preceded by nvcc for the CUDA library."""
 
     def build_extension(self, ext: Extension) -> None:

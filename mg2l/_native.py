@@ -25,17 +25,19 @@ def load() -> None:
             f"the compiled operators of mg2l are missing ({CPU_LIBRARY} does not exist). "
             f"Build them in the root of the repository: {BUILD_COMMAND}"
         )
-    libraries = [CPU_LIBRARY]
+    _load(CPU_LIBRARY)
     if CUDA_LIBRARY.exists() and torch.version.cuda is not None:
-        libraries.append(CUDA_LIBRARY)
-    for library in libraries:
-        try:
-            torch.ops.load_library(str(library))
-        except OSError as error:
-            raise ImportError(
-                f"{library.name} cannot be loaded with torch {torch.__version__}: {error}. "
-                f"Build it again in the root of the repository: {BUILD_COMMAND}"
-            ) from error
+        _load(CUDA_LIBRARY)
+
+
+def _load(library: Path) -> None:
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        raise ImportError(
+            f"{library.name} cannot be loaded with torch {torch.__version__}: {error}. "
+            f"Build it again in the root of the repository: {BUILD_COMMAND}"
+        ) from error
 
 
 def _describe(library: Path, function: str) -> str | None:

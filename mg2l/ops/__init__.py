@@ -6,4 +6,7 @@ in :mod:`mg2l.ops.reference`.
 
 from mg2l.ops.gae import GAE, gae
 
-__all__ = ["GAE", "gae"]
+NAMES = ("gae",)
+"""Every operator, as it is called here and in the dispatcher."""
+
+__all__ = ["GAE", "NAMES", "gae"]
