@@ -2,6 +2,7 @@
 
 Values are merged in the order schema defaults, env file, algo file, expt file, overrides; the
 last one wins. Every value is judged where it is written, so that a message can name the file.
+Within a file OmegaConf resolves interpolations such as ``n_tasks: ${n_landmarks}``.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from mg2l.config import Config
 from mg2l.envs import EnvConfig, registry
@@ -100,7 +103,16 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(mapping, dict):
         raise ConfigError(f"{path}: must hold 'key: value' lines, got a {type(mapping).__name__}")
-    return mapping
+    return _resolve(path, mapping)
+
+
+def _resolve(path: Path, mapping: dict[Any, Any]) -> dict[str, Any]:
+    """Put values in the place of interpolations such as ``${n_agents}``, within one file."""
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(mapping), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
+    return cast("dict[str, Any]", resolved)
 
 
 def available(kind: str) -> list[str]:
