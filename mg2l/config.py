@@ -227,8 +227,9 @@ class EncoderConfig(Section):
     without the global one when it acts, or both together (the literal form)."""
 
     target_decay: float = bounded(0.99, ge=0, lt=1)
-    """Decay per update of the slow copy of the encoder that actors and critics listen to and that
-    encodes the keys of ``keys: context`` (He et al., 2020, arXiv:1911.05722); 0 is no copy."""
+    """Decay per update of the slow copy of the encoder that actors listen to, and critics that do
+    not train it, and that encodes the keys of ``keys: context`` (He et al., 2020,
+    arXiv:1911.05722); 0 is no copy."""
 
     lr: float = bounded(2e-3, gt=0)
     """Learning rate of the encoder."""

@@ -20,7 +20,6 @@ from mg2l.algo.rollout import Rollout
 from mg2l.config import Config
 from mg2l.loading import about, flat
 from mg2l.run import checkpoint
-from mg2l.run.checkpoint import CheckpointError
 from mg2l.run.device import select_device
 from mg2l.run.finite import NonFiniteError, check_finite
 from mg2l.run.folder import RunFolder
@@ -123,7 +122,8 @@ def train(config: Config, options: cli.Options) -> int:
                     log.flush()
                     save(learner, folder, done)
                 if stop.requested:
-                    progress.note(f"stopped; go on with --resume={folder.path}")
+                    how = f"; go on with --resume={folder.path}" if config.save_model else ""
+                    progress.note(f"stopped after iteration {done}{how}")
                     break
         learner.close()
         return stop.exit_code
@@ -135,7 +135,7 @@ def main() -> None:
     try:
         with cli.report_errors():
             status = train(config, options)
-    except (CheckpointError, NonFiniteError) as error:
+    except NonFiniteError as error:
         cli.abort(str(error), status=1)
     sys.exit(status)
 

@@ -87,7 +87,7 @@ class MG2L(TaskInference):
 
     @property
     def acting(self) -> TaskEncoder:
-        """The encoder that actors and critics listen to."""
+        """The encoder that actors listen to, and critics that do not train it."""
         return self.encoder if self.target is None else self.target
 
     def _told(self, q: Gaussian) -> Tensor:
