@@ -318,7 +318,7 @@ class PPO:
         """One step on the agents' losses ``[A]``; agents with own networks do not mix."""
         optimiser.zero_grad()
         loss = losses.mean() if self.policy.share_policy else losses.sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norms = clip_grad_norm_per_agent(list(module.parameters()), self._max_norm)
         optimiser.step()
         return norms
