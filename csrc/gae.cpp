@@ -9,8 +9,9 @@
 namespace mg2l {
 namespace {
 
-constexpr int64_t kTile = 512;           // columns walked together: their state fits in L1
-constexpr int kGroup = 4;                // steps that a few columns take together, in registers
+constexpr int64_t kTile = 1024;          // columns walked together: their state fits in L1
+constexpr int kGroup = 4;                // steps that a column takes together, in registers
+constexpr int64_t kPartialSteps = 16;    // steps whose moments are summed in scalar_t
 constexpr int64_t kBlock = 64;           // columns are split between threads in multiples of this
 constexpr int64_t kMinTaskWork = 16384;  // elements per task; below it a thread costs more
 
@@ -25,37 +26,42 @@ struct GaeArrays {
   double* moments;
 };
 
-// How step t goes on, per column: as wide as scalar_t, so that the loop that uses it vectorises
-// evenly.
-enum Ending { kTerminated = -1, kGoesOn = 0, kTruncated = 1 };
+// How a group of steps ends, packed: two bits of a column's word for each step, the latest first.
+enum Ending : int32_t { kTerminated = 1, kTruncated = 2 };
+using Endings = uint16_t;
+constexpr int kEndingBits = 2;
+constexpr Endings kAnyTruncated = 0xaaaa;
+static_assert(kGroup * kEndingBits <= 16);
 
 // What one group of steps hands to the next, and the endings of the current group.
 template <typename scalar_t>
 struct GaeTile {
-  using Code = std::conditional_t<sizeof(scalar_t) == 4, int32_t, int64_t>;
   alignas(64) scalar_t carry[kTile];
-  alignas(64) scalar_t next_value[kTile];
-  alignas(64) double sum[kTile];
-  alignas(64) double square_sum[kTile];
-  alignas(64) Code ending[kGroup][kTile];
+  alignas(64) scalar_t sum[kTile];  // of the advantages since they were last added to total
+  alignas(64) scalar_t square_sum[kTile];
+  alignas(64) double total[kTile];
+  alignas(64) double square_total[kTile];
+  alignas(64) Endings endings[kTile];
 };
 
-// Widens the flags of one step and says whether any column was truncated there.
-template <typename Code>
-MG2L_INLINE bool read_endings(const uint8_t* __restrict terminated,
-                              const uint8_t* __restrict truncated, Code* __restrict ending,
-                              int64_t count) {
-  uint8_t any_truncated = 0;
+// Packs the flags of kSteps steps, from the latest back.
+template <int kSteps>
+MG2L_INLINE void pack_endings(const uint8_t* terminated, const uint8_t* truncated, int64_t stride,
+                              Endings* endings, int64_t count) {
+#pragma GCC ivdep
   for (int64_t n = 0; n < count; ++n) {
-    any_truncated |= truncated[n];
-    ending[n] = static_cast<int8_t>((truncated[n] & ~terminated[n]) - terminated[n]);
+    Endings word = 0;
+#pragma GCC unroll 8
+    for (int back = 0; back < kSteps; ++back) {
+      word |= static_cast<Endings>(terminated[n - back * stride] << (kEndingBits * back));
+      word |= static_cast<Endings>(truncated[n - back * stride] << (kEndingBits * back + 1));
+    }
+    endings[n] = word;
   }
-  return any_truncated != 0;
 }
 
-// Walks `count` columns from `first` on back through kSteps steps, of which `last_step` is the
-// latest. Between these steps the state of a column stays in registers; their moments are summed in
-// scalar_t and only then added to the double sums.
+// Walks the columns [first, first + count) back through kSteps steps, of which `last_step` is the
+// latest. Between these steps the state of a column stays in registers.
 template <int kSteps, bool kScaled, bool kFinal, typename scalar_t>
 MG2L_INLINE void gae_walk(const GaeArrays<scalar_t>& a, GaeTile<scalar_t>& tile, int64_t last_step,
                           int64_t first, int64_t count) {
@@ -64,18 +70,24 @@ MG2L_INLINE void gae_walk(const GaeArrays<scalar_t>& a, GaeTile<scalar_t>& tile,
   for (int64_t n = 0; n < count; ++n) {
     const scalar_t std = kScaled ? a.value_std[first + n] : scalar_t(1);
     const scalar_t mean = kScaled ? a.value_mean[first + n] : scalar_t(0);
-    scalar_t carry = tile.carry[n], next_value = tile.next_value[n], sum = 0, square_sum = 0;
+    const auto denormalise = [&](scalar_t value) MG2L_INLINE_LAMBDA {
+      return kScaled ? value * std + mean : value;
+    };
+    const int32_t endings = tile.endings[n];
+    scalar_t carry = tile.carry[n], sum = tile.sum[n], square_sum = tile.square_sum[n];
+    scalar_t next_value = denormalise(a.values[(last_step + 1) * a.columns + first + n]);
 #pragma GCC unroll 8
     for (int back = 0; back < kSteps; ++back) {
       const int64_t at = (last_step - back) * a.columns + first + n;
-      const auto ending = tile.ending[back][n];
-      const scalar_t value = kScaled ? a.values[at] * std + mean : a.values[at];
+      const int32_t terminated = endings & (kTerminated << kEndingBits * back);
+      const int32_t truncated = endings & (kTruncated << kEndingBits * back);
+      const scalar_t value = denormalise(a.values[at]);
       if constexpr (kFinal) {
-        const scalar_t last = a.final_values[at];
-        next_value = ending == kTruncated ? (kScaled ? last * std + mean : last) : next_value;
+        const scalar_t final_value = denormalise(a.final_values[at]);
+        next_value = truncated ? final_value : next_value;
       }
-      next_value = ending == kTerminated ? scalar_t(0) : next_value;
-      carry = ending == kGoesOn ? carry : scalar_t(0);
+      next_value = terminated ? scalar_t(0) : next_value;
+      carry = (terminated | truncated) ? scalar_t(0) : carry;
       carry = a.rewards[at] - value + gamma * next_value + decay * carry;
       a.advantages[at] = carry;
       a.returns[at] = carry + value;
@@ -84,22 +96,22 @@ MG2L_INLINE void gae_walk(const GaeArrays<scalar_t>& a, GaeTile<scalar_t>& tile,
       next_value = value;
     }
     tile.carry[n] = carry;
-    tile.next_value[n] = next_value;
-    tile.sum[n] += static_cast<double>(sum);
-    tile.square_sum[n] += static_cast<double>(square_sum);
+    tile.sum[n] = sum;
+    tile.square_sum[n] = square_sum;
   }
 }
 
 template <int kSteps, bool kScaled, typename scalar_t>
 MG2L_INLINE void gae_steps(const GaeArrays<scalar_t>& a, GaeTile<scalar_t>& tile, int64_t last_step,
                            int64_t first, int64_t count) {
-  bool any_truncated = false;
-  for (int back = 0; back < kSteps; ++back) {
-    const int64_t at = (last_step - back) * a.columns + first;
-    any_truncated |= read_endings(a.terminated + at, a.truncated + at, tile.ending[back], count);
-  }
+  const int64_t start = last_step * a.columns + first;
+  pack_endings<kSteps>(a.terminated + start, a.truncated + start, a.columns, tile.endings, count);
   // Truncations are rare: only steps that have one pay for reading final_values.
-  if (any_truncated && a.final_values != nullptr) {
+  Endings any = 0;
+  if (a.final_values != nullptr) {
+    for (int64_t n = 0; n < count; ++n) any |= tile.endings[n];
+  }
+  if (any & kAnyTruncated) {
     gae_walk<kSteps, kScaled, true>(a, tile, last_step, first, count);
   } else {
     gae_walk<kSteps, kScaled, false>(a, tile, last_step, first, count);
@@ -107,8 +119,8 @@ MG2L_INLINE void gae_steps(const GaeArrays<scalar_t>& a, GaeTile<scalar_t>& tile
 }
 
 // Walks the columns [begin, end) back through time, kGroup steps at a time: each input is read once
-// and each output written once. Where a column falls in its tile does not depend on how the columns
-// are split between threads (kBlock), and so neither do the results.
+// and each output written once. Where a column falls among the lanes of a vector does not depend on
+// how the columns are split between threads (kBlock), and so neither do the results.
 template <bool kScaled, typename scalar_t>
 MG2L_INLINE void gae_columns(const GaeArrays<scalar_t>& arrays, int64_t begin, int64_t end) {
   const GaeArrays<scalar_t> a = arrays;  // a copy that no store can alias
@@ -116,19 +128,24 @@ MG2L_INLINE void gae_columns(const GaeArrays<scalar_t>& arrays, int64_t begin, i
   for (int64_t first = begin; first < end; first += kTile) {
     const int64_t count = std::min(kTile, end - first);
     for (int64_t n = 0; n < count; ++n) {
-      const scalar_t value = a.values[a.steps * a.columns + first + n];
-      tile.carry[n] = 0;
-      tile.next_value[n] =
-          kScaled ? value * a.value_std[first + n] + a.value_mean[first + n] : value;
-      tile.sum[n] = tile.square_sum[n] = 0;
+      tile.carry[n] = tile.sum[n] = tile.square_sum[n] = 0;
+      tile.total[n] = tile.square_total[n] = 0;
     }
     int64_t step = a.steps - 1;
-    for (; step + 1 >= kGroup; step -= kGroup) {
-      gae_steps<kGroup, kScaled>(a, tile, step, first, count);
+    while (step >= 0) {
+      const int64_t stop = std::max<int64_t>(step - kPartialSteps, -1);
+      for (; step - kGroup >= stop; step -= kGroup) {
+        gae_steps<kGroup, kScaled>(a, tile, step, first, count);
+      }
+      for (; step > stop; --step) gae_steps<1, kScaled>(a, tile, step, first, count);
+      for (int64_t n = 0; n < count; ++n) {
+        tile.total[n] += static_cast<double>(tile.sum[n]);
+        tile.square_total[n] += static_cast<double>(tile.square_sum[n]);
+        tile.sum[n] = tile.square_sum[n] = 0;
+      }
     }
-    for (; step >= 0; --step) gae_steps<1, kScaled>(a, tile, step, first, count);
-    std::copy(tile.sum, tile.sum + count, a.moments + first);
-    std::copy(tile.square_sum, tile.square_sum + count, a.moments + a.columns + first);
+    std::copy(tile.total, tile.total + count, a.moments + first);
+    std::copy(tile.square_total, tile.square_total + count, a.moments + a.columns + first);
   }
 }
 

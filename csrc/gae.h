@@ -75,10 +75,10 @@ struct GaeTensors {
   GaeTensors(const Tensor& rewards_, const Tensor& values_, const Tensor& terminated_,
              const Tensor& truncated_, const std::optional<Tensor>& final_values_,
              const std::optional<Tensor>& value_mean_, const std::optional<Tensor>& value_std_)
-      : rewards(torch::stable::contiguous(rewards_)),
-        values(torch::stable::contiguous(values_)),
-        terminated(torch::stable::contiguous(terminated_)),
-        truncated(torch::stable::contiguous(truncated_)),
+      : rewards(as_contiguous(rewards_)),
+        values(as_contiguous(values_)),
+        terminated(as_contiguous(terminated_)),
+        truncated(as_contiguous(truncated_)),
         advantages(torch::stable::empty_like(rewards)),
         returns(torch::stable::empty_like(rewards)) {
     Sizes batch = sizes_of(rewards);
@@ -86,7 +86,7 @@ struct GaeTensors {
     batch.erase(batch.begin());
     columns = 1;
     for (const int64_t size : batch) columns *= size;
-    if (final_values_) final_values = torch::stable::contiguous(*final_values_);
+    if (final_values_) final_values = as_contiguous(*final_values_);
     if (value_mean_) value_mean = expand_contiguous(*value_mean_, batch);
     if (value_std_) value_std = expand_contiguous(*value_std_, batch);
     batch.insert(batch.begin(), 2);
@@ -102,10 +102,10 @@ struct GaeBackwardTensors {
 
   GaeBackwardTensors(const Tensor& grad_advantages_, const Tensor& grad_returns_,
                      const Tensor& terminated_, const Tensor& truncated_, bool has_final_values)
-      : grad_advantages(torch::stable::contiguous(grad_advantages_)),
-        grad_returns(torch::stable::contiguous(grad_returns_)),
-        terminated(torch::stable::contiguous(terminated_)),
-        truncated(torch::stable::contiguous(truncated_)),
+      : grad_advantages(as_contiguous(grad_advantages_)),
+        grad_returns(as_contiguous(grad_returns_)),
+        terminated(as_contiguous(terminated_)),
+        truncated(as_contiguous(truncated_)),
         grad_rewards(torch::stable::empty_like(grad_advantages)) {
     Sizes sizes = sizes_of(grad_advantages);
     steps = sizes[0];

@@ -12,6 +12,12 @@
 
 namespace mg2l {
 
+// `tensor` itself when it is laid out so already: asking costs less than a call through the
+// dispatcher.
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 // `tensor` repeated along new and 1-sized axes until it has `sizes`, in memory of its own.
 inline Tensor expand_contiguous(const Tensor& tensor, const Sizes& sizes) {
   using torch::stable::detail::from;
