@@ -1,0 +1,398 @@
+"""Faults put into kernels on purpose: the runtime must find every one, and nothing without them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from cuda_host import (
+    IN_ORDER,
+    KERNELS,
+    Finding,
+    Library,
+    Mutation,
+    Report,
+    Schedule,
+    build,
+    delete_each,
+    replace,
+)
+from cuda_host.build import HERE
+from cuda_host.gae_cases import Case, backward_case, forward_case, largest_errors
+
+SELF_TEST = HERE / "kernels" / "reduce.cu"
+REDUCE = SELF_TEST.with_suffix(".cuh").read_text()
+GAE = (KERNELS / "gae.cuh").read_text()
+
+
+class Outcome(NamedTuple):
+    """What a kernel did in all its cases."""
+
+    report: Report
+    values_are_right: bool
+
+
+class Fault(NamedTuple):
+    """A mutation and what must be found."""
+
+    mutation: Mutation
+    kind: str
+    """Kind of the finding, or ``wrong values`` if the values alone give it away."""
+
+    at_line: bool = True
+    """Whether a finding must name the line that changed."""
+
+
+# --- Kernels of the runtime's own test ---
+
+
+def run_self_test(library: Library, schedule: Schedule = IN_ORDER) -> Outcome:
+    """Every kernel of the self-test, on ragged sizes."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(9, 1000)).astype(np.float32)
+    sums, scan, reversed_x = np.empty(9, np.float32), np.empty_like(x), np.empty_like(x)
+    uniform, counts = rng.random(4000, np.float32), np.zeros(64, np.int32)
+    tiles, transposed = x.ravel()[:2048].reshape(2, 32, 32).copy(), np.empty((2, 32, 32), "f4")
+    voters, positive, largest = x[0, :101].copy(), np.empty(101, np.int32), np.empty(101, "f4")
+    rows: dict[str, Any] = {"rows": 9, "columns": 1000, "x": x}
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("row_sum", {**rows, "sums": sums}),
+        ("row_scan", {**rows, "scan": scan}),
+        ("histogram", {"count": 4000, "x": uniform, "counts": counts}),
+        ("warp_transpose", {"tiles": 2, "x": tiles, "transposed": transposed}),
+        ("warp_vote", {"count": 101, "x": voters, "positive": positive, "largest": largest}),
+        ("reverse", {**rows, "reversed": reversed_x}),
+    ]
+    findings = [
+        finding
+        for function, arguments in calls
+        for finding in library.call(function, arguments, schedule=schedule, in_out=["counts"])
+    ]
+    right = (
+        np.allclose(sums, x.sum(1, dtype=np.float64), atol=1e-4)
+        and np.allclose(scan, x.cumsum(1, dtype=np.float64), atol=1e-4)
+        and np.array_equal(counts, np.bincount((uniform * 64).astype(int), minlength=64))
+        and np.array_equal(transposed, tiles.swapaxes(1, 2))
+        and np.array_equal(largest[:32], np.full(32, voters[:32].max()))
+        and np.array_equal(reversed_x, x[:, ::-1])
+    )
+    return Outcome(Report(findings), bool(right))
+
+
+def reduce_fault(name: str, old: str, new: str, kind: str, *, at_line: bool = True) -> Fault:
+    return Fault(replace(REDUCE, old, new, name=name), kind, at_line)
+
+
+SELF_TEST_FAULTS = [
+    # Without a barrier it is the accesses on its two sides that race.
+    *(Fault(mutation, "race", False) for mutation in delete_each(REDUCE, "__syncthreads();")),
+    *(Fault(mutation, "race", False) for mutation in delete_each(REDUCE, "__syncwarp();")),
+    reduce_fault(
+        "a shuffle orders no memory",
+        "__syncwarp();",
+        "__shfl_sync(kAllLanes, 0, 0);",
+        "race",
+        at_line=False,
+    ),
+    reduce_fault(
+        "shared counter without atomic",
+        "atomicAdd(&block_counts[bin], 1);",
+        "block_counts[bin] += 1;",
+        "race",
+    ),
+    reduce_fault(
+        "global counter without atomic",
+        "atomicAdd(&counts[bin], block_counts[bin]);",
+        "counts[bin] += block_counts[bin];",
+        "race",
+    ),
+    reduce_fault(
+        "bound check of a read dropped",
+        "column < columns ? x[blockIdx.x * columns + column] : 0.0F",
+        "x[blockIdx.x * columns + column]",
+        "out of bounds",
+    ),
+    reduce_fault(
+        "bound check of a write dropped",
+        "if (column < columns) scan[",
+        "scan[",
+        "out of bounds",
+    ),
+    reduce_fault(
+        "one column too many",
+        "column < columns; column +=",
+        "column <= columns; column +=",
+        "out of bounds",
+        at_line=False,
+    ),
+    reduce_fault(
+        "one before the first",
+        "row[blockDim.x - 1 - threadIdx.x]",
+        "row[-1 - threadIdx.x]",
+        "out of bounds",
+    ),
+    reduce_fault(
+        "one past dynamic shared memory",
+        "row[blockDim.x - 1 - threadIdx.x]",
+        "row[blockDim.x - threadIdx.x]",
+        "out of bounds",
+    ),
+    reduce_fault(
+        "shared counters not zeroed",
+        "block_counts[bin] = 0;",
+        ";",
+        "uninitialised",
+        at_line=False,
+    ),
+    reduce_fault(
+        "half of shared memory written",
+        "partial[threadIdx.x] = sum;",
+        "if (threadIdx.x < 128) partial[threadIdx.x] = sum;",
+        "uninitialised",
+        at_line=False,
+    ),
+    reduce_fault(
+        "adds to an undefined output",
+        "sums[blockIdx.x] = partial[0];",
+        "sums[blockIdx.x] += partial[0];",
+        "uninitialised",
+    ),
+    reduce_fault(
+        "writes to its input",
+        "sums[blockIdx.x] = partial[0];",
+        "const_cast<float*>(x)[blockIdx.x] = partial[0];",
+        "read-only",
+    ),
+    reduce_fault(
+        "barrier in a divergent branch",
+        "if (column < columns) scan[blockIdx.x * columns + column] = sum;\n    __syncthreads();",
+        "if (column < columns) { scan[blockIdx.x * columns + column] = sum; __syncthreads(); }",
+        "barrier not reached",
+    ),
+    reduce_fault(
+        "early exit before a barrier",
+        "partial[threadIdx.x] = sum;",
+        "partial[threadIdx.x] = sum; if (threadIdx.x >= 128) return;",
+        "barrier not reached",
+        at_line=False,
+    ),
+    reduce_fault(
+        "a barrier in each branch",
+        "partial[threadIdx.x] = sum;\n  __syncthreads();",
+        "partial[threadIdx.x] = sum;\n  if (threadIdx.x < 32) { __syncthreads();\n  } else {\n"
+        "    __syncthreads(); }",
+        "divergent barrier",
+        at_line=False,
+    ),
+    reduce_fault(
+        "shuffle after an early exit",
+        "for (unsigned left = lanes;",
+        "for (unsigned left = kAllLanes;",
+        "shuffle",
+        at_line=False,
+    ),
+    reduce_fault(
+        "shuffle that some lanes do not reach",
+        "const float before = __shfl_up_sync(kAllLanes, sum, distance);",
+        "float before = 0; if (lane != 7) before = __shfl_up_sync(kAllLanes, sum, distance);",
+        "deadlock",
+    ),
+    reduce_fault(
+        "a shuffle in each branch",
+        "const float before = __shfl_up_sync(kAllLanes, sum, distance);",
+        "float before;\n    if (lane < 16) before = __shfl_up_sync(kAllLanes, sum, distance);\n"
+        "    else before = __shfl_up_sync(kAllLanes, sum, distance);",
+        "divergent warp operation",
+        at_line=False,
+    ),
+    reduce_fault(
+        "mask without the own lane",
+        "__ballot_sync(lanes, value > 0)",
+        "__ballot_sync(lanes & 1, value > 0)",
+        "warp mask",
+    ),
+    reduce_fault(
+        "misaligned vector",
+        "const float4 quad = x[at];",
+        "const double quad_x = *reinterpret_cast<const double*>(\n"
+        "        reinterpret_cast<const float*>(x + at) + 1);\n"
+        "    float4 quad = x[at]; quad.x += 0 * static_cast<float>(quad_x);",
+        "misaligned",
+        at_line=False,
+    ),
+]
+
+
+def names(faults: list[Fault]) -> list[str]:
+    return [fault.mutation.name for fault in faults]
+
+
+def check_is_found(fault: Fault, outcome: Outcome, file: str) -> None:
+    if fault.kind == "wrong values":
+        assert not outcome.values_are_right
+        return
+    found = [finding for finding in outcome.report if finding.kind == fault.kind]
+    assert found, f"expected {fault.kind}, got:\n{outcome.report}"
+    line = f"{file}:{fault.mutation.line}" if fault.at_line else f"{file}:"
+    assert any(line in finding.message for finding in found), outcome.report
+
+
+def test_self_test_kernels_have_no_fault() -> None:
+    assert run_self_test(build(SELF_TEST)) == (Report(), True)
+
+
+@pytest.mark.parametrize("fault", SELF_TEST_FAULTS, ids=names(SELF_TEST_FAULTS))
+def test_fault_is_found(fault: Fault, tmp_path: Path) -> None:
+    library = build(SELF_TEST, edits={"reduce.cuh": fault.mutation.text}, folder=tmp_path)
+    check_is_found(fault, run_self_test(library), "reduce.cuh")
+
+
+def test_schedules_alone_show_a_missing_barrier(tmp_path: Path) -> None:
+    """Seeds and preemption really lead threads through other orders: values go wrong unchecked."""
+    mutation = next(delete_each(REDUCE, "__syncthreads();"))
+    library = build(SELF_TEST, edits={"reduce.cuh": mutation.text}, folder=tmp_path)
+    for preempt in (0, 5):
+        outcomes = [
+            run_self_test(library, Schedule(seed=seed, preempt=preempt, check=False))
+            for seed in range(1, 5)
+        ]
+        assert not all(outcome.values_are_right for outcome in outcomes)
+
+
+def test_a_mutation_must_change_the_source() -> None:
+    with pytest.raises(ValueError, match="the mutated source equals the original"):
+        replace("a b a", "a", "a", name="same")
+    with pytest.raises(ValueError, match="'c' occurs 0 times"):
+        replace("a b a", "c", "d", name="absent")
+    with pytest.raises(ValueError, match="'a' occurs 2 times"):
+        replace("a b a", "a", "c", name="third", occurrence=2)
+    assert replace("a\nb\na", "a", "c", name="last", occurrence=1) == ("last", "a\nb\nc", 3)
+    assert [mutation.text for mutation in delete_each("a;b;a;", "a;")] == ["b;a;", "a;b;"]
+
+
+# --- gae ---
+
+
+def gae_cases() -> list[Case]:
+    """Both kernels of both directions, with everything that is optional and without."""
+    everything = frozenset({"final", "norm"})
+    return [
+        *(
+            forward_case(steps, 33, np.float64, extras=extras)
+            for steps in (7, 67)
+            for extras in (everything, frozenset[str]())
+        ),
+        *(
+            backward_case(steps, 33, np.float64, final=final)
+            for steps in (7, 67)
+            for final in (True, False)
+        ),
+    ]
+
+
+def run_gae(library: Library) -> Outcome:
+    right = True
+    findings: list[Finding] = []
+    for case in gae_cases():
+        findings += library.call(case.function, case.arguments)
+        right &= all(error <= allowed for error, allowed in largest_errors(case).values())
+    return Outcome(Report(findings), right)
+
+
+def gae_fault(
+    name: str, old: str, new: str, kind: str, *, occurrence: int = 0, at_line: bool = False
+) -> Fault:
+    return Fault(replace(GAE, old, new, name=name, occurrence=occurrence), kind, at_line)
+
+
+WRONG = "wrong values"
+BOUND = "if (column >= args.columns) return;"
+WORKS = "column < args.columns && begin < end"
+LENGTH = "(args.steps + kChunks - 1) / kChunks"
+GAE_FAULTS = [
+    *(Fault(mutation, "race", False) for mutation in delete_each(GAE, "__syncthreads();")),
+    gae_fault("columns: no bound", BOUND, "", "out of bounds"),
+    gae_fault("backward columns: no bound", BOUND, "", "out of bounds", occurrence=1),
+    gae_fault("chunked: no bound", WORKS, "begin < end", "out of bounds"),
+    gae_fault("backward chunked: no bound", WORKS, "begin < end", "out of bounds", occurrence=1),
+    gae_fault("moments: no bound", "y == 0 && column < args.columns", "y == 0", "out of bounds"),
+    gae_fault("a step too many", "walk(0, args.steps,", "walk(0, args.steps + 1,", "out of bounds"),
+    gae_fault(
+        "backward: a step too many",
+        "walk(0, args.steps,",
+        "walk(0, args.steps + 1,",
+        "out of bounds",
+        occurrence=1,
+    ),
+    gae_fault(
+        "value two steps later",
+        "next_value = value(end);",
+        "next_value = value(end + 1);",
+        "out of bounds",
+    ),
+    gae_fault("a step too few", "walk(0, args.steps,", "walk(1, args.steps,", WRONG),
+    gae_fault("last chunk too long", "to < args.steps ? to : args.steps", "to", "out of bounds"),
+    gae_fault("chunks too short", LENGTH, "args.steps / kChunks", WRONG),
+    gae_fault("backward: chunks too short", LENGTH, "args.steps / kChunks", WRONG, occurrence=1),
+    gae_fault("own chunk entered", "later > y", "later >= y", WRONG),
+    gae_fault("backward: own chunk entered", "earlier < y", "earlier <= y", WRONG),
+    gae_fault("factors not written", "factors[y][x] = factor;", "", "uninitialised"),
+    gae_fault(
+        "backward: offsets not written",
+        "offsets[y][x] = offset;",
+        "",
+        "uninitialised",
+        occurrence=1,
+    ),
+    gae_fault("moments of the first chunk only", "sum += sums[chunk][x];", "", WRONG),
+    gae_fault(
+        "writes to its input",
+        "args.advantages[at] = carry;",
+        "const_cast<scalar_t*>(args.rewards)[at] = carry;",
+        "read-only",
+        at_line=True,
+    ),
+    gae_fault(
+        "terminated and truncated swapped",
+        "const bool terminated = args.terminated[at] != 0;\n"
+        "    const bool truncated = args.truncated[at] != 0;",
+        "const bool terminated = args.truncated[at] != 0;\n"
+        "    const bool truncated = args.terminated[at] != 0;",
+        WRONG,
+    ),
+    gae_fault(
+        "backward: terminated and truncated swapped",
+        "const bool used = args.truncated[at] != 0 && args.terminated[at] == 0;",
+        "const bool used = args.terminated[at] != 0 && args.truncated[at] == 0;",
+        WRONG,
+    ),
+    gae_fault("carry through truncation", "!(terminated || truncated)", "!terminated", WRONG),
+    gae_fault(
+        "backward: carry through truncation",
+        "args.terminated[at] != 0 || args.truncated[at] != 0 ?",
+        "args.terminated[at] != 0 ?",
+        WRONG,
+    ),
+    gae_fault(
+        "truncation ends the value", "if (terminated) {", "if (terminated || truncated) {", WRONG
+    ),
+    gae_fault(
+        "final values stay normalised",
+        "args.final_values[at] * std + mean",
+        "args.final_values[at]",
+        WRONG,
+    ),
+    gae_fault("backward: boots twice", "|| elsewhere ?", "?", WRONG),
+]
+
+
+def test_gae_has_no_fault() -> None:
+    assert run_gae(build(KERNELS / "gae.cu")) == (Report(), True)
+
+
+@pytest.mark.parametrize("fault", GAE_FAULTS, ids=names(GAE_FAULTS))
+def test_gae_fault_is_found(fault: Fault, tmp_path: Path) -> None:
+    library = build(KERNELS / "gae.cu", edits={"gae.cuh": fault.mutation.text}, folder=tmp_path)
+    check_is_found(fault, run_gae(library), "gae.cuh")
