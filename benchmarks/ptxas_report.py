@@ -1,6 +1,6 @@
 """What each kernel takes of a GPU: registers, shared memory, spills and occupancy.
 
-``python benchmarks/ptxas_report.py`` prints the table, ``--archs 80 90`` that of some architectures.
+``python benchmarks/ptxas_report.py`` prints the table, with ``--archs 80 90`` for these only.
 Compiles ``csrc/cuda/*.cu`` with nvcc for each architecture and reads what ptxas says; no GPU is
 needed. Exits with status 1 if a kernel spills registers or has a stack frame: local arrays that the
 compiler could not keep in registers live in global memory.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import os
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_host import KERNELS, ROOT, Schedule, build
-from cuda_host.build import HERE
+from cuda_host.build import COMPILER, HERE
 from cuda_host.gae_cases import backward_case, forward_case
 
 
@@ -129,10 +128,9 @@ def test_occupancy_is_nvidias(tmp_path: Path) -> None:
     header = occupancy_header()
     assert header is not None
     program = tmp_path / "occupancy"
-    compiler = os.environ.get("CXX", "g++")
     include = ["-isystem", str(header.parent)]
     source = HERE / "occupancy" / "occupancy.cpp"
-    subprocess.run([compiler, "-std=c++17", *include, source, "-o", program], check=True)
+    subprocess.run([COMPILER, "-std=c++17", *include, source, "-o", program], check=True)
     cases = list(
         itertools.product(
             ARCHS,

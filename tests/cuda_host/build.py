@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ ROOT = HERE.parents[1]
 KERNELS = ROOT / "csrc" / "cuda"
 CACHE = ROOT / "build" / "cuda_host"
 
-COMPILER = os.environ.get("CXX", "g++")
+COMPILER = "g++"  # not $CXX: which accesses are instrumented, and some flags, are GCC's own
 COMMON_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 # _longjmp to another stack is what fibers are; the fortified one aborts.
