@@ -28,10 +28,10 @@ struct GaeArrays {
 
 // How a group of steps ends, packed: two bits of a column's word for each step, the latest first.
 enum Ending : int32_t { kTerminated = 1, kTruncated = 2 };
-using Endings = uint16_t;
+using Endings = uint16_t;  // twice a byte: two vectors of float meet one of words
 constexpr int kEndingBits = 2;
-constexpr Endings kAnyTruncated = 0xaaaa;
-static_assert(kGroup * kEndingBits <= 16);
+constexpr Endings kAnyTruncated = 0xaa;
+static_assert(kGroup * kEndingBits <= 8);
 
 // What one group of steps hands to the next, and the endings of the current group.
 template <typename scalar_t>
@@ -50,11 +50,11 @@ MG2L_INLINE void pack_endings(const uint8_t* terminated, const uint8_t* truncate
                               Endings* endings, int64_t count) {
 #pragma GCC ivdep
   for (int64_t n = 0; n < count; ++n) {
-    Endings word = 0;
+    uint8_t word = 0;
 #pragma GCC unroll 8
-    for (int back = 0; back < kSteps; ++back) {
-      word |= static_cast<Endings>(terminated[n - back * stride] << (kEndingBits * back));
-      word |= static_cast<Endings>(truncated[n - back * stride] << (kEndingBits * back + 1));
+    for (int back = kSteps - 1; back >= 0; --back) {
+      word = static_cast<uint8_t>(word + word + truncated[n - back * stride]);
+      word = static_cast<uint8_t>(word + word + terminated[n - back * stride]);
     }
     endings[n] = word;
   }

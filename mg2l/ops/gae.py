@@ -158,14 +158,25 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
         values, terminated, truncated, final_values, value_mean, value_std, output[0]
     )
     ctx.gamma, ctx.gae_lambda = gamma, gae_lambda
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad_advantages: Tensor, grad_returns: Tensor, grad_moments: Tensor) -> Any:
+def _backward(
+    ctx: Any,
+    grad_advantages: Tensor | None,
+    grad_returns: Tensor | None,
+    grad_moments: Tensor | None,
+) -> Any:
     values, terminated, truncated, final_values, mean, std, advantages = ctx.saved_tensors
-    # The moments are sums of the advantages and of their squares.
-    through_moments = grad_moments[0] + 2 * advantages.double() * grad_moments[1]
+    if grad_advantages is None:
+        grad_advantages = torch.zeros_like(advantages)
+    if grad_returns is None:
+        grad_returns = torch.zeros_like(advantages)
+    if grad_moments is not None:  # sums of the advantages and of their squares
+        through_moments = grad_moments[0] + 2 * advantages.double() * grad_moments[1]
+        grad_advantages = grad_advantages + through_moments.to(advantages.dtype)
     grad_rewards, grad_values, grad_final = torch.ops.mg2l.gae_backward.default(
-        grad_advantages + through_moments.to(advantages.dtype),
+        grad_advantages,
         grad_returns,
         terminated,
         truncated,
