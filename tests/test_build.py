@@ -1,0 +1,148 @@
+"""What is built, what it needs, and that every tool sees one package."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import mg2l
+from mg2l import envs
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(mg2l.__file__).resolve().parent
+LIBRARIES = sorted(PACKAGE.glob("_C*.abi3.so"))
+CUDA_LIBRARY = PACKAGE / "_C_cuda.abi3.so"
+
+
+def run(*words: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | variables
+    return subprocess.run(
+        words, cwd=cwd, env=environment, text=True, capture_output=True, check=False
+    )
+
+
+def python(code: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "-c", code, cwd=cwd, **variables)
+
+
+def copy_sources(to: Path) -> Path:
+    """The checkout without what was built in it."""
+    ignored = shutil.ignore_patterns(
+        ".git", ".venv", "build", "*.egg-info", "*.so", "runs", "__pycache__", ".*_cache"
+    )
+    shutil.copytree(ROOT, to, symlinks=True, ignore=ignored)
+    return to
+
+
+def test_a_wheel_holds_every_file(tmp_path: Path) -> None:
+    sources = copy_sources(tmp_path / "sources")
+    built = run(
+        sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation",
+        "--wheel-dir", str(tmp_path), ".",
+        cwd=sources, MG2L_CUDA="0",
+    )  # fmt: skip
+    assert built.returncode == 0, built.stdout + built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {
+        f"mg2l/configs/{p.relative_to(ROOT / 'configs')}" for p in ROOT.glob("configs/*/*.yaml")
+    }
+    wanted |= {
+        f"mg2l/envs/{p.relative_to(ROOT / 'envs')}"
+        for p in ROOT.glob("envs/**/*.py")
+        if "__pycache__" not in p.parts
+    }
+    # rglob does not follow the links mg2l/envs and mg2l/configs, which are covered above.
+    wanted |= {f"mg2l/{p.relative_to(PACKAGE)}" for p in PACKAGE.rglob("*.py")}
+    wanted |= {"mg2l/py.typed", "mg2l/_particle.pyi"}
+    for part in ("mg2l/configs/env/", "mg2l/envs/particle/", "mg2l/ops/", "mg2l/algo/"):
+        assert any(name.startswith(part) for name in wanted), part
+    assert wanted <= names
+    assert "mg2l/_C.abi3.so" in names
+    assert any(re.match(r"mg2l/_particle\..*so$", name) for name in names)
+    assert not [name for name in names if name.startswith(("envs/", "configs/", "tests/"))]
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
+def test_libraries_need_only_stable_symbols(library: Path) -> None:
+    """No C++ symbol of torch: LibTorch's stable ABI is C."""
+    done = run("nm", "-D", "--undefined-only", str(library), cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    symbols = [line.split()[-1].split("@")[0] for line in done.stdout.splitlines()]
+    torch_symbols = [name for name in symbols if re.match(r"(aoti_)?torch_", name)]
+    assert torch_symbols, "the library does not use torch at all"
+    foreign = [name for name in symbols if re.search(r"2at\d|3c10|5torch|6caffe2|^_?Py", name)]
+    assert foreign == []
+
+
+@pytest.mark.skipif(not CUDA_LIBRARY.exists(), reason="built without nvcc")
+def test_the_cuda_library_loads_and_registers_its_kernels(tmp_path: Path) -> None:
+    code = f"""
+import mg2l, torch
+if not torch.version.cuda:
+    torch.ops.load_library({str(CUDA_LIBRARY)!r})
+for op in ("mg2l::gae", "mg2l::gae_backward"):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(op, "CUDA"), op
+"""
+    done = python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_folder_sees_one_package(tmp_path: Path) -> None:
+    code = (
+        "import sys, mg2l, mg2l.configs, mg2l.envs.registry as registry;"
+        "from mg2l.loading import load_config;"
+        "print(mg2l.__file__, sys.modules['mg2l.envs'].__file__, list(mg2l.configs.__path__)[0]);"
+        "print(type(load_config().env) is registry.config_class('mpe-spread'));"
+        "print([name for name in sys.modules if name in ('envs', 'configs')])"
+    )
+    done = python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    files, same, bare = done.stdout.splitlines()
+    here = [str(mg2l.__file__), str(envs.__file__), str(PACKAGE / "configs")]
+    assert [Path(f).resolve() for f in files.split()] == [Path(f).resolve() for f in here]
+    assert same == "True"
+    assert bare == "[]"
+
+
+@pytest.mark.parametrize("module", ["mg2l.info", "mg2l.train"])
+def test_commands_run_from_another_folder(module: str, tmp_path: Path) -> None:
+    words = [] if module == "mg2l.info" else ["--help"]
+    done = run(sys.executable, "-m", module, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "mpe-spread" in done.stdout or "torch" in done.stdout
+
+
+def test_mypy_sees_one_package() -> None:
+    """A file under two module names would be mypy's own error."""
+    done = run(sys.executable, "-m", "mypy", "mg2l/envs/base.py", "mg2l/schema.py", cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["envs", "configs"])
+def test_a_bare_import_is_a_lint_error(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "mistake.py"
+    file.write_text(f'"""Doc."""\n\nimport {name}\n\nprint({name})\n')
+    config = str(ROOT / "pyproject.toml")
+    words = ["ruff", "check", "--no-cache", "--config", config, str(file)]
+    done = run(sys.executable, "-m", *words, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "TID251" in done.stdout
+    assert f"mg2l.{name}" in done.stdout
+
+
+def test_without_kernels_the_import_says_what_to_run(tmp_path: Path) -> None:
+    copied = tmp_path / "mg2l"
+    ignored = shutil.ignore_patterns("*.so", "__pycache__", "envs", "configs")
+    shutil.copytree(PACKAGE, copied, symlinks=True, ignore=ignored)
+    done = python("import mg2l; print(mg2l.__file__)", tmp_path)
+    assert done.returncode == 1
+    assert "ImportError" in done.stderr
+    assert "pip install -e ." in done.stderr
