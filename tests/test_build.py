@@ -95,6 +95,55 @@ for op in ("mg2l::gae", "mg2l::gae_backward"):
     assert done.returncode == 0, done.stderr
 
 
+SPILLING = """
+__global__ void __launch_bounds__(1024) bad(const float* x, float* y, int steps) {
+  float lane[200];
+  for (int i = 0; i < 200; ++i) lane[i] = x[i * 1024 + threadIdx.x];
+  for (int step = 0; step < steps; ++step)
+#pragma unroll
+    for (int i = 0; i < 200; ++i) lane[i] = lane[i] * lane[(i + 7) % 200] + x[step];
+#pragma unroll
+  for (int i = 0; i < 200; ++i) y[i * 1024 + threadIdx.x] = lane[i];
+}
+"""
+WARNING = "__global__ void bad(float* y) { int unused; y[0] = 1; }"
+
+
+@pytest.mark.skipif(not CUDA_LIBRARY.exists(), reason="built without nvcc")
+@pytest.mark.parametrize(
+    ("kernel", "complaint"),
+    [(SPILLING, "spill"), (WARNING, "never referenced")],
+    ids=["spill", "warning"],
+)
+def test_a_bad_kernel_fails_the_build(kernel: str, complaint: str, tmp_path: Path) -> None:
+    sources = copy_sources(tmp_path / "sources")
+    for slow in ("particle", "gae.cpp", "cuda/gae.cu", "cuda/gae_binding.cpp"):
+        shutil.rmtree(sources / "csrc" / slow, ignore_errors=True)
+        (sources / "csrc" / slow).unlink(missing_ok=True)
+    (sources / "csrc" / "cuda" / "bad.cu").write_text(kernel)
+    done = run(
+        sys.executable, "setup.py", "build_ext", "--inplace",
+        cwd=sources, MG2L_CUDA="1", MG2L_CUDA_ARCHS="90",
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert complaint in done.stdout
+    assert "nvcc failed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("MG2L_CUDA", "yes", "MG2L_CUDA must be auto, 0 or 1, got 'yes'"),
+        ("MG2L_CUDA_ARCHS", "hopper", "MG2L_CUDA_ARCHS must list compute capabilities"),
+    ],
+)
+@pytest.mark.skipif(not CUDA_LIBRARY.exists(), reason="built without nvcc")
+def test_wrong_build_options_are_refused(variable: str, value: str, message: str) -> None:
+    done = run(sys.executable, "setup.py", "--version", cwd=ROOT, **{variable: value})
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
 def test_every_folder_sees_one_package(tmp_path: Path) -> None:
     code = (
         "import sys, mg2l, mg2l.configs, mg2l.envs.registry as registry;"
