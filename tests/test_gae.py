@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ def inputs(
     final_values: bool = True,
     scaled: bool = True,
     seed: int = 0,
-) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments and keyword arguments of gae. What must not be read is NaN."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -39,7 +40,7 @@ def inputs(
         return (torch.rand(shape, generator=generator) < probability).to(device)
 
     terminated, truncated = (chance(probability) for probability in FLAGS[flags])
-    options: dict[str, Tensor] = {}
+    options: dict[str, Any] = {}
     if final_values:
         read = truncated & ~terminated
         options["final_values"] = torch.where(read, normal(*shape), float("nan"))
@@ -62,12 +63,11 @@ def test_matches_reference(dtype, shape, flags, final_values, scaled, device):
     for name, ours, theirs in zip(GAE._fields, result, expected, strict=True):
         assert ours.is_contiguous(), name
         # float32 rounds an advantage of size 10 by 1e-6, and 200 of them add up in the moments.
-        tolerance = {}
+        tolerance: dict[str, Any] = {}
         if dtype == torch.float32:
             tolerance = {"rtol": 1e-5, "atol": 2e-4 if name == "moments" else 2e-5}
-        torch.testing.assert_close(
-            ours, theirs, **tolerance, msg=lambda text, n=name: f"{n}: {text}"
-        )
+        tolerance["msg"] = partial("{}: {}".format, name)
+        torch.testing.assert_close(ours, theirs, **tolerance)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_moments_give_mean_and_variance_of_any_group(dtype, device):
     assert moments.shape == (2, 32, 3)
     per_agent = moments.sum(1) / (100 * 32)
     wide = advantages.double()
-    tolerance = {"rtol": 1e-6, "atol": 1e-6}
+    tolerance: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-6}
     torch.testing.assert_close(per_agent[0], wide.mean((0, 1)), **tolerance)
     torch.testing.assert_close(
         per_agent[1] - per_agent[0] ** 2, wide.var((0, 1), unbiased=False), **tolerance
@@ -242,7 +242,7 @@ def test_gradcheck(scaled, final_values, device):
         options["final_values"] = options["final_values"].nan_to_num(1.0)
 
     def all_of(rewards: Tensor, values: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        named = dict(zip(names, rest, strict=True))
+        named: dict[str, Any] = dict(zip(names, rest, strict=True))
         return tuple(gae(rewards, values, terminated, truncated, *rates, **named))
 
     leaves = [tensor.requires_grad_() for tensor in (rewards, values, *options.values())]
@@ -265,7 +265,7 @@ def test_gradients_match_reference(shape, dtype, device):
             assert not ours.any()
             continue
         # Sums over up to 100,000 elements of size 10.
-        tolerance = {"rtol": 1e-3, "atol": 1e-3} if dtype == torch.float32 else {}
+        tolerance: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3} if dtype == torch.float32 else {}
         torch.testing.assert_close(ours, theirs, **tolerance)
 
 
@@ -302,8 +302,10 @@ def test_fake_agrees_with_the_real_operator(shape, device):
     args, options = inputs(shape, device, torch.float32)
     real = gae(*args, **options)
     with torch._subclasses.FakeTensorMode() as mode:
-        fake_args = [mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args]
-        fake_options = {name: mode.from_tensor(tensor) for name, tensor in options.items()}
+        fake_args: list[Any] = [mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args]
+        fake_options: dict[str, Any] = {
+            name: mode.from_tensor(tensor) for name, tensor in options.items()
+        }
         fake = gae(*fake_args, **fake_options)
     for ours, theirs in zip(fake, real, strict=True):
         assert (ours.shape, ours.dtype, ours.device) == (theirs.shape, theirs.dtype, theirs.device)
@@ -323,7 +325,7 @@ def test_compiles_into_one_graph():
         assert torch.equal(ours, theirs)
 
 
-REFUSALS = {
+REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "scalar": ({"rewards": torch.tensor(1.0)}, r"rewards must have shape \[T, \*B\], got a scalar"),
     "half": (
         {"rewards": torch.zeros(5, 3).half()},
@@ -402,9 +404,11 @@ def test_refuses(case, device):
         "truncated": flags,
         "gamma": 0.9,
         "gae_lambda": 0.9,
-        **change,  # type: ignore[dict-item]
+        **change,
     }
-    on_device = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in arguments.items()}
+    on_device: dict[str, Any] = {
+        k: v.to(device) if isinstance(v, Tensor) else v for k, v in arguments.items()
+    }
     with pytest.raises(RuntimeError, match=f"^gae: {message}"):
         gae(**on_device)
 

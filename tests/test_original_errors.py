@@ -12,6 +12,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from mg2l import loading
+from mg2l.algo.distributions import GaussianHead
 from mg2l.algo.learner import Learner
 from mg2l.algo.mg2l import MG2L
 from mg2l.algo.policy import Actor
@@ -193,6 +194,7 @@ def test_log_probability_sums_over_action_dimensions_once() -> None:
     log_prob, entropy = actor.evaluate(inputs, action, None, None, None)
     assert log_prob.shape == entropy.shape == (2, 5)
     features, _ = actor.body(inputs, None, None)
+    assert isinstance(actor.head, GaussianHead)
     normal = torch.distributions.Normal(actor.head.mean(features), torch.ones(()))
     torch.testing.assert_close(log_prob, normal.log_prob(action).sum(-1))
     torch.testing.assert_close(entropy, normal.entropy().sum(-1).expand(2, 5))
