@@ -23,8 +23,11 @@ from mg2l.run import checkpoint
 from mg2l.run.checkpoint import CheckpointError
 from mg2l.run.device import select_device
 
-EPISODES = 64
-"""Fresh episodes per task, half of them for fitting."""
+EPISODES = 600
+"""Fresh episodes per task, half of them for fitting.
+
+Many times what a context is drawn from: else all contexts of a half would be nearly the same one.
+"""
 
 CONTEXTS = 128
 """Contexts per task, for fitting and for testing each."""
