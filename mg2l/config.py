@@ -258,6 +258,8 @@ class EncoderConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.hidden_sizes_mlp:
+            raise ValueError("hidden_sizes_mlp must have at least one layer, got []")
         attends = self.aggregator == "transformer" or (self.aggregator == "pia" and self.n_blocks)
         if attends and self.context_dim % self.n_heads:
             raise ValueError(f"n_heads={self.n_heads} must divide context_dim={self.context_dim}")
@@ -321,10 +323,18 @@ class Config(Section):
         super().__post_init__()
         if self.load_model and not self.load_model_path:
             raise ValueError("load_model=true needs load_model_path, got an empty path")
-        rows = self.rollout.n_rollout_threads * self.env.max_ep_len
+        envs, steps = self.rollout.n_rollout_threads, self.env.max_ep_len
+        if self.policy.use_recurrent_policy and steps % self.policy.data_chunk_length:
+            raise ValueError(
+                f"data_chunk_length={self.policy.data_chunk_length} must divide max_ep_len={steps}"
+            )
+        rows, unit = envs * steps, "steps"
+        if self.policy.use_naive_recurrent_policy:
+            rows, unit = envs, "sequences"
+        elif self.policy.use_recurrent_policy:
+            rows, unit = rows // self.policy.data_chunk_length, "chunks"
         if self.ppo.num_mini_batch > rows:
             raise ValueError(
-                f"num_mini_batch={self.ppo.num_mini_batch} exceeds the rollout's {rows} steps "
-                f"(n_rollout_threads={self.rollout.n_rollout_threads} x "
-                f"max_ep_len={self.env.max_ep_len})"
+                f"num_mini_batch={self.ppo.num_mini_batch} exceeds the rollout's {rows} {unit} "
+                f"(n_rollout_threads={envs} x max_ep_len={steps})"
             )

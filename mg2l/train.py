@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -85,6 +87,20 @@ def save(learner: Learner, folder: RunFolder, iteration: int) -> None:
     )
 
 
+@contextmanager
+def saving_what_is_not_finite(iteration: int, folder: RunFolder) -> Iterator[None]:
+    """Save the batch of a loss that is not finite; iteration 0 is what comes before the first.
+
+    Raises:
+        NonFiniteError: there was one; the message says which, when, and where the batch is.
+    """
+    try:
+        yield
+    except NonFiniteLossError as error:
+        check_finite({error.term: error.value}, iteration, error.batch, folder.path)
+        raise
+
+
 def train(config: Config, options: cli.Options) -> int:
     """Run to the end, or to where it is asked to stop; returns the exit status."""
     if config.n_training_threads:
@@ -97,7 +113,8 @@ def train(config: Config, options: cli.Options) -> int:
             if config.load_model:
                 template = learner.networks()
                 learner.load_networks(checkpoint.load_networks(config.load_model_path, template))
-            learner.prepare()
+            with saving_what_is_not_finite(0, folder):
+                learner.prepare()
         log = MetricsLogger(
             folder.path,
             start=start,
@@ -109,11 +126,8 @@ def train(config: Config, options: cli.Options) -> int:
         with log, progress:
             progress.note(f"{options.algo} on {options.env}, {device}: {folder.path}")
             for iteration in range(start, config.n_iters):
-                try:
+                with saving_what_is_not_finite(iteration + 1, folder):
                     metrics = iterate(learner, iteration)
-                except NonFiniteLossError as error:
-                    check_finite({error.term: error.value}, iteration + 1, error.batch, folder.path)
-                    raise
                 log.log(metrics)
                 progress.update(iteration + 1, metrics)
                 done = iteration + 1

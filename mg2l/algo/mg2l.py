@@ -128,6 +128,8 @@ class MG2L(TaskInference):
 
     def observe(self, rollout: Rollout, tasks: np.ndarray) -> dict[str, float]:
         transitions = self.transitions(rollout)
+        # Here and not at the loss: by then policies have acted on what was inferred from them.
+        require_finite("transitions", transitions.sum(), {"transitions": transitions})
         metrics = self._recognised(transitions, tasks) if self.ready() else {}
         if self.options.normalize_transitions:
             self.encoder.aggregator.moments.update(transitions)
@@ -211,12 +213,13 @@ class MG2L(TaskInference):
         keys = self.contexts(self.objective.key_tasks(tasks)) if self.objective.needs_keys else None
         metrics: dict[str, Tensor]
         loss, metrics = self.objective(queries, tasks, keys, self.acting)
-        require_finite("loss/encoder", loss, {"queries": queries, "tasks": tasks, "keys": keys})
+        batch = {"queries": queries, "tasks": tasks, "keys": keys}
+        require_finite("loss/encoder", loss, batch)
         self.optimiser.zero_grad()
         loss.backward()
-        metrics["grad_norm/encoder"] = nn.utils.clip_grad_norm_(
-            self.objective.parameters(), self.max_norm
-        )
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.max_norm)
+        require_finite("grad_norm/encoder", norm, batch)
+        metrics["grad_norm/encoder"] = norm
         self.optimiser.step()
         if self.target is not None:
             with torch.no_grad():

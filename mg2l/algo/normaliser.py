@@ -55,7 +55,7 @@ class ValueNorm(nn.Module):
 
     def normalise(self, targets: Tensor) -> Tensor:
         """``(targets - mean) / std`` for targets ``[A, rows]``."""
-        rows = targets.view(len(self.first), -1)
+        rows = targets.reshape(len(self.first), -1)
         return ((rows - self.mean.unsqueeze(1)) / self.std.unsqueeze(1)).view_as(targets)
 
 
@@ -77,5 +77,5 @@ class PopArt(ValueNorm):
         output = self._output[0]
         output.weight.mul_((std / self.std)[:, None, None])
         output.bias.mul_(std[:, None]).add_((mean - self.mean)[:, None]).div_(self.std[:, None])
-        real = predictions.view(len(std), -1) * std[:, None] + mean[:, None]
+        real = predictions.reshape(len(std), -1) * std[:, None] + mean[:, None]
         return ((real - self.mean[:, None]) / self.std[:, None]).view_as(predictions)

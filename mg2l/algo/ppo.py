@@ -250,7 +250,11 @@ class PPO:
                 for name, value in metrics.items():
                     totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()
                 count += 1
-        return {name: value / count for name, value in totals.items()}
+        means = {name: value / count for name, value in totals.items()}
+        for name, value in means.items():
+            if name.startswith("grad_norm/"):  # the next policies would act on NaN
+                require_finite(name, value, vars(batch))
+        return means
 
     def _update_actor(self, part: Batch) -> dict[str, Tensor]:
         config = self.config
@@ -338,7 +342,7 @@ class PPO:
             )
         chunks = steps // chunk * envs
         order = torch.randperm(chunks, generator=self.generator)
-        for picked in order.to(batch.advantages.device).chunk(parts):
+        for picked in order.to(batch.advantages.device).tensor_split(parts):
             start, env = picked // envs * chunk, picked % envs
             time = start + torch.arange(chunk, device=start.device).unsqueeze(1)
 

@@ -64,7 +64,7 @@ class Objective(nn.Module):
         positive = tasks.to(queries.device)
         z = self._pick(query.task)
         bound = info_nce(self._scores(z, self._global_keys(key)), positive)
-        kl = kl_to_standard(query.task).mean()
+        kl = kl_to_standard(self._spread(query.task)).mean()
         loss = -bound.bound + config.kl_weight * kl
         metrics = {
             "loss/global": loss,
@@ -91,7 +91,8 @@ class Objective(nn.Module):
         bounds = []
         for agent in range(own.shape[1]):
             with torch.set_grad_enabled(config.local_objective in ("conditional_mi", "mi")):
-                scores = self._scores(own[:, agent], self._local_keys(key, agent))
+                keys = self._local_keys(key, agent)
+                scores = self._scores(own[:, agent], keys, train_score=False)
                 if config.local_objective == "conditional_mi" and config.local_query == "joint":
                     # Scores of a concatenation: the sum of its parts' scores.
                     scores = scores + self._scores(z, self._global_keys(key)).detach()
@@ -103,17 +104,21 @@ class Objective(nn.Module):
         if config.local_objective == "none":
             loss = z.new_zeros(())
         elif config.local_objective == "kl":
-            told = Gaussian(query.task.mean.detach(), query.task.std.detach())
-            wide = Gaussian(told.mean.unsqueeze(1), told.std.unsqueeze(1))
-            loss = kl_between(query.local, wide).mean(0).sum()
+            told = self._spread(query.task)
+            wide = Gaussian(told.mean.detach().unsqueeze(1), told.std.detach().unsqueeze(1))
+            loss = kl_between(self._spread(query.local), wide).mean(0).sum()
         else:
-            kl = kl_to_standard(query.local).mean(0).sum()
+            kl = kl_to_standard(self._spread(query.local)).mean(0).sum()
             loss = -bound.bound.sum() + config.kl_weight * kl
         metrics["loss/local"] = loss
         return loss, metrics
 
     def _pick(self, q: Gaussian) -> Tensor:
         return q.sample(self.noise) if self.config.contrast == "sample" else q.mean
+
+    def _spread(self, q: Gaussian) -> Gaussian:
+        """As the KL terms take it: a point counts as ``N(point, I)``, or they were infinite."""
+        return Gaussian(q.mean, torch.ones_like(q.std)) if self.config.dist != "gaussian" else q
 
     def _global_keys(self, key: Encoding | None) -> Tensor:
         if self.config.keys == "task":
@@ -138,6 +143,9 @@ class Objective(nn.Module):
             keys if self.config.negatives == "shared" else keys.view(-1, self.tasks, keys.shape[-1])
         )
 
-    def _scores(self, queries: Tensor, keys: Tensor) -> Tensor:
-        config = self.config
-        return pair_scores(queries, keys, config.score, config.temperature, self.bilinear)
+    def _scores(self, queries: Tensor, keys: Tensor, train_score: bool = True) -> Tensor:
+        """Scores; the form of a bilinear one is learned by the global loss alone."""
+        config, bilinear = self.config, self.bilinear
+        if bilinear is not None and not train_score:
+            bilinear = bilinear.detach()
+        return pair_scores(queries, keys, config.score, config.temperature, bilinear)
