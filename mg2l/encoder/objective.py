@@ -145,7 +145,8 @@ class Objective(nn.Module):
 
     def _scores(self, queries: Tensor, keys: Tensor, train_score: bool = True) -> Tensor:
         """Scores; the form of a bilinear one is learned by the global loss alone."""
-        config, bilinear = self.config, self.bilinear
+        config = self.config
+        bilinear: Tensor | None = self.bilinear
         if bilinear is not None and not train_score:
             bilinear = bilinear.detach()
         return pair_scores(queries, keys, config.score, config.temperature, bilinear)
