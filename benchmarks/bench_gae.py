@@ -1,12 +1,16 @@
 """``gae`` against its plain-torch loop and against copying: ``pytest benchmarks/bench_gae.py``.
 
-Two threads, float32. The copy reads three arrays and writes one (``addcmul``), and like ``gae`` it
-returns new memory. An element of ``gae`` is 18 bytes: reward 4, value 4, two flags 2, advantage 4,
-return 4. An element of the copy is 16. ``extra_info`` holds medians of interleaved rounds: the
-speed-up over the loop, the bandwidths [GB/s] and their ratio; ``into`` is the copy into memory
-that is there already, which ``gae`` never has.
+Two threads, float32, rounds of all candidates interleaved. The copy reads three arrays and writes
+one (``addcmul``), and like ``gae`` it returns new memory; ``into`` copies into memory that is there
+already, which ``gae`` never has. An element of ``gae`` is 18 bytes: reward 4, value 4, two flags 2,
+advantage 4, return 4. An element of the copy is 16.
+
+``extra_info`` holds, from medians and from the fastest rounds: milliseconds, the speed-up over the
+loop, and the bandwidth as a fraction of the copy's. The bars are judged by the fastest rounds:
+whatever else runs on two cores multiplies the median of everything that uses both.
 """
 
+import statistics
 from typing import Any
 
 import pytest
@@ -17,7 +21,7 @@ from mg2l.ops import gae, reference
 
 SIZES = [(100, 64), (512, 1024), (2048, 4096)]
 GAE_BYTES, COPY_BYTES = 18, 16
-BARS = {(512, 1024): {"speedup": 25, "bandwidth": 0.6}}
+BARS = {(512, 1024): {"speedup": 25, "bandwidth_over_copy": 0.6}}
 
 
 def arguments(steps: int, columns: int) -> tuple[Any, ...]:
@@ -32,34 +36,30 @@ def arguments(steps: int, columns: int) -> tuple[Any, ...]:
 def test_gae(benchmark, interleaved, steps, columns):
     args = arguments(steps, columns)
     a, b, c, out = torch.randn(4, steps, columns)
-    medians = interleaved(
-        31,
+    seconds = interleaved(
+        100,
         native=lambda: gae(*args),
         copy=lambda: torch.addcmul(a, b, c),
         into=lambda: torch.addcmul(a, b, c, out=out),
     )
-    medians |= interleaved(5, loop=lambda: reference.gae(*args))
+    seconds |= interleaved(5, loop=lambda: reference.gae(*args))
     benchmark.pedantic(gae, args, rounds=31, warmup_rounds=2)
 
-    elements = steps * columns
-    bandwidth = {
-        name: elements * (GAE_BYTES if name == "native" else COPY_BYTES) / medians[name] / 1e9
-        for name in ("native", "copy", "into")
-    }
-    speedup = medians["loop"] / medians["native"]
-    ratio = bandwidth["native"] / bandwidth["copy"]
-    benchmark.extra_info.update(
-        {f"{name}_ms": round(1e3 * seconds, 3) for name, seconds in medians.items()},
-        **{f"{name}_gb_per_s": round(value, 1) for name, value in bandwidth.items()},
-        speedup_over_loop=round(speedup, 1),
-        bandwidth_over_copy=round(ratio, 2),
-        bandwidth_over_copy_into=round(bandwidth["native"] / bandwidth["into"], 2),
-    )
-    print(benchmark.extra_info)
-    bars = BARS.get((steps, columns))
-    if bars:
-        assert speedup >= bars["speedup"], f"{speedup:.1f} times the loop, bar {bars['speedup']}"
-        assert ratio >= bars["bandwidth"], f"{ratio:.2f} of the copy, bar {bars['bandwidth']}"
+    results = {}
+    for kind, summary in (("median", statistics.median), ("fastest", min)):
+        time = {name: summary(rounds) for name, rounds in seconds.items()}
+        native = GAE_BYTES / time["native"]
+        results[kind] = {
+            **{f"{name}_ms": round(1e3 * value, 3) for name, value in time.items()},
+            "native_gb_per_s": round(steps * columns * native / 1e9, 1),
+            "speedup": round(time["loop"] / time["native"], 1),
+            "bandwidth_over_copy": round(native * time["copy"] / COPY_BYTES, 2),
+            "bandwidth_over_into": round(native * time["into"] / COPY_BYTES, 2),
+        }
+        print(f"[{steps}, {columns}] {kind}: {results[kind]}")
+    benchmark.extra_info.update(results)
+    for name, bar in BARS.get((steps, columns), {}).items():
+        assert results["fastest"][name] >= bar, f"{name} {results['fastest'][name]}, bar {bar}"
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -1,8 +1,8 @@
 """Shared by the benchmarks."""
 
+import ctypes
 import importlib
 import random
-import statistics
 import time
 from collections.abc import Callable, Iterator
 
@@ -11,6 +11,15 @@ import torch
 
 # Importing torch and the operators is no part of any measurement.
 importlib.import_module("mg2l.ops")
+
+
+# glibc hands large blocks back to the system as soon as they are free, or keeps them, depending on
+# what else is on the heap; a page that comes back costs more than filling it. Here it keeps them.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+if _mallopt is not None:
+    for _parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+        _mallopt(_parameter, 1 << 30)
 
 
 @pytest.fixture
@@ -23,11 +32,11 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.fixture
-def interleaved() -> Callable[..., dict[str, float]]:
+def interleaved() -> Callable[..., dict[str, list[float]]]:
     """Times several functions in turns, so that a busy machine slows all of them alike."""
 
-    def run(rounds: int, **functions: Callable[[], object]) -> dict[str, float]:
-        """Median seconds of each function."""
+    def run(rounds: int, **functions: Callable[[], object]) -> dict[str, list[float]]:
+        """Seconds of each round of each function."""
         seconds: dict[str, list[float]] = {name: [] for name in functions}
         order = list(functions)
         for name in order:
@@ -39,6 +48,6 @@ def interleaved() -> Callable[..., dict[str, float]]:
                 start = time.perf_counter()
                 functions[name]()
                 seconds[name].append(time.perf_counter() - start)
-        return {name: statistics.median(times) for name, times in seconds.items()}
+        return seconds
 
     return run

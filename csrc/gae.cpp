@@ -9,7 +9,7 @@
 namespace mg2l {
 namespace {
 
-constexpr int64_t kTile = 1024;          // columns walked together: their state fits in L1
+constexpr int64_t kTile = 4096;          // columns walked together: long rows, state in L1 and L2
 constexpr int kGroup = 4;                // steps that a column takes together, in registers
 constexpr int64_t kPartialSteps = 16;    // steps whose moments are summed in scalar_t
 constexpr int64_t kBlock = 64;           // columns are split between threads in multiples of this
