@@ -1,0 +1,131 @@
+"""The context replay: a ring of segments per task."""
+
+import pytest
+import torch
+
+from mg2l.replay import ContextReplay
+
+TASKS, SEGMENT, AGENTS, FEATURES, SLOTS = 3, 5, 2, 4, 4
+
+
+def make(capacity=SLOTS * SEGMENT, tasks=TASKS):
+    return ContextReplay(tasks, capacity, SEGMENT, AGENTS, FEATURES, torch.device("cpu"))
+
+
+def segment(task, number):
+    """Transitions that say ``(task, number of the segment, step, agent)``."""
+    rows = torch.zeros(SEGMENT, AGENTS, FEATURES)
+    rows[..., 0], rows[..., 1] = task, number
+    rows[..., 2] = torch.arange(SEGMENT)[:, None]
+    rows[..., 3] = torch.arange(AGENTS)
+    return rows
+
+
+def filled(counts, **values):
+    replay = make(**values)
+    for task, count in enumerate(counts):
+        for number in range(count):
+            replay.add(task, segment(task, number))
+    return replay
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_the_oldest_segment_goes_first():
+    replay = filled([0, SLOTS + 2, 1])
+    assert replay.sizes.tolist() == [0, SLOTS, 1]
+    held = replay.data[1, :, 0, 0, 1].tolist()
+    assert sorted(held) == [2, 3, 4, 5]
+    replay.add(1, segment(1, SLOTS + 2))
+    assert sorted(replay.data[1, :, 0, 0, 1].tolist()) == [3, 4, 5, 6]
+    assert torch.equal(replay.data[2, 0], segment(2, 0))
+    assert not replay.data[0].any()
+
+
+def test_capacity_is_in_transitions_rounded_down_to_segments():
+    assert make(capacity=SLOTS * SEGMENT + 4).data.shape == (
+        TASKS, SLOTS, SEGMENT, AGENTS, FEATURES,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="capacity must be at least one segment of 5, got 4"):
+        make(capacity=4)
+
+
+@pytest.mark.parametrize("segments", [1, 2, 50])
+def test_a_context_is_of_its_task_and_of_what_is_held(segments):
+    counts = [1, 3, SLOTS + 3]
+    replay = filled(counts)
+    tasks = torch.tensor([2, 0, 1, 1, 2, 0, 0, 2])
+    context = replay.sample(tasks, 300, segments, generator())
+    assert context.shape == (len(tasks), 300, AGENTS, FEATURES)
+    for row, task in zip(context, tasks.tolist(), strict=True):
+        assert (row[..., 0] == task).all()
+        assert torch.equal(row[..., 3], torch.arange(AGENTS).float().expand(300, AGENTS))
+        assert torch.equal(row[:, 0, :3], row[:, 1, :3])  # agents at the same moment
+        seen = set(row[:, 0, 1].long().tolist())
+        assert len(seen) <= segments
+        assert seen <= set(range(max(0, counts[task] - SLOTS), counts[task]))
+        assert set(row[:, 0, 2].long().tolist()) == set(range(SEGMENT))
+        if segments == 50:
+            assert len(seen) == min(counts[task], SLOTS)
+
+
+def test_segments_and_steps_are_drawn_evenly():
+    replay = filled([SLOTS], tasks=1)
+    context = replay.sample(torch.zeros(20_000, dtype=torch.int64), 1, 1, generator())
+    cell = (context[:, 0, 0, 1] * SEGMENT + context[:, 0, 0, 2]).long()
+    share = torch.bincount(cell, minlength=SLOTS * SEGMENT) / len(cell)
+    torch.testing.assert_close(share, torch.full((SLOTS * SEGMENT,), 1 / 20), rtol=0, atol=0.008)
+
+
+def test_contexts_of_one_task_differ():
+    replay = filled([SLOTS] * TASKS)
+    context = replay.sample(torch.zeros(2, dtype=torch.int64), 30, 2, generator())
+    assert not torch.equal(context[0], context[1])
+
+
+def test_sampling_repeats_with_its_generator_and_leaves_the_data_alone():
+    replay = filled([SLOTS] * TASKS)
+    before = replay.data.clone()
+    tasks = torch.tensor([0, 1, 2])
+    first, second = (replay.sample(tasks, 9, 2, generator(3)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, replay.sample(tasks, 9, 2, generator(4)))
+    first.zero_()
+    assert torch.equal(replay.data, before)
+
+
+def test_what_is_added_is_copied():
+    replay, rows = make(), segment(0, 0)
+    replay.add(0, rows)
+    rows.zero_()
+    assert torch.equal(replay.data[0, 0], segment(0, 0))
+
+
+@pytest.mark.parametrize(("counts", "named"), [([1, 0, 2], r"\[1\]"), ([0, 2, 0], r"\[0, 2\]")])
+def test_empty_tasks_are_named(counts, named):
+    replay = filled(counts)
+    with pytest.raises(ValueError, match=rf"tasks {named} have no transitions"):
+        replay.sample(torch.tensor([2, 0, 1, 0]), 3, 2, generator())
+    held = [task for task, count in enumerate(counts) if count]
+    replay.sample(torch.tensor(held), 3, 2, generator())  # the others can be drawn from
+
+
+@pytest.mark.parametrize("counts", [[1, 0, 3], [SLOTS, SLOTS + 1, 2 * SLOTS + 3]])
+def test_state_round_trip(counts):
+    replay = filled(counts)
+    state = {name: value.clone() for name, value in replay.state_dict().items()}
+    other = make()
+    other.load_state_dict(state)
+    for task, count in enumerate(counts):  # both go on overwriting the same segments
+        for one in (replay, other):
+            one.add(task, segment(task, count))
+    tasks = torch.tensor([0, 1, 2, 2, 1])
+    one, two = (r.sample(tasks, 40, 3, generator(1)) for r in (replay, other))
+    assert torch.equal(one, two)
+    assert torch.equal(replay.sizes, other.sizes)
+
+
+def test_the_state_holds_no_more_than_is_held():
+    assert filled([1, 0, 2]).state_dict()["data"].shape[1] == 2
