@@ -12,8 +12,11 @@ from gymnasium.spaces import Box, Discrete
 from numpy.typing import ArrayLike, NDArray
 
 from mg2l import loading
+from mg2l.algo.inference import TaskForCritic
 from mg2l.algo.learner import Learner
 from mg2l.algo.mg2l import MG2L
+from mg2l.algo.ppo import Batch
+from mg2l.algo.rollout import Rollout
 from mg2l.config import Config
 from mg2l.envs import registry
 from mg2l.envs.base import EnvConfig, FloatArray, Info, StepResult, TaskSet, VectorEnv
@@ -203,3 +206,33 @@ def known_learner(patch: pytest.MonkeyPatch, algo: str = "mappo", **values: Any)
 def env_of(learner: Learner) -> KnownEnv:
     assert isinstance(learner.env, KnownEnv)
     return learner.env
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "continuous": {},
+    "discrete": {"discrete": True},
+    "masked": {"discrete": True, "masked": True},
+    "mortal": {"mortal": True},
+    "recurrent": {"use_recurrent_policy": True, "data_chunk_length": 5},
+    "naive": {"use_naive_recurrent_policy": True, "discrete": True, "masked": True},
+    "early": {"ends_at": 4},
+    "early-recurrent": {"ends_at": 4, "use_recurrent_policy": True, "data_chunk_length": 2},
+}
+
+
+def collect(
+    learner: Learner, steps: int | None = None, seed: int = 0
+) -> tuple[Rollout, TaskForCritic]:
+    """A rollout, the task of each environment, and what critics are told."""
+    tasks = np.random.default_rng(seed).integers(learner.tasks, size=learner.env.num_envs)
+    steps = steps or learner.config.env.max_ep_len
+    told = learner.inference.tell_actors(tasks, steps)
+    rollout = learner.collector.collect(steps, tasks, told)
+    return rollout, learner.inference.tell_critic(tasks)
+
+
+def prepared(learner: Learner, steps: int | None = None) -> tuple[Batch, TaskForCritic]:
+    """A rollout as PPO takes it, and what critics are told."""
+    rollout, tell = collect(learner, steps)
+    with torch.no_grad():
+        return learner.ppo.prepare(rollout, tell()), tell

@@ -118,7 +118,7 @@ class StackedGRU(nn.Module):
         for index, (input_gates, state_gates) in enumerate(
             zip(self.input, self.state, strict=True)
         ):
-            gates = input_gates(x.flatten(1, 2)).view(*x.shape[:3], -1)
+            gates = input_gates(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
             h, outputs = state[:, :, index], []
             for t in range(x.shape[1]):
                 h = h * keep[:, t]

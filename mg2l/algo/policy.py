@@ -62,7 +62,7 @@ class _Body(nn.Module):
         if self.gru is None or state is None or first is None:
             return features, state
         steps, rows = first.shape
-        sequence, state = self.gru(features.view(len(features), steps, rows, -1), state, first)
+        sequence, state = self.gru(features.unflatten(1, (steps, rows)), state, first)
         return sequence.flatten(1, 2), state
 
 
