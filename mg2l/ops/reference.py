@@ -5,10 +5,14 @@ Same arguments and results as the functions of :mod:`mg2l.ops`, none of the chec
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mg2l.ops.gae import GAE
+from mg2l.ops.results import EncodedContext, PairwiseScores, Pooled
 
 
 def gae(
@@ -42,3 +46,86 @@ def gae(
     wide = advantages.double()
     moments = torch.stack([wide.sum(0), wide.square().sum(0)])
     return GAE(advantages, advantages + values[:-1], moments)
+
+
+def encode_context(
+    context: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    query: Tensor,
+    *,
+    index: Tensor | None = None,
+    approximate: str = "none",
+    return_weights: bool = False,
+) -> EncodedContext:
+    """See :func:`mg2l.ops.encode_context`."""
+    if index is not None:
+        context = context[index]
+    agents, hidden = context.shape[2], weight.shape[-2]
+    weight = weight.expand(agents, hidden, -1)
+    bias, query = bias.expand(agents, hidden), query.expand(agents, hidden)
+    inputs = torch.einsum("btaf,ahf->bath", context, weight) + bias.unsqueeze(1)
+    features = F.gelu(inputs, approximate=approximate)
+    logits = torch.einsum("bath,ah->bat", features, query)
+    weights = logits.softmax(-1)
+    pooled = torch.einsum("bat,bath->bah", weights, features)
+    return EncodedContext(pooled, weights.detach() if return_weights else None)
+
+
+def pia_pool(
+    x: Tensor,
+    query: Tensor,
+    *,
+    dim: int = -2,
+    mask: Tensor | None = None,
+    return_weights: bool = False,
+) -> Pooled:
+    """See :func:`mg2l.ops.pia_pool`."""
+    x = x.movedim(dim, -2)
+    logits = query @ x.transpose(-1, -2)
+    if mask is not None:
+        mask = mask.movedim(dim + 1 if dim < 0 else dim, -1).unsqueeze(-2)
+        logits = logits.masked_fill(~mask, -math.inf)
+    weights = logits.softmax(-1)
+    if mask is not None:
+        weights = torch.where(mask, weights, 0)  # a set without members pools to 0
+    return Pooled(weights @ x, weights.detach() if return_weights else None)
+
+
+def pairwise_lse(
+    queries: Tensor,
+    keys: Tensor,
+    positive: Tensor,
+    *,
+    scale: float = 1.0,
+    std: Tensor | None = None,
+    query_labels: Tensor | None = None,
+    key_labels: Tensor | None = None,
+    mask: Tensor | None = None,
+    clip: float | None = None,
+) -> PairwiseScores:
+    """See :func:`mg2l.ops.pairwise_lse`."""
+    if std is None:
+        scores = scale * (queries @ keys.transpose(-1, -2))
+    else:
+        wide = std.unsqueeze(-3)
+        error = (queries.unsqueeze(-2) - keys.unsqueeze(-3)) / wide
+        log_density = -0.5 * error.square() - wide.log() - 0.5 * math.log(2 * math.pi)
+        scores = scale * log_density.sum(-1)
+    own = positive.unsqueeze(-1)
+    negative = torch.ones_like(scores, dtype=torch.bool)
+    if query_labels is not None and key_labels is not None:
+        negative &= query_labels.unsqueeze(-1) != key_labels.unsqueeze(-2)
+    if mask is not None:
+        negative &= mask
+    negative.scatter_(-1, own, False)
+    positive_score = scores.gather(-1, own).squeeze(-1)
+    clipped = scores if clip is None else scores.clamp(-clip, clip)
+    lse_negatives = clipped.masked_fill(~negative, -math.inf).logsumexp(-1)
+    count = negative.sum(-1)
+    mean = torch.where(negative, scores, 0).sum(-1) / count.clamp(min=1)
+    rank = (negative & (scores > positive_score.unsqueeze(-1))).sum(-1)
+    lse = torch.logaddexp(
+        lse_negatives, positive_score if clip is None else positive_score.clamp(-clip, clip)
+    )
+    return PairwiseScores(lse, lse_negatives, mean, positive_score, count, rank)

@@ -1,0 +1,49 @@
+"""What operators with several outputs return."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class EncodedContext(NamedTuple):
+    """What :func:`mg2l.ops.encode_context` returns."""
+
+    pooled: Tensor
+    """``[B, A, H]``: hidden features of each context, weighted by what they say of the task."""
+
+    weights: Tensor | None
+    """``[B, A, T]`` when asked for: the transitions' priorities; sum to 1, no gradient."""
+
+
+class Pooled(NamedTuple):
+    """What :func:`mg2l.ops.pia_pool` returns."""
+
+    pooled: Tensor
+    """``[*, heads, D]``: the inputs' weighted mean under each head; 0 for an empty set."""
+
+    weights: Tensor | None
+    """``[*, heads, T]`` when asked for: the inputs' priorities; sum to 1, no gradient."""
+
+
+class PairwiseScores(NamedTuple):
+    """What :func:`mg2l.ops.pairwise_lse` returns: one number per query, ``[*G, B]`` each."""
+
+    lse: Tensor
+    """``log sum exp`` of the scores of the positive and all negatives."""
+
+    lse_negatives: Tensor
+    """``log sum exp`` of the scores of the negatives; ``-inf`` where there is none."""
+
+    mean: Tensor
+    """Mean score of the negatives; 0 where there is none. Never clipped."""
+
+    positive: Tensor
+    """Score of the positive. Never clipped."""
+
+    negatives: Tensor
+    """int64: number of negatives."""
+
+    rank: Tensor
+    """int64: number of negatives that score higher than the positive; 0 is a hit."""
