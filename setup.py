@@ -36,6 +36,8 @@ WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 # The vector types of csrc/simd.h live in inlined code only: how calls would pass them is no matter.
 SIMD_FLAGS = ["-Wno-psabi"]
 CXX_FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden"]
+# a * b + c as one instruction; not for the particle world, which must replay recorded numbers.
+FUSED_FLAGS = ["-ffp-contract=fast"]
 # Torch's headers are system headers: their warnings are not ours.
 TORCH_HEADERS = [f"-isystem{path}" for path in include_paths()]
 
@@ -136,7 +138,7 @@ def torch_library(name: str, files: list[str], **options: object) -> Extension:
         files,
         py_limited_api=True,
         define_macros=macros,
-        extra_compile_args=[*CXX_FLAGS, *WARNINGS, *SIMD_FLAGS, *TORCH_HEADERS],
+        extra_compile_args=[*CXX_FLAGS, *FUSED_FLAGS, *WARNINGS, *SIMD_FLAGS, *TORCH_HEADERS],
         depends=sources("csrc/*.h"),
         **options,
     )

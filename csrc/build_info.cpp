@@ -8,5 +8,12 @@
 #endif
 
 extern "C" __attribute__((visibility("default"))) const char* mg2l_cpu_build() {
-  return mg2l::use_avx2() ? MG2L_COMPILER ", AVX2" : MG2L_COMPILER ", baseline instructions";
+  switch (mg2l::simd()) {
+    case mg2l::Simd::kAvx512:
+      return MG2L_COMPILER ", AVX-512";
+    case mg2l::Simd::kAvx2:
+      return MG2L_COMPILER ", AVX2";
+    default:
+      return MG2L_COMPILER ", baseline instructions";
+  }
 }

@@ -177,7 +177,7 @@ void gae_kernel(GaeTensors& tensors, double gamma, double gae_lambda) {
                                    data<scalar_t>(tensors.returns),
                                    data<double>(tensors.moments)};
   parallel_columns(tensors.steps, tensors.columns, [&](int64_t begin, int64_t end) {
-    run_simd([&]() MG2L_INLINE_LAMBDA {
+    run_simd([&](auto) MG2L_INLINE_LAMBDA {
       if (arrays.value_mean != nullptr) {
         gae_columns<true>(arrays, begin, end);
       } else {
@@ -243,7 +243,7 @@ void gae_backward_kernel(GaeBackwardTensors& tensors, double gamma, double gae_l
       data<scalar_t>(tensors.grad_values),
       has_final_values ? data<scalar_t>(tensors.grad_final_values) : nullptr};
   parallel_columns(tensors.steps, tensors.columns, [&](int64_t begin, int64_t end) {
-    run_simd([&]() MG2L_INLINE_LAMBDA { gae_backward_columns(arrays, begin, end); });
+    run_simd([&](auto) MG2L_INLINE_LAMBDA { gae_backward_columns(arrays, begin, end); });
   });
 }
 

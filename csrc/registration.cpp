@@ -11,4 +11,12 @@ STABLE_TORCH_LIBRARY(mg2l, m) {
       "gae_backward(Tensor grad_advantages, Tensor grad_returns, Tensor terminated,"
       " Tensor truncated, float gamma, float gae_lambda, bool has_final_values)"
       " -> (Tensor grad_rewards, Tensor grad_values, Tensor grad_final_values)");
+  m.def(
+      "encode_context(Tensor context, Tensor weight, Tensor bias, Tensor query,"
+      " Tensor? index=None, bool tanh_gelu=False, bool return_weights=False)"
+      " -> (Tensor pooled, Tensor lse, Tensor weights)");
+  m.def(
+      "encode_context_backward(Tensor grad_pooled, Tensor context, Tensor weight, Tensor bias,"
+      " Tensor query, Tensor? index, bool tanh_gelu, Tensor pooled, Tensor lse, bool want_context)"
+      " -> (Tensor grad_context, Tensor grad_weight, Tensor grad_bias, Tensor grad_query)");
 }

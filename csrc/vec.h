@@ -1,0 +1,148 @@
+// Vectors in the compiler's own vector types, and the functions that kernels need of them.
+//
+// Everything here is inlined into a caller of one instruction set (simd.h); a vector wider than
+// its registers is split by the compiler.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "simd.h"
+
+namespace mg2l {
+
+// kLanes numbers of type scalar_t, and the integers of their size.
+template <typename scalar_t, int kLanes>
+struct VecOf;
+template <int kLanes>
+struct VecOf<float, kLanes> {
+  using Bits = int32_t;
+  typedef float type __attribute__((vector_size(4 * kLanes)));
+  typedef int32_t bits __attribute__((vector_size(4 * kLanes)));
+};
+template <int kLanes>
+struct VecOf<double, kLanes> {
+  using Bits = int64_t;
+  typedef double type __attribute__((vector_size(8 * kLanes)));
+  typedef int64_t bits __attribute__((vector_size(8 * kLanes)));
+};
+template <typename scalar_t, int kLanes>
+using Vec = typename VecOf<scalar_t, kLanes>::type;
+template <typename scalar_t, int kLanes>
+using VecBits = typename VecOf<scalar_t, kLanes>::bits;
+
+template <typename V, typename scalar_t>
+MG2L_INLINE V load(const scalar_t* from) {
+  V v;
+  std::memcpy(&v, from, sizeof(V));
+  return v;
+}
+
+template <typename V, typename scalar_t>
+MG2L_INLINE void store(scalar_t* to, const V& v) {
+  std::memcpy(to, &v, sizeof(V));
+}
+
+template <typename V, typename scalar_t>
+MG2L_INLINE V splat(scalar_t x) {
+  return V{} + x;
+}
+
+// Sum of the lanes, in halves: the same for every instruction set of one width.
+template <typename scalar_t, int kLanes>
+MG2L_INLINE scalar_t sum_lanes(const Vec<scalar_t, kLanes>& v) {
+  scalar_t lanes[kLanes];
+  std::memcpy(lanes, &v, sizeof(v));
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  return lanes[0];
+}
+
+// exp for float: argument reduction to |r| <= log(2) / 2, a polynomial of degree 6 (relative error
+// below 2e-7), and the power of two added to the exponent. Below -87 it is exp(-87), not 0.
+template <int kLanes>
+MG2L_INLINE Vec<float, kLanes> exp_lanes(Vec<float, kLanes> x) {
+  using V = Vec<float, kLanes>;
+  using I = VecBits<float, kLanes>;
+  constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: the integer lies in the low bits
+  x = x < -87.0F ? splat<V>(-87.0F) : x;
+  x = x > 88.0F ? splat<V>(88.0F) : x;
+  const V shifted = x * 1.44269504F + kRound;
+  const V n = shifted - kRound;
+  const V r = (x - n * 0.693359375F) + n * 2.12194440e-4F;
+  V p = r * 1.3981999507e-3F + 8.3334519073e-3F;
+  p = p * r + 4.1665795894e-2F;
+  p = p * r + 1.6666665459e-1F;
+  p = p * r + 5.0000001201e-1F;
+  p = p * (r * r) + (r + 1.0F);
+  I bits, exponent;
+  std::memcpy(&bits, &p, sizeof(V));
+  std::memcpy(&exponent, &shifted, sizeof(V));
+  bits += exponent << 23;
+  std::memcpy(&p, &bits, sizeof(V));
+  return p;
+}
+
+// exp for double, which only checks of gradients use: a lane at a time.
+template <int kLanes>
+MG2L_INLINE Vec<double, kLanes> exp_lanes(Vec<double, kLanes> x) {
+  for (int lane = 0; lane < kLanes; ++lane) x[lane] = std::exp(x[lane]);
+  return x;
+}
+
+// What a GELU (Hendrycks & Gimpel, 2016, arXiv:1606.08415) and its derivative are made of.
+template <typename V>
+struct Gelu {
+  V value, slope;
+};
+
+constexpr double kSqrtHalf = 0.70710678118654752;
+constexpr double kInvSqrt2Pi = 0.39894228040143268;
+constexpr double kSqrt2OverPi = 0.79788456080286536;
+constexpr double kTanhCubic = 0.044715;
+
+// x Phi(x). The upper tail of Phi comes from exp(-x^2 / 2), which the slope needs as well
+// (Abramowitz & Stegun, 7.1.26, absolute error below 1.5e-7).
+template <int kLanes>
+MG2L_INLINE Gelu<Vec<float, kLanes>> gelu_exact(const Vec<float, kLanes>& x) {
+  using V = Vec<float, kLanes>;
+  const V magnitude = x < 0.0F ? -x : x;
+  const V bell = exp_lanes<kLanes>(x * x * -0.5F);
+  const V t = 1.0F / (magnitude * float(0.3275911 * kSqrtHalf) + 1.0F);
+  V p = t * 0.5307027145F - 0.7265760135F;  // the published coefficients, halved
+  p = p * t + 0.7107068705F;
+  p = p * t - 0.142248368F;
+  p = p * t + 0.127414796F;
+  const V tail = p * t * bell;
+  const V phi = x < 0.0F ? tail : 1.0F - tail;
+  return {x * phi, phi + x * bell * float(kInvSqrt2Pi)};
+}
+
+template <int kLanes>
+MG2L_INLINE Gelu<Vec<double, kLanes>> gelu_exact(const Vec<double, kLanes>& x) {
+  Gelu<Vec<double, kLanes>> y;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const double phi = 0.5 * std::erfc(-x[lane] * kSqrtHalf);
+    y.value[lane] = x[lane] * phi;
+    y.slope[lane] = phi + x[lane] * std::exp(-0.5 * x[lane] * x[lane]) * kInvSqrt2Pi;
+  }
+  return y;
+}
+
+// 0.5 x (1 + tanh u) = x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3).
+template <int kLanes, typename scalar_t>
+MG2L_INLINE Gelu<Vec<scalar_t, kLanes>> gelu_tanh(const Vec<scalar_t, kLanes>& x) {
+  using V = Vec<scalar_t, kLanes>;
+  constexpr scalar_t kTwice = scalar_t(2 * kSqrt2OverPi);
+  const V square = x * x;
+  const V u2 = x * kTwice * (square * scalar_t(kTanhCubic) + scalar_t(1));
+  const V s = scalar_t(1) / (exp_lanes<kLanes>(-u2) + scalar_t(1));
+  const V du2 = kTwice * (square * scalar_t(3 * kTanhCubic) + scalar_t(1));
+  return {x * s, s + x * s * (scalar_t(1) - s) * du2};
+}
+
+}  // namespace mg2l
