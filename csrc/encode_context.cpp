@@ -87,13 +87,22 @@ struct Scratch {
 };
 
 // Copies a tile of transitions into scratch; rows past `count` keep older numbers that nobody uses.
+// Rows lie anywhere in memory: those of the tile after this one are asked for now, for all agents.
 template <typename input_t, typename scalar_t>
 MG2L_INLINE void gather(const EncodeArrays<input_t, scalar_t>& a, Scratch<scalar_t>& scratch,
                         int64_t context, int64_t agent, int64_t first, int64_t count) {
-  for (int64_t t = 0; t < count; ++t) {
-    if (first + t + kTile < a.sizes.transitions) {
-      __builtin_prefetch(a.row(context, first + t + kTile, agent));
+  constexpr int64_t kLine = 64 / sizeof(input_t);
+  const int64_t width = a.sizes.agents * a.sizes.features;
+  const int64_t rows = a.sizes.contexts * a.sizes.transitions;
+  const int64_t ahead = context * a.sizes.transitions + first + kTile;
+  if (agent == 0) {
+    for (int64_t at = ahead; at < std::min(ahead + count, rows); ++at) {
+      const input_t* row = a.context + (a.index ? a.index[at] : at) * width;
+      for (int64_t i = 0; i < width; i += kLine) __builtin_prefetch(row + i);
+      __builtin_prefetch(row + width - 1);
     }
+  }
+  for (int64_t t = 0; t < count; ++t) {
     const input_t* row = a.row(context, first + t, agent);
     scalar_t* to = scratch.inputs.data() + t * a.sizes.features;
     for (int64_t f = 0; f < a.sizes.features; ++f) to[f] = widen<scalar_t>(row[f]);
@@ -131,17 +140,31 @@ MG2L_INLINE void hidden_features(const Layer<scalar_t>& layer, const scalar_t* w
           sum[row][1] += x * w1;
         }
       }
-      for (int row = 0; row < kMicro; ++row) {
-#pragma GCC unroll 2
-        for (int v = 0; v < kPair; ++v) {
-          const int64_t at = (first + row) * padded + h + v * kLanes;
-          const Gelu<V> y =
-              kTanh ? gelu_tanh<kLanes, scalar_t>(sum[row][v]) : gelu_exact<kLanes>(sum[row][v]);
-          store(scratch.features.data() + at, y.value);
-          logit[row] += y.value * load<V>(query + h + v * kLanes);
+#pragma GCC unroll 3
+      for (int row = 0; row < kMicro; row += 2) {
+        constexpr int kCount = 2 * kPair;
+        const V x[kCount] = {sum[row][0], sum[row][1], sum[row + 1][0], sum[row + 1][1]};
+        V y[kCount], slope[kCount];
+        if constexpr (kTanh || kBackward) {
+#pragma GCC unroll 4
+          for (int i = 0; i < kCount; ++i) {
+            const Gelu<V> gelu =
+                kTanh ? gelu_tanh<kLanes, scalar_t>(x[i]) : gelu_exact<kLanes>(x[i]);
+            y[i] = gelu.value;
+            slope[i] = gelu.slope;
+          }
+        } else {
+          gelu_exact_values<kLanes>(x, y);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < kCount; ++i) {
+          const int64_t unit = h + i % kPair * kLanes;
+          const int64_t at = (first + row + i / kPair) * padded + unit;
+          store(scratch.features.data() + at, y[i]);
+          logit[row + i / kPair] += y[i] * load<V>(query + unit);
           if constexpr (kBackward) {
-            store(scratch.slopes.data() + at, y.slope);
-            aligned[row] += y.value * load<V>(grad + h + v * kLanes);
+            store(scratch.slopes.data() + at, slope[i]);
+            aligned[row + i / kPair] += y[i] * load<V>(grad + unit);
           }
         }
       }
@@ -161,7 +184,7 @@ MG2L_INLINE void exp_tile(scalar_t* x, scalar_t shift) {
   constexpr int kLanes = kBytes / sizeof(scalar_t);
   using V = Vec<scalar_t, kLanes>;
   for (int64_t t = 0; t < kTile; t += kLanes) {
-    store(x + t, exp_lanes<kLanes>(load<V>(x + t) - shift));
+    store(x + t, exp_lanes<kLanes>(load<V>(x + t) - splat<V>(shift)));
   }
 }
 
@@ -176,7 +199,7 @@ MG2L_INLINE void pool_tile(const scalar_t* features, const scalar_t* weights, in
     V sum[kBlock];
 #pragma GCC unroll 4
     for (int v = 0; v < kBlock; ++v) {
-      sum[v] = h + v * kLanes < padded ? load<V>(pooled + h + v * kLanes) * keep : V{};
+      sum[v] = h + v * kLanes < padded ? load<V>(pooled + h + v * kLanes) * splat<V>(keep) : V{};
     }
     if (h + kBlock * kLanes <= padded) {
       for (int64_t t = 0; t < count; ++t) {
@@ -190,7 +213,7 @@ MG2L_INLINE void pool_tile(const scalar_t* features, const scalar_t* weights, in
     } else {
       for (int v = 0; h + v * kLanes < padded; ++v) {
         for (int64_t t = 0; t < count; ++t) {
-          sum[v] += weights[t] * load<V>(features + t * padded + h + v * kLanes);
+          sum[v] += splat<V>(weights[t]) * load<V>(features + t * padded + h + v * kLanes);
         }
         store(pooled + h + v * kLanes, sum[v]);
       }
@@ -324,10 +347,10 @@ MG2L_INLINE void encode_one_backward(const EncodeArrays<input_t, scalar_t>& a,
       V bias_sum{}, query_sum{};
       for (int64_t t = 0; t < count; ++t) {
         scalar_t* slope = scratch.slopes.data() + t * padded + h;
-        const V x = (scratch.logits[t] * g + grad_logit[t] * q) * load<V>(slope);
+        const V x = (splat<V>(scratch.logits[t]) * g + splat<V>(grad_logit[t]) * q) * load<V>(slope);
         store(slope, x);
         bias_sum += x;
-        query_sum += grad_logit[t] * load<V>(scratch.features.data() + t * padded + h);
+        query_sum += splat<V>(grad_logit[t]) * load<V>(scratch.features.data() + t * padded + h);
       }
       store(sums.bias + h, load<V>(sums.bias + h) + bias_sum);
       store(sums.query + h, load<V>(sums.query + h) + query_sum);

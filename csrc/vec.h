@@ -44,9 +44,22 @@ MG2L_INLINE void store(scalar_t* to, const V& v) {
   std::memcpy(to, &v, sizeof(V));
 }
 
+// Through memory, which becomes one broadcast; `V{} + x` becomes an insertion per lane, because
+// the compiler takes it apart before it knows the instruction set.
 template <typename V, typename scalar_t>
 MG2L_INLINE V splat(scalar_t x) {
-  return V{} + x;
+  scalar_t lanes[sizeof(V) / sizeof(scalar_t)];
+  for (scalar_t& lane : lanes) lane = x;
+  return load<V>(lanes);
+}
+
+// A constant that the compiler reads again wherever it is used. Kept in a register it would cost
+// the loop around it an accumulator.
+template <typename V, typename scalar_t>
+MG2L_INLINE V reread(const scalar_t& constant) {
+  const scalar_t* from = &constant;
+  asm volatile("" : "+r"(from));
+  return splat<V>(*from);
 }
 
 // Sum of the lanes, in halves: the same for every instruction set of one width.
@@ -104,6 +117,64 @@ constexpr double kSqrtHalf = 0.70710678118654752;
 constexpr double kInvSqrt2Pi = 0.39894228040143268;
 constexpr double kSqrt2OverPi = 0.79788456080286536;
 constexpr double kTanhCubic = 0.044715;
+
+// Phi(x) - 1/2 = x P(x^2) / Q(x^2) on [-5.4, 5.4], fitted to 2e-8; constant beyond.
+inline constexpr float kPhiEnd = 5.4F, kPhiStart = -5.4F, kHalf = 0.5F;
+inline constexpr float kPhiP[] = {1.161013108e-10F, -2.225696019e-08F, 3.133493873e-06F,
+                                  1.589654418e-04F, 4.435081966e-03F,  3.478581904e-02F,
+                                  3.989421787e-01F};
+inline constexpr float kPhiQ[] = {5.867861762e-05F, 1.763635907e-03F, 2.843041924e-02F,
+                                  2.538600712e-01F, 1.0F};
+
+// coefficients[0] t^n + ... + coefficients[n] of several vectors, each coefficient read once.
+template <typename V, int kTerms, int kCount, typename scalar_t>
+MG2L_INLINE void polynomials(const scalar_t (&coefficients)[kTerms], const V (&t)[kCount],
+                             V (&value)[kCount]) {
+  const V lead = reread<V>(coefficients[0]);
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) value[i] = lead;
+#pragma GCC unroll 8
+  for (int term = 1; term < kTerms; ++term) {
+    const V coefficient = reread<V>(coefficients[term]);
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i) value[i] = value[i] * t[i] + coefficient;
+  }
+}
+
+// x Phi(x) alone, of an even number of vectors: two share a division.
+template <int kLanes, int kCount>
+MG2L_INLINE void gelu_exact_values(const Vec<float, kLanes> (&x)[kCount],
+                                   Vec<float, kLanes> (&y)[kCount]) {
+  using V = Vec<float, kLanes>;
+  static_assert(kCount % 2 == 0);
+  V bounded[kCount], t[kCount], p[kCount], q[kCount];
+  const V start = reread<V>(kPhiStart), end = reread<V>(kPhiEnd);
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) {
+    const V above = x[i] < start ? start : x[i];
+    bounded[i] = above > end ? end : above;
+    t[i] = bounded[i] * bounded[i];
+  }
+  polynomials(kPhiP, t, p);
+  polynomials(kPhiQ, t, q);
+  const V half = reread<V>(kHalf);
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; i += 2) {
+    const V inverse = 1.0F / (q[i] * q[i + 1]);
+    y[i] = x[i] * (bounded[i] * p[i] * (q[i + 1] * inverse) + half);
+    y[i + 1] = x[i + 1] * (bounded[i + 1] * p[i + 1] * (q[i] * inverse) + half);
+  }
+}
+
+template <int kLanes, int kCount>
+MG2L_INLINE void gelu_exact_values(const Vec<double, kLanes> (&x)[kCount],
+                                   Vec<double, kLanes> (&y)[kCount]) {
+  for (int i = 0; i < kCount; ++i) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      y[i][lane] = x[i][lane] * 0.5 * std::erfc(-x[i][lane] * kSqrtHalf);
+    }
+  }
+}
 
 // x Phi(x). The upper tail of Phi comes from exp(-x^2 / 2), which the slope needs as well
 // (Abramowitz & Stegun, 7.1.26, absolute error below 1.5e-7).
