@@ -224,7 +224,7 @@ MG2L_INLINE void pool_tile(const scalar_t* features, const scalar_t* weights, in
 // Online softmax over one agent's transitions of one context.
 template <int kBytes, bool kTanh, typename input_t, typename scalar_t>
 MG2L_INLINE void encode_one(const EncodeArrays<input_t, scalar_t>& a, Scratch<scalar_t>& scratch,
-                            int64_t context, int64_t agent, input_t* pooled, scalar_t* lse,
+                            int64_t context, int64_t agent, scalar_t* pooled, scalar_t* lse,
                             input_t* weights) {
   const Layer<scalar_t>& layer = *a.layer;
   const int64_t set = a.sizes.own_weights ? agent : 0, padded = layer.padded;
@@ -254,7 +254,7 @@ MG2L_INLINE void encode_one(const EncodeArrays<input_t, scalar_t>& a, Scratch<sc
   const int64_t pair = context * a.sizes.agents + agent;
   const scalar_t scale = scalar_t(1) / total;
   for (int64_t h = 0; h < layer.hidden; ++h) {
-    pooled[pair * layer.hidden + h] = narrow<input_t>(scratch.pooled[h] * scale);
+    pooled[pair * layer.hidden + h] = scratch.pooled[h] * scale;
   }
   lse[pair] = most + std::log(total);
   if (weights) {
@@ -347,7 +347,8 @@ MG2L_INLINE void encode_one_backward(const EncodeArrays<input_t, scalar_t>& a,
       V bias_sum{}, query_sum{};
       for (int64_t t = 0; t < count; ++t) {
         scalar_t* slope = scratch.slopes.data() + t * padded + h;
-        const V x = (splat<V>(scratch.logits[t]) * g + splat<V>(grad_logit[t]) * q) * load<V>(slope);
+        const V x =
+            (splat<V>(scratch.logits[t]) * g + splat<V>(grad_logit[t]) * q) * load<V>(slope);
         store(slope, x);
         bias_sum += x;
         query_sum += splat<V>(grad_logit[t]) * load<V>(scratch.features.data() + t * padded + h);
@@ -374,8 +375,8 @@ MG2L_INLINE void encode_one_backward(const EncodeArrays<input_t, scalar_t>& a,
 }
 
 template <typename input_t, typename scalar_t>
-void encode_context_kernel(const EncodeArrays<input_t, scalar_t>& a, input_t* pooled, scalar_t* lse,
-                           input_t* weights) {
+void encode_context_kernel(const EncodeArrays<input_t, scalar_t>& a, scalar_t* pooled,
+                           scalar_t* lse, input_t* weights) {
   torch::stable::parallel_for(
       0, a.sizes.contexts * a.sizes.agents, 1, [&](int64_t begin, int64_t end) {
         Scratch<scalar_t> scratch(*a.layer, false);
@@ -397,7 +398,7 @@ void encode_context_kernel(const EncodeArrays<input_t, scalar_t>& a, input_t* po
 // order, and the parts are added in order: the same however many threads there are.
 template <typename input_t, typename scalar_t>
 void encode_context_backward_kernel(const EncodeArrays<input_t, scalar_t>& a,
-                                    const input_t* grad_pooled, const input_t* pooled,
+                                    const scalar_t* grad_pooled, const scalar_t* pooled,
                                     const scalar_t* lse, input_t* grad_context,
                                     input_t* grad_weight, input_t* grad_bias, input_t* grad_query) {
   const Layer<scalar_t>& layer = *a.layer;
@@ -420,8 +421,8 @@ void encode_context_backward_kernel(const EncodeArrays<input_t, scalar_t>& a,
             const int64_t pair = context * agents + agent;
             scalar_t along = 0;
             for (int64_t h = 0; h < hidden; ++h) {
-              grad[h] = widen<scalar_t>(grad_pooled[pair * hidden + h]);
-              along += grad[h] * widen<scalar_t>(pooled[pair * hidden + h]);
+              grad[h] = grad_pooled[pair * hidden + h];
+              along += grad[h] * pooled[pair * hidden + h];
             }
             if (a.tanh_gelu) {
               encode_one_backward<bytes, true>(a, scratch, context, agent, grad.data(), along,
@@ -473,9 +474,10 @@ std::tuple<Tensor, Tensor, Tensor> encode_context_cpu(const Tensor& context_, co
                                                       bool tanh_gelu, bool return_weights) {
   const EncodeSizes sizes = check_encode_context(context_, weight_, bias_, query_, index_);
   const EncodeTensors tensors(context_, weight_, bias_, query_, index_);
-  Tensor pooled = torch::stable::new_empty(context_, {sizes.contexts, sizes.agents, sizes.hidden});
-  Tensor lse = torch::stable::new_empty(context_, {sizes.contexts, sizes.agents},
-                                        accumulated(context_.scalar_type()));
+  const ScalarType sums = accumulated(context_.scalar_type());
+  Tensor pooled =
+      torch::stable::new_empty(context_, {sizes.contexts, sizes.agents, sizes.hidden}, sums);
+  Tensor lse = torch::stable::new_empty(context_, {sizes.contexts, sizes.agents}, sums);
   Tensor weights = torch::stable::new_empty(
       context_,
       {return_weights ? sizes.contexts : 0, sizes.agents, return_weights ? sizes.transitions : 0});
@@ -488,7 +490,7 @@ std::tuple<Tensor, Tensor, Tensor> encode_context_cpu(const Tensor& context_, co
                                 data<input_t>(tensors.query));
     const EncodeArrays<input_t, scalar_t> arrays{sizes, data<input_t>(tensors.context), index,
                                                  &layer, tanh_gelu};
-    encode_context_kernel(arrays, data<input_t>(pooled), data<scalar_t>(lse),
+    encode_context_kernel(arrays, data<scalar_t>(pooled), data<scalar_t>(lse),
                           return_weights ? data<input_t>(weights) : nullptr);
   });
   return {pooled, lse, weights};
@@ -516,7 +518,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_context_backward_cpu(
                                                  data_or_null<int64_t>(tensors.index), &layer,
                                                  tanh_gelu};
     encode_context_backward_kernel(
-        arrays, data<input_t>(grad_pooled), data<input_t>(pooled), data<scalar_t>(lse),
+        arrays, data<scalar_t>(grad_pooled), data<scalar_t>(pooled), data<scalar_t>(lse),
         want_context ? data<input_t>(grad_context) : nullptr, data<input_t>(grad_weight),
         data<input_t>(grad_bias), data<input_t>(grad_query));
   });

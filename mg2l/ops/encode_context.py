@@ -65,11 +65,7 @@ def encode_context(
     pooled, _, weights = torch.ops.mg2l.encode_context.default(
         context, weight, bias, query, index, approximate == "tanh", return_weights
     )
-    return EncodedContext(pooled, weights if return_weights else None)
-
-
-def _accumulated(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype == torch.bfloat16 else dtype
+    return EncodedContext(pooled.to(context.dtype), weights if return_weights else None)
 
 
 @torch.library.register_fake("mg2l::encode_context")
@@ -84,9 +80,10 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     contexts, transitions = (context if index is None else index).shape[:2]
     agents, hidden = context.shape[-2], weight.shape[-2]
+    sums = torch.float32 if context.dtype == torch.bfloat16 else context.dtype
     return (
-        context.new_empty((contexts, agents, hidden)),
-        context.new_empty((contexts, agents), dtype=_accumulated(context.dtype)),
+        context.new_empty((contexts, agents, hidden), dtype=sums),
+        context.new_empty((contexts, agents), dtype=sums),
         context.new_empty((contexts, agents, transitions) if return_weights else (0, agents, 0)),
     )
 

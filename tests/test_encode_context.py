@@ -1,0 +1,284 @@
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mg2l.ops import encode_context, reference
+
+# (B, T, A, F, H): one of everything, whole and ragged tiles and vectors, the sizes of training.
+SIZES = [
+    (1, 1, 1, 1, 1),
+    (3, 48, 2, 6, 16),
+    (2, 100, 2, 23, 64),
+    (5, 131, 3, 7, 40),
+    (0, 4, 2, 3, 8),
+]
+TOLERANCE = {
+    torch.float32: {"rtol": 2e-5, "atol": 2e-6},
+    torch.float64: {"rtol": 1e-9, "atol": 1e-12},
+}
+
+
+def inputs(
+    size: tuple[int, int, int, int, int],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float64,
+    indexed: bool = True,
+    own: bool = False,
+    seed: int = 0,
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor | None]:
+    """Arguments of encode_context, and the index."""
+    contexts, transitions, agents, features, hidden = size
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=generator, dtype=torch.float64).to(device, dtype)
+
+    sets = (agents,) if own else ()
+    index = None
+    rows: tuple[int, ...] = (contexts, transitions)
+    if indexed:
+        rows = (77,)
+        index = torch.randint(77, (contexts, transitions), generator=generator).to(device)
+    weight = normal(*sets, hidden, features) / features**0.5
+    arguments = (normal(*rows, agents, features), weight, normal(*sets, hidden))
+    return (*arguments, normal(*sets, hidden)), index
+
+
+def gradients(function: Any, arguments: tuple[Tensor, ...], index: Tensor | None, **options: Any):
+    leaves = [a.detach().clone().requires_grad_() for a in arguments]
+    if index is not None:
+        leaves[0].requires_grad_(False)
+    pooled = function(*leaves, index=index, **options).pooled
+    cotangent = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(1)).to(pooled)
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    return torch.autograd.grad((pooled * cotangent).sum(), wanted)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("own", [False, True], ids=["shared weights", "own weights"])
+@pytest.mark.parametrize("indexed", [False, True], ids=["plain", "indexed"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_matches_reference(dtype, size, indexed, own, approximate, device):
+    arguments, index = inputs(size, device, dtype, indexed, own)
+    options: dict[str, Any] = {"index": index, "approximate": approximate, "return_weights": True}
+    result = encode_context(*arguments, **options)
+    expected = reference.encode_context(*arguments, **options)
+    torch.testing.assert_close(result.pooled, expected.pooled, **TOLERANCE[dtype])
+    torch.testing.assert_close(result.weights, expected.weights, **TOLERANCE[dtype])
+    if size[0] == 0:
+        return
+    ours = gradients(encode_context, arguments, index, approximate=approximate)
+    theirs = gradients(reference.encode_context, arguments, index, approximate=approximate)
+    for grad, wanted in zip(ours, theirs, strict=True):
+        # Sums over all transitions: what matters is the error next to the largest entry.
+        error = (grad - wanted).abs().max() / wanted.abs().max().clamp(min=0.1)
+        assert float(error) < (1e-4 if dtype == torch.float32 else 1e-9)
+
+
+def test_is_the_composition_of_the_layers_taken_literally():
+    """Every layer applied to every transition, with its bias, in float64."""
+    torch.manual_seed(0)
+    context = torch.randn(4, 30, 2, 5, dtype=torch.float64)
+    first, second = torch.nn.Linear(5, 8).double(), torch.nn.Linear(8, 6).double()
+    key, value = torch.nn.Linear(6, 6, bias=False).double(), torch.nn.Linear(6, 6).double()
+    output, query = torch.nn.Linear(6, 3).double(), torch.randn(6, dtype=torch.float64)
+
+    x = second(F.gelu(first(context)))
+    weights = torch.softmax(key(x) @ query / 6**0.5, 1)
+    literal = output((weights.unsqueeze(-1) * value(x)).sum(1))
+
+    folded = second.weight.t() @ (key.weight.t() @ query) / 6**0.5
+    result = encode_context(context, first.weight, first.bias, folded, return_weights=True)
+    torch.testing.assert_close(output(value(second(result.pooled))), literal)
+    torch.testing.assert_close(result.weights, weights.transpose(1, 2).detach())
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_gradcheck(indexed, own, approximate, device):
+    arguments, index = inputs((2, 5, 2, 3, 4), device, indexed=indexed, own=own)
+    leaves = [a.requires_grad_(i > 0 or not indexed) for i, a in enumerate(arguments)]
+
+    def pooled(*a: Tensor) -> Tensor:
+        return encode_context(*a, index=index, approximate=approximate).pooled  # type: ignore
+
+    assert torch.autograd.gradcheck(pooled, leaves)
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_opcheck(indexed, device):
+    arguments, index = inputs((2, 9, 2, 3, 4), device, torch.float32, indexed)
+    leaves = [a.requires_grad_(i > 0 or not indexed) for i, a in enumerate(arguments)]
+    torch.library.opcheck(
+        torch.ops.mg2l.encode_context.default, (*leaves, index, False, False), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+def test_gelu_and_softmax_over_their_whole_range(scale, device):
+    """Large logits must not overflow, large inputs must meet the tails of the GELU."""
+    (context, weight, bias, query), index = inputs((3, 60, 2, 4, 16), device, torch.float32)
+    arguments = (context * scale, weight, bias, query * scale)
+    result = encode_context(*arguments, index=index).pooled
+    wide = reference.encode_context(*(a.double() for a in arguments), index=index).pooled
+    assert bool(result.isfinite().all())
+    torch.testing.assert_close(result.double(), wide, rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_bfloat16_is_at_most_twice_as_far_off_as_torch(own, device):
+    arguments, index = inputs((6, 200, 2, 23, 64), device, torch.bfloat16, own=own)
+    wide = tuple(a.double() for a in arguments)
+    exact = reference.encode_context(*wide, index=index).pooled
+    ours = encode_context(*arguments, index=index).pooled
+    torchs = reference.encode_context(*arguments, index=index).pooled
+    assert ours.dtype == torch.bfloat16
+    assert float((ours - exact).abs().max()) <= 2 * float((torchs - exact).abs().max()) + 1e-5
+    for mine, plain, true in zip(
+        gradients(encode_context, arguments, index),
+        gradients(reference.encode_context, arguments, index),
+        gradients(reference.encode_context, wide, index),
+        strict=True,
+    ):
+        assert float((mine - true).abs().max()) <= 2 * float((plain - true).abs().max()) + 1e-5
+
+
+def test_results_do_not_depend_on_the_number_of_threads(threads):
+    arguments, index = inputs((9, 70, 2, 23, 64), dtype=torch.float32)
+    torch.set_num_threads(1)
+    alone = encode_context(*arguments, index=index).pooled
+    alone_gradients = gradients(encode_context, arguments, index)
+    torch.set_num_threads(3)
+    assert torch.equal(encode_context(*arguments, index=index).pooled, alone)
+    for ours, theirs in zip(
+        gradients(encode_context, arguments, index), alone_gradients, strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+CHECK_CAPABILITY = """
+import torch
+from test_encode_context import gradients, inputs
+from mg2l import _native
+from mg2l.ops import encode_context, reference
+arguments, index = inputs((3, 100, 2, 23, 40), dtype=torch.float32)
+ours = gradients(encode_context, arguments, index)
+theirs = gradients(reference.encode_context, arguments, index)
+for a, b in zip(ours, theirs, strict=True):
+    assert float((a - b).abs().max() / b.abs().max()) < 1e-4
+print(_native.cpu_build())
+"""
+
+
+@pytest.mark.parametrize(("capability", "text"), [("default", "baseline"), ("avx2", "")])
+def test_every_instruction_set_gives_the_same(capability, text):
+    environment = os.environ | {
+        "ATEN_CPU_CAPABILITY": capability,
+        "PYTHONPATH": os.path.dirname(__file__),
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", CHECK_CAPABILITY],
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert text in run.stdout
+
+
+CHECK_MEMORY = """
+import resource, sys, torch
+from mg2l.ops import encode_context
+torch.set_num_threads(2)
+transitions = int(sys.argv[1])
+context = torch.randn(4, transitions, 2, 16)
+weight, bias, query = (torch.randn(*s).requires_grad_() for s in ((256, 16), (256,), (256,)))
+def run(some):
+    encode_context(some, weight, bias, query).pooled.sum().backward()
+run(context[:, :64])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+run(context)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_length_of_a_context():
+    """Hidden features of T = 16,384 would take 128 MiB; peak memory of the process stays."""
+    run = subprocess.run(
+        [sys.executable, "-c", CHECK_MEMORY, "16384"], check=True, capture_output=True, text=True
+    )
+    assert int(run.stdout) < 4 * 1024  # KiB
+
+
+def test_rows_gathered_by_index_get_no_gradients(device):
+    (context, *rest), index = inputs((2, 5, 2, 3, 4), device)
+    with pytest.raises(RuntimeError, match="rows gathered by index get no gradients"):
+        encode_context(context.requires_grad_(), *rest, index=index)
+
+
+REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
+    "half": ({"context": torch.zeros(2, 5, 2, 3).half()}, "context must be float32, float64 or"),
+    "rank": ({"context": torch.zeros(5, 2, 3)}, r"context must have shape \[B, T, A, F\], got"),
+    "empty": ({"context": torch.zeros(2, 0, 2, 3)}, "a context must hold at least 1 transition"),
+    "weight rank": ({"weight": torch.zeros(4)}, r"weight must have shape \[H, F\] or"),
+    "weight width": (
+        {"weight": torch.zeros(4, 5)},
+        r"weight must have shape \[H, F\] = \[4, 3\], got \[4, 5\]",
+    ),
+    "weight agents": (
+        {"weight": torch.zeros(3, 4, 3)},
+        r"weight must have shape \[A, H, F\] = \[2, 4, 3\], got \[3, 4, 3\]",
+    ),
+    "weight dtype": ({"weight": torch.zeros(4, 3).double()}, "weight must be float32, got float64"),
+    "bias": ({"bias": torch.zeros(2, 4)}, r"bias must have shape \[H\] = \[4\], got \[2, 4\]"),
+    "query": ({"query": torch.zeros(5)}, r"query must have shape \[H\] = \[4\], got \[5\]"),
+    "index dtype": (
+        {"context": torch.zeros(9, 2, 3), "index": torch.zeros(2, 5, dtype=torch.int32)},
+        "index must be int64, got int32",
+    ),
+    "index rank": (
+        {"context": torch.zeros(9, 2, 3), "index": torch.zeros(5, dtype=torch.int64)},
+        r"index must have shape \[B, T\], got \[5\]",
+    ),
+    "rows rank": (
+        {"index": torch.zeros(2, 5, dtype=torch.int64)},
+        r"context must have shape \[R, A, F\] when index is given",
+    ),
+    "index too large": (
+        {"context": torch.zeros(9, 2, 3), "index": torch.full((2, 5), 9)},
+        r"index must be in \[0, R\) = \[0, 9\), got 9",
+    ),
+    "index negative": (
+        {"context": torch.zeros(9, 2, 3), "index": torch.full((2, 5), -1)},
+        r"index must be in \[0, R\) = \[0, 9\), got -1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refuses(case):
+    change, message = REFUSALS[case]
+    arguments: dict[str, Any] = {
+        "context": torch.zeros(2, 5, 2, 3),
+        "weight": torch.zeros(4, 3),
+        "bias": torch.zeros(4),
+        "query": torch.zeros(4),
+        **change,
+    }
+    with pytest.raises(RuntimeError, match=f"^encode_context: {message}"):
+        encode_context(**arguments)
+
+
+def test_refuses_an_unknown_gelu():
+    arguments, index = inputs((1, 2, 1, 3, 4))
+    with pytest.raises(ValueError, match="approximate must be 'none' or 'tanh', got 'erf'"):
+        encode_context(*arguments, index=index, approximate="erf")
