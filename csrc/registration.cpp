@@ -19,4 +19,10 @@ STABLE_TORCH_LIBRARY(mg2l, m) {
       "encode_context_backward(Tensor grad_pooled, Tensor context, Tensor weight, Tensor bias,"
       " Tensor query, Tensor? index, bool tanh_gelu, Tensor pooled, Tensor lse, bool want_context)"
       " -> (Tensor grad_context, Tensor grad_weight, Tensor grad_bias, Tensor grad_query)");
+  m.def(
+      "pia_pool(Tensor x, Tensor query, Tensor? mask=None, bool return_weights=False)"
+      " -> (Tensor pooled, Tensor lse, Tensor weights)");
+  m.def(
+      "pia_pool_backward(Tensor grad, Tensor x, Tensor query, Tensor? mask, Tensor pooled,"
+      " Tensor lse) -> (Tensor grad_x, Tensor grad_query)");
 }

@@ -6,9 +6,10 @@ in :mod:`mg2l.ops.reference`.
 
 from mg2l.ops.encode_context import encode_context
 from mg2l.ops.gae import GAE, gae
-from mg2l.ops.results import EncodedContext
+from mg2l.ops.pia_pool import pia_pool
+from mg2l.ops.results import EncodedContext, Pooled
 
-NAMES = ("gae", "encode_context")
+NAMES = ("gae", "encode_context", "pia_pool")
 """Every operator, as it is called here and in the dispatcher."""
 
-__all__ = ["GAE", "NAMES", "EncodedContext", "encode_context", "gae"]
+__all__ = ["GAE", "NAMES", "EncodedContext", "Pooled", "encode_context", "gae", "pia_pool"]

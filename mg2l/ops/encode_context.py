@@ -61,7 +61,7 @@ def encode_context(
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
     if index is not None and context.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError("encode_context: rows gathered by index get no gradients; detach context")
+        raise RuntimeError("encode_context: rows gathered by index get no gradients; detach them")
     pooled, _, weights = torch.ops.mg2l.encode_context.default(
         context, weight, bias, query, index, approximate == "tanh", return_weights
     )
