@@ -281,6 +281,10 @@ class Config(Section):
     n_training_threads: int = bounded(0, ge=0)
     """CPU threads of torch; 0 leaves torch's own choice."""
 
+    kernels: Literal["native", "torch"] = "native"
+    """Compiled operators, or their definitions in plain torch: the same training, to float
+    tolerance."""
+
     n_iters: int = bounded(1000, ge=1)
     """Iterations of the run."""
 

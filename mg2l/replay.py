@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """B contexts of T transitions, which may still lie where they were drawn from."""
+
+    rows: Tensor
+    """``[R, A, F]``, or ``[B, T, A, F]`` without an index."""
+
+    index: Tensor | None = None
+    """``[B, T]`` int64 into the rows."""
+
+    def gather(self) -> Tensor:
+        """The transitions, ``[B, T, A, F]``."""
+        return self.rows if self.index is None else self.rows[self.index]
+
+
+def as_context(context: Context | Tensor) -> Context:
+    """Transitions ``[B, T, A, F]`` as a context."""
+    return context if isinstance(context, Context) else Context(context)
 
 
 class ContextReplay:
@@ -54,7 +75,7 @@ class ContextReplay:
         self.data[task, int(self.added[task]) % self.data.shape[1]] = transitions
         self.added[task] += 1
 
-    def sample(self, tasks: Tensor, length: int, segments: int, generator: Any) -> Tensor:
+    def sample(self, tasks: Tensor, length: int, segments: int, generator: Any) -> Context:
         """Draw contexts with replacement.
 
         Args:
@@ -64,7 +85,7 @@ class ContextReplay:
             generator: source of randomness on the CPU.
 
         Returns:
-            ``[B, T, A, F]``.
+            Contexts ``[B, T, A, F]`` that still lie in the replay.
 
         Raises:
             ValueError: a task has no transitions yet.
@@ -80,7 +101,7 @@ class ContextReplay:
         segment = held.long().gather(1, which) + (tasks * slots).unsqueeze(1)
         step = torch.randint(steps, (batch, length), generator=generator)
         index = (segment * steps + step).to(self.data.device)
-        return self.data.flatten(0, 2)[index]
+        return Context(self.data.flatten(0, 2), index)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a continuation bit for bit needs; only what is held."""

@@ -18,7 +18,7 @@ SIZES = [
     (5, 131, 3, 7, 40),
     (0, 4, 2, 3, 8),
 ]
-TOLERANCE = {
+TOLERANCE: dict[torch.dtype, dict[str, Any]] = {
     torch.float32: {"rtol": 2e-5, "atol": 2e-6},
     torch.float64: {"rtol": 1e-9, "atol": 1e-12},
 }
@@ -50,7 +50,9 @@ def inputs(
     return (*arguments, normal(*sets, hidden)), index
 
 
-def gradients(function: Any, arguments: tuple[Tensor, ...], index: Tensor | None, **options: Any):
+def gradients(
+    function: Any, arguments: tuple[Tensor, ...], index: Tensor | None, **options: Any
+) -> tuple[Tensor, ...]:
     leaves = [a.detach().clone().requires_grad_() for a in arguments]
     if index is not None:
         leaves[0].requires_grad_(False)
@@ -108,7 +110,7 @@ def test_gradcheck(indexed, own, approximate, device):
     leaves = [a.requires_grad_(i > 0 or not indexed) for i, a in enumerate(arguments)]
 
     def pooled(*a: Tensor) -> Tensor:
-        return encode_context(*a, index=index, approximate=approximate).pooled  # type: ignore
+        return encode_context(*a, index=index, approximate=approximate).pooled
 
     assert torch.autograd.gradcheck(pooled, leaves)
 

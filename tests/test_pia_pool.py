@@ -16,7 +16,10 @@ SHAPES = [
     ((0, 3, 4), 1),
     ((2, 3, 2, 4, 5), 2),
 ]
-TOLERANCE = {torch.float32: {"rtol": 2e-5, "atol": 1e-5}, torch.float64: {}}
+TOLERANCE: dict[torch.dtype, dict[str, Any]] = {
+    torch.float32: {"rtol": 2e-5, "atol": 1e-5},
+    torch.float64: {},
+}
 
 
 def inputs(
@@ -59,7 +62,7 @@ def assert_same(arguments: tuple[Tensor, ...], options: dict[str, Any], dtype: t
     torch.testing.assert_close(result.pooled, expected.pooled, **TOLERANCE[dtype])
     torch.testing.assert_close(result.weights, expected.weights, **TOLERANCE[dtype])
     ours, theirs = (gradients(f, arguments, options) for f in (pia_pool, reference.pia_pool))
-    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {}
+    tolerance: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {}
     for grad, wanted in zip(ours, theirs, strict=True):
         torch.testing.assert_close(grad, wanted.nan_to_num(0), **tolerance)
 
@@ -169,6 +172,6 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_refuses(case):
     change, error, message = REFUSALS[case]
-    arguments = {"x": torch.zeros(2, 5, 3), "query": torch.zeros(1, 3), **change}
+    arguments: dict[str, Any] = {"x": torch.zeros(2, 5, 3), "query": torch.zeros(1, 3), **change}
     with pytest.raises(error, match=message):
         pia_pool(**arguments)

@@ -57,7 +57,7 @@ def test_a_context_is_of_its_task_and_of_what_is_held(segments):
     counts = [1, 3, SLOTS + 3]
     replay = filled(counts)
     tasks = torch.tensor([2, 0, 1, 1, 2, 0, 0, 2])
-    context = replay.sample(tasks, 300, segments, generator())
+    context = replay.sample(tasks, 300, segments, generator()).gather()
     assert context.shape == (len(tasks), 300, AGENTS, FEATURES)
     for row, task in zip(context, tasks.tolist(), strict=True):
         assert (row[..., 0] == task).all()
@@ -73,7 +73,7 @@ def test_a_context_is_of_its_task_and_of_what_is_held(segments):
 
 def test_segments_and_steps_are_drawn_evenly():
     replay = filled([SLOTS], tasks=1)
-    context = replay.sample(torch.zeros(20_000, dtype=torch.int64), 1, 1, generator())
+    context = replay.sample(torch.zeros(20_000, dtype=torch.int64), 1, 1, generator()).gather()
     cell = (context[:, 0, 0, 1] * SEGMENT + context[:, 0, 0, 2]).long()
     share = torch.bincount(cell, minlength=SLOTS * SEGMENT) / len(cell)
     torch.testing.assert_close(share, torch.full((SLOTS * SEGMENT,), 1 / 20), rtol=0, atol=0.008)
@@ -81,7 +81,7 @@ def test_segments_and_steps_are_drawn_evenly():
 
 def test_contexts_of_one_task_differ():
     replay = filled([SLOTS] * TASKS)
-    context = replay.sample(torch.zeros(2, dtype=torch.int64), 30, 2, generator())
+    context = replay.sample(torch.zeros(2, dtype=torch.int64), 30, 2, generator()).gather()
     assert not torch.equal(context[0], context[1])
 
 
@@ -89,9 +89,9 @@ def test_sampling_repeats_with_its_generator_and_leaves_the_data_alone():
     replay = filled([SLOTS] * TASKS)
     before = replay.data.clone()
     tasks = torch.tensor([0, 1, 2])
-    first, second = (replay.sample(tasks, 9, 2, generator(3)) for _ in range(2))
+    first, second = (replay.sample(tasks, 9, 2, generator(3)).gather() for _ in range(2))
     assert torch.equal(first, second)
-    assert not torch.equal(first, replay.sample(tasks, 9, 2, generator(4)))
+    assert not torch.equal(first, replay.sample(tasks, 9, 2, generator(4)).gather())
     first.zero_()
     assert torch.equal(replay.data, before)
 
@@ -107,7 +107,7 @@ def test_what_is_added_is_copied():
 def test_empty_tasks_are_named(counts, named):
     replay = filled(counts)
     with pytest.raises(ValueError, match=rf"tasks {named} have no transitions"):
-        replay.sample(torch.tensor([2, 0, 1, 0]), 3, 2, generator())
+        replay.sample(torch.tensor([2, 0, 1, 0]), 3, 2, generator()).gather()
     held = [task for task, count in enumerate(counts) if count]
     replay.sample(torch.tensor(held), 3, 2, generator())  # the others can be drawn from
 
@@ -122,7 +122,7 @@ def test_state_round_trip(counts):
         for one in (replay, other):
             one.add(task, segment(task, count))
     tasks = torch.tensor([0, 1, 2, 2, 1])
-    one, two = (r.sample(tasks, 40, 3, generator(1)) for r in (replay, other))
+    one, two = (r.sample(tasks, 40, 3, generator(1)).gather() for r in (replay, other))
     assert torch.equal(one, two)
     assert torch.equal(replay.sizes, other.sizes)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mg2l.replay import Context
+
 
 class NonFiniteLossError(RuntimeError):
     """A loss is NaN or infinite: the run cannot go on.
@@ -20,12 +22,16 @@ class NonFiniteLossError(RuntimeError):
         self.term, self.value, self.batch = term, value, batch
 
 
-def require_finite(term: str, value: Tensor, batch: dict[str, Tensor | None]) -> None:
+def require_finite(term: str, value: Tensor, batch: dict[str, Tensor | Context | None]) -> None:
     """Let a finite loss pass.
 
     Raises:
         NonFiniteLossError: an element of ``value`` is NaN or infinite.
     """
     if not bool(torch.isfinite(value).all()):
-        held = {name: x.detach() for name, x in batch.items() if x is not None}
+        held = {
+            name: (x.gather() if isinstance(x, Context) else x).detach()
+            for name, x in batch.items()
+            if x is not None
+        }
         raise NonFiniteLossError(term, value.detach(), held)

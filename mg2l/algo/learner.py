@@ -20,6 +20,7 @@ from mg2l.algo.rollout import Collector, Rollout
 from mg2l.config import Config
 from mg2l.envs import registry
 from mg2l.envs.base import VectorEnv
+from mg2l.ops import path
 
 LR_FLOOR = 0.05
 """Share of a learning rate that is left at the end of a run with linear decay."""
@@ -34,10 +35,12 @@ class Learner:
 
     Raises:
         ValueError: the agents' spaces differ, or the environment's spaces are not supported.
+        RuntimeError: the kernels of the configuration are not compiled for the device.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.config, self.device = config, device
+        self.path = path.choose(config.kernels, device)
         streams = np.random.SeedSequence(config.seed).spawn(4)
         env_seed, explore_seed, torch_seed = (int(s.generate_state(1)[0]) for s in streams[:3])
         self.rng = np.random.default_rng(streams[3])
@@ -64,6 +67,7 @@ class Learner:
             told.trained_by_critic(),
             told.optimiser,
             self.draws,
+            self.path,
         )
         self.collector = Collector(self.env, self.actor, device, self.noise)
         self.explorer: Collector | None = None
@@ -94,7 +98,14 @@ class Learner:
         if name == "oracle":
             return GivenTask(self.env.tasks.features, agents)
         return MG2L(
-            self.config, self.tasks, agents, observation, action_space, self.noise, self.draws
+            self.config,
+            self.tasks,
+            agents,
+            observation,
+            action_space,
+            self.noise,
+            self.draws,
+            self.path,
         )
 
     # The phases of an iteration, in the order of `mg2l.train`.

@@ -23,7 +23,8 @@ from mg2l.config import Config
 from mg2l.encoder.encoder import TaskEncoder
 from mg2l.encoder.gaussian import Gaussian
 from mg2l.encoder.objective import Objective
-from mg2l.replay import ContextReplay
+from mg2l.ops.path import Path
+from mg2l.replay import Context, ContextReplay
 
 _DRIFT_CONTEXTS = 16
 
@@ -39,6 +40,7 @@ class MG2L(TaskInference):
         action_space: of every agent; discrete actions enter a transition one-hot.
         noise: source of representations' noise, on the device.
         draws: source of contexts, on the CPU.
+        path: operators to compute with.
     """
 
     explores = True
@@ -54,6 +56,7 @@ class MG2L(TaskInference):
         action_space: spaces.Space[Any],
         noise: torch.Generator,
         draws: torch.Generator,
+        path: Path,
     ) -> None:
         super().__init__()
         self.options, self.rollout = config.encoder, config.rollout
@@ -67,7 +70,7 @@ class MG2L(TaskInference):
         self.actor_width = self.critic_width = self.options.context_dim
 
         device = noise.device
-        self.encoder = TaskEncoder(self.options, agents, width).to(device)
+        self.encoder = TaskEncoder(self.options, agents, width, path).to(device)
         self.objective = Objective(self.options, tasks, self.encoder, noise).to(device)
         self.target: TaskEncoder | None = None
         if self.options.target_decay > 0:
@@ -93,8 +96,8 @@ class MG2L(TaskInference):
     def _told(self, q: Gaussian) -> Tensor:
         return q.sample(self.noise) if self.rollout.act_on == "sample" else q.mean
 
-    def contexts(self, tasks: Tensor) -> Tensor:
-        """Contexts of the tasks ``[B]`` from the replay: ``[B, T, A, F]``."""
+    def contexts(self, tasks: Tensor) -> Context:
+        """Contexts of the tasks ``[B]``, ``[B, T, A, F]``, in the replay."""
         return self.replay.sample(
             tasks, self.options.ae_batch_size, self.options.context_episodes, self.draws
         )
@@ -213,7 +216,11 @@ class MG2L(TaskInference):
         keys = self.contexts(self.objective.key_tasks(tasks)) if self.objective.needs_keys else None
         metrics: dict[str, Tensor]
         loss, metrics = self.objective(queries, tasks, keys, self.acting)
-        batch = {"queries": queries, "tasks": tasks, "keys": keys}
+        batch: dict[str, Tensor | Context | None] = {
+            "queries": queries,
+            "tasks": tasks,
+            "keys": keys,
+        }
         require_finite("loss/encoder", loss, batch)
         self.optimiser.zero_grad()
         loss.backward()
@@ -260,7 +267,7 @@ class MG2L(TaskInference):
 class _Inferred(TaskForCritic):
     """Encoded anew each time it is asked for, so that the value loss reaches the encoder."""
 
-    def __init__(self, inference: MG2L, context: Tensor) -> None:
+    def __init__(self, inference: MG2L, context: Context) -> None:
         self.inference, self.context = inference, context
 
     def __call__(self) -> Tensor:

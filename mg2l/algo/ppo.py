@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mg2l import ops
 from mg2l.algo.finite import require_finite
 from mg2l.algo.inference import TaskForCritic
 from mg2l.algo.policy import Actor, Critic
 from mg2l.algo.rollout import Rollout
 from mg2l.config import PolicyConfig, PPOConfig
+from mg2l.ops.path import Path
 
 
 @dataclass
@@ -88,6 +88,7 @@ class PPO:
         encoder_parameters: trained by the value loss too; their optimiser is ``encoder_optimiser``.
         encoder_optimiser: steps together with the critic's; None when nothing is to be trained.
         generator: source of minibatch permutations.
+        path: operators to compute with.
     """
 
     def __init__(
@@ -99,7 +100,9 @@ class PPO:
         encoder_parameters: list[nn.Parameter],
         encoder_optimiser: torch.optim.Optimizer | None,
         generator: torch.Generator,
+        path: Path,
     ) -> None:
+        self.path = path
         self.config, self.policy, self.actor, self.critic = config, policy, actor, critic
         self.encoder_parameters = encoder_parameters
         self.encoder_optimiser = encoder_optimiser
@@ -150,7 +153,7 @@ class PPO:
         mean = std = None
         if normaliser is not None:
             mean, std = (x.expand(agents).contiguous() for x in (normaliser.mean, normaliser.std))
-        result = ops.gae(
+        result = self.path.gae(
             rollout.rewards,
             values.movedim(0, -1),
             terminated,

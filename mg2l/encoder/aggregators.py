@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mg2l.ops.path import NATIVE, Path
+
 
 class PIAHead(nn.Module):
     """Permutation-invariant attention head: one learned query shared by all inputs.
@@ -24,12 +26,28 @@ class PIAHead(nn.Module):
     ``pool`` the same holds for a linear layer before the head.
     """
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, path: Path = NATIVE) -> None:
         super().__init__()
+        self.path = path
         self.query = nn.Parameter(torch.randn(inputs))
         self.key = nn.Linear(inputs, inputs, bias=False)
         self.value = nn.Linear(inputs, inputs)
         self.output = nn.Linear(inputs, outputs)
+
+    def folded_query(self, before: nn.Linear | None = None) -> Tensor:
+        """``q`` with ``W_k``, the scale and a linear layer ``before`` the head folded in, ``[in]``.
+
+        The bias of ``before`` shifts all logits alike, and drops out.
+        """
+        query = self.key.weight.t() @ self.query / math.sqrt(len(self.query))
+        return query if before is None else before.weight.t() @ query
+
+    def read_out(self, pooled: Tensor, before: nn.Linear | None = None) -> Tensor:
+        """All linear layers after pooling: ``[*, in] -> [*, out]``."""
+        if before is not None:
+            pooled = before(pooled)
+        read: Tensor = self.output(self.value(pooled))
+        return read
 
     def pool(self, hidden: Tensor, before: nn.Linear | None = None) -> tuple[Tensor, Tensor]:
         """Pool ``x_t = before(h_t)`` without forming it.
@@ -39,19 +57,16 @@ class PIAHead(nn.Module):
             before: linear layer between ``hidden`` and the head's inputs; None if there is none.
 
         Returns:
-            ``[*, out]`` and the weights ``[*, T]``, which sum to 1.
+            ``[*, out]`` and, without gradients, the weights ``[*, T]``, which sum to 1.
         """
-        scores = self.key.weight.t() @ self.query / math.sqrt(len(self.query))
-        if before is not None:
-            scores = before.weight.t() @ scores  # the bias shifts all logits alike
-        weights = torch.softmax(hidden @ scores, -1)
-        pooled = (weights.unsqueeze(-2) @ hidden).squeeze(-2)
-        if before is not None:
-            pooled = before(pooled)
-        return self.output(self.value(pooled)), weights
+        query = self.folded_query(before).unsqueeze(0)
+        pooled, weights = self.path.pia_pool(hidden, query, return_weights=True)
+        assert weights is not None
+        return self.read_out(pooled.squeeze(-2), before), weights.squeeze(-2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pool(x)[0]
+        query = self.folded_query().unsqueeze(0)
+        return self.read_out(self.path.pia_pool(x, query).pooled.squeeze(-2))
 
 
 class AttentionBlock(nn.Module):

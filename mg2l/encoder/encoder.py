@@ -20,6 +20,8 @@ from mg2l.encoder.aggregators import (
     Transformer,
 )
 from mg2l.encoder.gaussian import STD_FLOOR, Gaussian
+from mg2l.ops.path import NATIVE, Path
+from mg2l.replay import Context, as_context
 
 
 class Encoding(NamedTuple):
@@ -79,8 +81,9 @@ class TransitionAggregator(nn.Module):
     Shared by all agents; no agent's transitions reach another agent's ``x^i``.
     """
 
-    def __init__(self, config: EncoderConfig, transition: int) -> None:
+    def __init__(self, config: EncoderConfig, transition: int, path: Path = NATIVE) -> None:
         super().__init__()
+        self.path = path
         width = config.context_dim
         sizes = [transition, *config.hidden_sizes_mlp]
         self.moments = TransitionMoments(transition)
@@ -92,7 +95,7 @@ class TransitionAggregator(nn.Module):
             self.blocks = nn.Sequential(
                 *(AttentionBlock(width, config.n_heads) for _ in range(config.n_blocks))
             )
-            self.aggregate = PIAHead(width, width)
+            self.aggregate = PIAHead(width, width, path)
         elif config.aggregator == "transformer":
             self.aggregate = Transformer(width, width, config.n_heads, max(config.n_blocks, 1))
         elif config.aggregator == "rnn":
@@ -102,32 +105,54 @@ class TransitionAggregator(nn.Module):
         else:
             self.aggregate = Mean(width, width)
 
-    def forward(self, context: Tensor) -> Tensor:
-        """``context``: ``[B, T, A, F]``; returns ``x``: ``[B, A, D]``."""
-        hidden = self._hidden(context)
-        if isinstance(self.aggregate, PIAHead) and len(self.blocks) == 0:
-            return self.aggregate.pool(hidden, self.output)[0]
-        x: Tensor = self.aggregate(self.blocks(self.output(hidden)))
+    def forward(self, context: Context | Tensor) -> Tensor:
+        """``context``: B contexts; returns ``x``: ``[B, A, D]``."""
+        head = self.aggregate
+        if isinstance(head, PIAHead) and len(self.blocks) == 0:
+            return head.read_out(self._pool(context, False)[0], self.output)
+        x: Tensor = head(self.blocks(self.output(self._hidden(context))))
         return x
 
-    def _hidden(self, context: Tensor) -> Tensor:
+    def _pool(self, context: Context | Tensor, weights: bool) -> tuple[Tensor, Tensor | None]:
+        """Hidden features pooled by the attention head, ``[B, A, H]``, and its weights."""
+        assert isinstance(self.aggregate, PIAHead)
+        query = self.aggregate.folded_query(self.output)
+        if len(self.layers) > 1:
+            hidden = self._hidden(context)
+            pooled, found = self.path.pia_pool(hidden, query.unsqueeze(0), return_weights=weights)
+            return pooled.squeeze(-2), None if found is None else found.squeeze(-2)
+        drawn = as_context(context)
+        weight, bias = self._first()
+        return self.path.encode_context(
+            drawn.rows, weight, bias, query, index=drawn.index, return_weights=weights
+        )
+
+    def _first(self) -> tuple[Tensor, Tensor]:
+        """First layer, on transitions as they are."""
+        first = self.layers[0]
+        assert isinstance(first, nn.Linear)
+        return self.moments.fold(first.weight, first.bias)
+
+    def _hidden(self, context: Context | Tensor) -> Tensor:
         """Hidden features ``[B, A, T, H]`` of standardised transitions."""
-        first, *others = (layer for layer in self.layers if isinstance(layer, nn.Linear))
-        hidden = F.gelu(F.linear(context, *self.moments.fold(first.weight, first.bias)))
-        for layer in others:
+        hidden = F.gelu(F.linear(as_context(context).gather(), *self._first()))
+        for layer in list(self.layers)[1:]:
             hidden = F.gelu(layer(hidden))
         return hidden.transpose(1, 2)
 
-    def priorities(self, context: Tensor) -> Tensor:
-        """How much each transition says of the task: ``[B, T, A, F] -> [B, A, T]``, summing to 1.
+    def priorities(self, context: Context | Tensor) -> Tensor:
+        """How much each transition says of the task: B contexts -> ``[B, A, T]``, summing to 1.
 
         Raises:
             ValueError: the aggregator has no attention head.
         """
         if not isinstance(self.aggregate, PIAHead):
             raise ValueError("priorities need aggregator 'pia'")
-        x = self.blocks(self.output(self._hidden(context)))
-        return self.aggregate.pool(x)[1]
+        if len(self.blocks) > 0:
+            return self.aggregate.pool(self.blocks(self.output(self._hidden(context))))[1]
+        weights = self._pool(context, True)[1]
+        assert weights is not None
+        return weights
 
 
 class LocalInference(nn.Module):
@@ -158,21 +183,24 @@ class TaskEncoder(nn.Module):
         config: sizes and aggregator.
         agents: A.
         transition: width F of a transition ``(o, a, r, o')``.
+        path: operators to compute with.
     """
 
-    def __init__(self, config: EncoderConfig, agents: int, transition: int) -> None:
+    def __init__(
+        self, config: EncoderConfig, agents: int, transition: int, path: Path = NATIVE
+    ) -> None:
         super().__init__()
         self.config = config
-        self.aggregator = TransitionAggregator(config, transition)
-        self.over_agents = PIAHead(config.context_dim, 2 * config.context_dim)
+        self.aggregator = TransitionAggregator(config, transition, path)
+        self.over_agents = PIAHead(config.context_dim, 2 * config.context_dim, path)
         self.local = LocalInference(config, agents)
 
-    def forward(self, context: Tensor) -> Encoding:
-        """``context``: ``[B, T, A, F]`` float32."""
+    def forward(self, context: Context | Tensor) -> Encoding:
+        """``context``: B contexts, as drawn from a replay or ``[B, T, A, F]`` float32."""
         x = self.aggregator(context)
         return Encoding(self._gaussian(self.over_agents(x)), self._gaussian(self.local(x)))
 
-    def infer_task(self, context: Tensor) -> Gaussian:
+    def infer_task(self, context: Context | Tensor) -> Gaussian:
         """The global representation alone, ``[B, D]``."""
         return self._gaussian(self.over_agents(self.aggregator(context)))
 

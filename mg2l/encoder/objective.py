@@ -9,6 +9,7 @@ from mg2l.config import EncoderConfig
 from mg2l.encoder.encoder import Encoding, TaskEncoder
 from mg2l.encoder.gaussian import Gaussian, kl_between, kl_to_standard
 from mg2l.encoder.losses import InfoNCE, info_nce, leave_one_out, pair_scores
+from mg2l.replay import Context
 
 
 class Objective(nn.Module):
@@ -45,7 +46,11 @@ class Objective(nn.Module):
         return every if self.config.negatives == "shared" else every.repeat(len(tasks))
 
     def forward(
-        self, queries: Tensor, tasks: Tensor, keys: Tensor | None, key_encoder: TaskEncoder
+        self,
+        queries: Context | Tensor,
+        tasks: Tensor,
+        keys: Context | Tensor | None,
+        key_encoder: TaskEncoder,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics.
 
@@ -61,7 +66,7 @@ class Objective(nn.Module):
         if keys is not None:
             with torch.set_grad_enabled(key_encoder is self.encoder):
                 key = key_encoder(keys)
-        positive = tasks.to(queries.device)
+        positive = tasks.to(query.task.mean.device)
         z = self._pick(query.task)
         bound = info_nce(self._scores(z, self._global_keys(key)), positive)
         kl = kl_to_standard(self._spread(query.task)).mean()
