@@ -175,7 +175,7 @@ class EncoderConfig(Section):
     context_dim: int = bounded(16, ge=1)
     """Width D of a task representation."""
 
-    hidden_sizes_mlp: list[int] = bounded([64], ge=1)  # noqa: RUF009
+    hidden_sizes_mlp: list[int] = bounded([64, 64], ge=1)  # noqa: RUF009
     """Hidden layers of the transition encoder and of the local inference networks."""
 
     aggregator: Literal["pia", "transformer", "rnn", "gaussian_product", "mean"] = "pia"
@@ -238,10 +238,20 @@ class EncoderConfig(Section):
     """The value loss also trains transition encoder, aggregation and global inference."""
 
     ae_batch_size: int = bounded(100, ge=1)
-    """Transitions in a context."""
+    """Transitions in a context from which actors and critics are told of the task."""
 
     context_episodes: int = bounded(10, ge=1)
-    """Episodes that a context's transitions are drawn from."""
+    """Episodes that the transitions of such a context are drawn from."""
+
+    update_contexts: int = bounded(160, ge=1)
+    """Contexts that an encoder update learns from."""
+
+    update_transitions: int = bounded(10, ge=1)
+    """Transitions in a context that an encoder update learns from. Short ones must be recognised by
+    what single transitions say, long ones can be by the average layout of their episodes."""
+
+    update_episodes: int = bounded(1, ge=1)
+    """Episodes that the transitions of such a context are drawn from."""
 
     ae_updates_per_iter: int = bounded(50, ge=0)
     """Encoder updates per iteration."""

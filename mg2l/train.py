@@ -42,7 +42,7 @@ def iterate(learner: Learner, iteration: int) -> dict[str, Any]:
     rollout = learner.collect(tasks)
     metrics |= learner.update_policy(rollout, tasks)
     if (iteration + 1) % config.encoder.train_ae_interval == 0:
-        metrics |= learner.update_inference(tasks)
+        metrics |= learner.update_inference()
     if (iteration + 1) % config.rollout.sample_ae_interval == 0:
         metrics |= learner.explore()
     metrics |= returns_of(rollout, tasks) | learner.take_times()

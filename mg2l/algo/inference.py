@@ -64,8 +64,8 @@ class TaskInference(nn.Module):
     def prepare(self) -> None:
         """Train on the first exploration rollouts, before any policy acts on what is inferred."""
 
-    def update(self, tasks: np.ndarray) -> dict[str, Any]:
-        """Train on the tasks ``[N]`` of this iteration; returns metrics."""
+    def update(self) -> dict[str, Any]:
+        """Train on the replay; returns metrics."""
         return {}
 
     def buffers_state(self) -> dict[str, Any]:

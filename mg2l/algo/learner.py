@@ -166,10 +166,10 @@ class Learner:
             metrics = self.ppo.update(self.ppo.prepare(rollout, told), tell)
             return {name: float(value) for name, value in metrics.items()}
 
-    def update_inference(self, tasks: np.ndarray) -> dict[str, Any]:
+    def update_inference(self) -> dict[str, Any]:
         """Global and local losses of the task encoder."""
         with self.timed("encoder"):
-            return self.inference.update(tasks)
+            return self.inference.update()
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

@@ -102,6 +102,13 @@ class MG2L(TaskInference):
             tasks, self.options.ae_batch_size, self.options.context_episodes, self.draws
         )
 
+    def _short_contexts(self, tasks: Tensor) -> Context:
+        """Contexts that the encoder is trained on."""
+        options = self.options
+        return self.replay.sample(
+            tasks, options.update_transitions, options.update_episodes, self.draws
+        )
+
     @torch.no_grad()
     def tell_actors(self, tasks: np.ndarray, steps: int) -> Tensor:
         rows = steps if self.rollout.context_refresh == "step" else 1
@@ -197,23 +204,27 @@ class MG2L(TaskInference):
     # Training.
 
     def prepare(self) -> None:
-        every = torch.arange(self.tasks)
-        queries = every.repeat(-(-self.rollout.n_rollout_threads // self.tasks))
         for _ in range(self.options.n_init_updates):
-            self._update_once(queries)
+            self._update_once()
 
-    def update(self, tasks: np.ndarray) -> dict[str, Any]:
+    def update(self) -> dict[str, Any]:
         totals: dict[str, Tensor] = {}
         updates = self.options.ae_updates_per_iter
         for _ in range(updates):
-            for name, value in self._update_once(torch.as_tensor(tasks)).items():
+            for name, value in self._update_once().items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()
         metrics: dict[str, Any] = {name: float(total / updates) for name, total in totals.items()}
         return metrics | self._measure()
 
-    def _update_once(self, tasks: Tensor) -> dict[str, Tensor]:
-        queries = self.contexts(tasks)
-        keys = self.contexts(self.objective.key_tasks(tasks)) if self.objective.needs_keys else None
+    def _update_once(self) -> dict[str, Tensor]:
+        # Every task as often as any other, or as many tasks as there are contexts.
+        count = self.options.update_contexts
+        tasks = torch.randperm(self.tasks, generator=self.draws).repeat(-(-count // self.tasks))
+        tasks = tasks[:count]
+        queries = self._short_contexts(tasks)
+        keys: Context | None = None
+        if self.objective.needs_keys:
+            keys = self._short_contexts(self.objective.key_tasks(tasks))
         metrics: dict[str, Tensor]
         loss, metrics = self.objective(queries, tasks, keys, self.acting)
         batch: dict[str, Tensor | Context | None] = {
