@@ -3,36 +3,40 @@
 #pragma once
 
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "checks.h"
 #include "tensors.h"
 
 namespace mg2l {
 
-// Sizes of a call. `rows` is the number of rows `[A, F]` that `context` holds.
+// Sizes of a call. `rows` is the number of rows `[A, F]` that `context` holds, `units` the width of
+// every hidden layer.
 struct EncodeSizes {
-  int64_t contexts, transitions, agents, features, hidden, rows;
+  int64_t contexts, transitions, agents, features, rows;
+  Sizes units;
   bool own_weights;  // per agent
 
   // Sets of weights: one per agent, or one for all.
   int64_t weight_sets() const { return own_weights ? agents : 1; }
 };
 
-inline EncodeSizes check_encode_context(const Tensor& context, const Tensor& weight,
-                                        const Tensor& bias, const Tensor& query,
+inline EncodeSizes check_encode_context(const Tensor& context, const std::vector<Tensor>& weights,
+                                        const std::vector<Tensor>& biases, const Tensor& query,
                                         const std::optional<Tensor>& index) {
   constexpr const char* op = "encode_context";
   const ScalarType dtype = context.scalar_type();
   MG2L_CHECK(
       dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16,
       op, ": context must be float32, float64 or bfloat16, got ", to_text(dtype));
+  MG2L_CHECK(!weights.empty() && weights.size() == biases.size(), op,
+             ": weights and biases must hold one tensor for each of at least one layer, got ",
+             weights.size(), " and ", biases.size());
   const auto like_context = [&](const char* name, const Tensor& tensor) {
     check_dtype(op, name, tensor, dtype);
     check_same_device(op, name, tensor, "context", context);
   };
-  like_context("weight", weight);
-  like_context("bias", bias);
-  like_context("query", query);
 
   EncodeSizes sizes{};
   const Sizes given = sizes_of(context);
@@ -56,15 +60,31 @@ inline EncodeSizes check_encode_context(const Tensor& context, const Tensor& wei
   MG2L_CHECK(sizes.transitions >= 1, op, ": a context must hold at least 1 transition, got 0");
   sizes.agents = given[given.size() - 2];
   sizes.features = given.back();
-  sizes.own_weights = weight.dim() == 3;
-  MG2L_CHECK(weight.dim() == 2 || weight.dim() == 3, op,
-             ": weight must have shape [H, F] or [A, H, F], got ", to_text(sizes_of(weight)));
-  sizes.hidden = weight.size(weight.dim() - 2);
-  Sizes expected{sizes.hidden, sizes.features};
-  if (sizes.own_weights) expected.insert(expected.begin(), sizes.agents);
-  check_sizes(op, "weight", weight, expected, sizes.own_weights ? "[A, H, F]" : "[H, F]");
-  expected.pop_back();
-  check_sizes(op, "bias", bias, expected, sizes.own_weights ? "[A, H]" : "[H]");
+  sizes.own_weights = weights[0].dim() == 3;
+  Sizes expected;
+  if (sizes.own_weights) expected.push_back(sizes.agents);
+  int64_t inputs = sizes.features;
+  for (size_t l = 0; l < weights.size(); ++l) {
+    const std::string at = "[" + std::to_string(l) + "]";
+    const std::string weight_name = "weights" + at, bias_name = "biases" + at;
+    like_context(weight_name.c_str(), weights[l]);
+    like_context(bias_name.c_str(), biases[l]);
+    MG2L_CHECK(weights[l].dim() == 2 || weights[l].dim() == 3, op, ": ", weight_name,
+               " must have shape [H, F] or [A, H, F], got ", to_text(sizes_of(weights[l])));
+    const int64_t units = weights[l].size(weights[l].dim() - 2);
+    MG2L_CHECK(units >= 1, op, ": ", weight_name, " must have at least 1 hidden unit, got 0");
+    expected.push_back(units);
+    expected.push_back(inputs);
+    check_sizes(op, weight_name.c_str(), weights[l], expected,
+                sizes.own_weights ? "[A, H, F]" : "[H, F]");
+    expected.pop_back();
+    check_sizes(op, bias_name.c_str(), biases[l], expected, sizes.own_weights ? "[A, H]" : "[H]");
+    expected.pop_back();
+    sizes.units.push_back(units);
+    inputs = units;
+  }
+  expected.push_back(inputs);
+  like_context("query", query);
   check_sizes(op, "query", query, expected, sizes.own_weights ? "[A, H]" : "[H]");
   return sizes;
 }
@@ -76,15 +96,16 @@ inline ScalarType accumulated(ScalarType dtype) {
 
 // Arguments, contiguous.
 struct EncodeTensors {
-  Tensor context, weight, bias, query;
+  Tensor context, query;
+  std::vector<Tensor> weights, biases;
   std::optional<Tensor> index;
 
-  EncodeTensors(const Tensor& context_, const Tensor& weight_, const Tensor& bias_,
-                const Tensor& query_, const std::optional<Tensor>& index_)
-      : context(as_contiguous(context_)),
-        weight(as_contiguous(weight_)),
-        bias(as_contiguous(bias_)),
-        query(as_contiguous(query_)) {
+  EncodeTensors(const Tensor& context_, const std::vector<Tensor>& weights_,
+                const std::vector<Tensor>& biases_, const Tensor& query_,
+                const std::optional<Tensor>& index_)
+      : context(as_contiguous(context_)), query(as_contiguous(query_)) {
+    for (const Tensor& weight : weights_) weights.push_back(as_contiguous(weight));
+    for (const Tensor& bias : biases_) biases.push_back(as_contiguous(bias));
     if (index_) index = as_contiguous(*index_);
   }
 };

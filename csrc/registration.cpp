@@ -11,14 +11,16 @@ STABLE_TORCH_LIBRARY(mg2l, m) {
       "gae_backward(Tensor grad_advantages, Tensor grad_returns, Tensor terminated,"
       " Tensor truncated, float gamma, float gae_lambda, bool has_final_values)"
       " -> (Tensor grad_rewards, Tensor grad_values, Tensor grad_final_values)");
+  // No defaults: arguments that equal them would be dropped before autograd sees the lists.
   m.def(
-      "encode_context(Tensor context, Tensor weight, Tensor bias, Tensor query,"
-      " Tensor? index=None, bool tanh_gelu=False, bool return_weights=False)"
-      " -> (Tensor pooled, Tensor lse, Tensor weights)");
+      "encode_context(Tensor context, Tensor[] weights, Tensor[] biases, Tensor query,"
+      " Tensor? index, bool tanh_gelu, bool return_weights)"
+      " -> (Tensor pooled, Tensor lse, Tensor pooling)");
   m.def(
-      "encode_context_backward(Tensor grad_pooled, Tensor context, Tensor weight, Tensor bias,"
+      "encode_context_backward(Tensor grad_pooled, Tensor context, Tensor[] weights, Tensor[] "
+      "biases,"
       " Tensor query, Tensor? index, bool tanh_gelu, Tensor pooled, Tensor lse, bool want_context)"
-      " -> (Tensor grad_context, Tensor grad_weight, Tensor grad_bias, Tensor grad_query)");
+      " -> (Tensor grad_context, Tensor[] grad_weights, Tensor[] grad_biases, Tensor grad_query)");
   m.def(
       "pia_pool(Tensor x, Tensor query, Tensor? mask=None, bool return_weights=False)"
       " -> (Tensor pooled, Tensor lse, Tensor weights)");

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mg2l.ops import encode_context, reference
+from mg2l.ops import EncodedContext, encode_context, reference
 
 # (B, T, A, F, H): one of everything, whole and ragged tiles and vectors, the sizes of training.
 SIZES = [
@@ -25,15 +25,15 @@ TOLERANCE: dict[torch.dtype, dict[str, Any]] = {
 
 
 def inputs(
-    size: tuple[int, int, int, int, int],
+    size: tuple[int, ...],
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float64,
     indexed: bool = True,
     own: bool = False,
     seed: int = 0,
-) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor | None]:
-    """Arguments of encode_context, and the index."""
-    contexts, transitions, agents, features, hidden = size
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """Context, query and every layer's weight and bias, for `call`; and the index."""
+    contexts, transitions, agents, features, *hidden = size
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*sizes: int) -> Tensor:
@@ -45,9 +45,18 @@ def inputs(
     if indexed:
         rows = (77,)
         index = torch.randint(77, (contexts, transitions), generator=generator).to(device)
-    weight = normal(*sets, hidden, features) / features**0.5
-    arguments = (normal(*rows, agents, features), weight, normal(*sets, hidden))
-    return (*arguments, normal(*sets, hidden)), index
+    arguments = [normal(*rows, agents, features), normal(*sets, hidden[-1])]
+    for units in hidden:
+        arguments += [normal(*sets, units, features) / features**0.5, normal(*sets, units)]
+        features = units
+    return tuple(arguments), index
+
+
+def call(function: Any, arguments: tuple[Tensor, ...], **options: Any) -> EncodedContext:
+    """An operator on what `inputs` gives."""
+    context, query, *layers = arguments
+    result: EncodedContext = function(context, layers[::2], layers[1::2], query, **options)
+    return result
 
 
 def gradients(
@@ -56,7 +65,7 @@ def gradients(
     leaves = [a.detach().clone().requires_grad_() for a in arguments]
     if index is not None:
         leaves[0].requires_grad_(False)
-    pooled = function(*leaves, index=index, **options).pooled
+    pooled = call(function, tuple(leaves), index=index, **options).pooled
     cotangent = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(1)).to(pooled)
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     return torch.autograd.grad((pooled * cotangent).sum(), wanted)
@@ -70,8 +79,8 @@ def gradients(
 def test_matches_reference(dtype, size, indexed, own, approximate, device):
     arguments, index = inputs(size, device, dtype, indexed, own)
     options: dict[str, Any] = {"index": index, "approximate": approximate, "return_weights": True}
-    result = encode_context(*arguments, **options)
-    expected = reference.encode_context(*arguments, **options)
+    result = call(encode_context, arguments, **options)
+    expected = call(reference.encode_context, arguments, **options)
     torch.testing.assert_close(result.pooled, expected.pooled, **TOLERANCE[dtype])
     torch.testing.assert_close(result.weights, expected.weights, **TOLERANCE[dtype])
     if size[0] == 0:
@@ -97,7 +106,7 @@ def test_is_the_composition_of_the_layers_taken_literally():
     literal = output((weights.unsqueeze(-1) * value(x)).sum(1))
 
     folded = second.weight.t() @ (key.weight.t() @ query) / 6**0.5
-    result = encode_context(context, first.weight, first.bias, folded, return_weights=True)
+    result = encode_context(context, [first.weight], [first.bias], folded, return_weights=True)
     torch.testing.assert_close(output(value(second(result.pooled))), literal)
     torch.testing.assert_close(result.weights, weights.transpose(1, 2).detach())
 
@@ -106,31 +115,35 @@ def test_is_the_composition_of_the_layers_taken_literally():
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("indexed", [False, True])
 def test_gradcheck(indexed, own, approximate, device):
-    arguments, index = inputs((2, 5, 2, 3, 4), device, indexed=indexed, own=own)
+    arguments, index = inputs((2, 5, 2, 3, 4, 5), device, indexed=indexed, own=own)
     leaves = [a.requires_grad_(i > 0 or not indexed) for i, a in enumerate(arguments)]
 
     def pooled(*a: Tensor) -> Tensor:
-        return encode_context(*a, index=index, approximate=approximate).pooled
+        return call(encode_context, a, index=index, approximate=approximate).pooled
 
     assert torch.autograd.gradcheck(pooled, leaves)
 
 
 @pytest.mark.parametrize("indexed", [False, True])
 def test_opcheck(indexed, device):
-    arguments, index = inputs((2, 9, 2, 3, 4), device, torch.float32, indexed)
+    arguments, index = inputs((2, 9, 2, 3, 4, 5), device, torch.float32, indexed)
     leaves = [a.requires_grad_(i > 0 or not indexed) for i, a in enumerate(arguments)]
     torch.library.opcheck(
-        torch.ops.mg2l.encode_context.default, (*leaves, index, False, False), rtol=1e-4, atol=1e-5
+        torch.ops.mg2l.encode_context.default,
+        (leaves[0], leaves[2::2], leaves[3::2], leaves[1], index, False, False),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
 def test_gelu_and_softmax_over_their_whole_range(scale, device):
     """Large logits must not overflow, large inputs must meet the tails of the GELU."""
-    (context, weight, bias, query), index = inputs((3, 60, 2, 4, 16), device, torch.float32)
-    arguments = (context * scale, weight, bias, query * scale)
-    result = encode_context(*arguments, index=index).pooled
-    wide = reference.encode_context(*(a.double() for a in arguments), index=index).pooled
+    (context, query, *layers), index = inputs((3, 60, 2, 4, 16), device, torch.float32)
+    arguments = (context * scale, query * scale, *layers)
+    result = call(encode_context, arguments, index=index).pooled
+    double = tuple(a.double() for a in arguments)
+    wide = call(reference.encode_context, double, index=index).pooled
     assert bool(result.isfinite().all())
     torch.testing.assert_close(result.double(), wide, rtol=1e-4, atol=1e-5 * scale)
 
@@ -139,9 +152,9 @@ def test_gelu_and_softmax_over_their_whole_range(scale, device):
 def test_bfloat16_is_at_most_twice_as_far_off_as_torch(own, device):
     arguments, index = inputs((6, 200, 2, 23, 64), device, torch.bfloat16, own=own)
     wide = tuple(a.double() for a in arguments)
-    exact = reference.encode_context(*wide, index=index).pooled
-    ours = encode_context(*arguments, index=index).pooled
-    torchs = reference.encode_context(*arguments, index=index).pooled
+    exact = call(reference.encode_context, wide, index=index).pooled
+    ours = call(encode_context, arguments, index=index).pooled
+    torchs = call(reference.encode_context, arguments, index=index).pooled
     assert ours.dtype == torch.bfloat16
     assert float((ours - exact).abs().max()) <= 2 * float((torchs - exact).abs().max()) + 1e-5
     for mine, plain, true in zip(
@@ -154,12 +167,12 @@ def test_bfloat16_is_at_most_twice_as_far_off_as_torch(own, device):
 
 
 def test_results_do_not_depend_on_the_number_of_threads(threads):
-    arguments, index = inputs((9, 70, 2, 23, 64), dtype=torch.float32)
+    arguments, index = inputs((9, 70, 2, 23, 64, 64), dtype=torch.float32)
     torch.set_num_threads(1)
-    alone = encode_context(*arguments, index=index).pooled
+    alone = call(encode_context, arguments, index=index).pooled
     alone_gradients = gradients(encode_context, arguments, index)
     torch.set_num_threads(3)
-    assert torch.equal(encode_context(*arguments, index=index).pooled, alone)
+    assert torch.equal(call(encode_context, arguments, index=index).pooled, alone)
     for ours, theirs in zip(
         gradients(encode_context, arguments, index), alone_gradients, strict=True
     ):
@@ -171,7 +184,7 @@ import torch
 from test_encode_context import gradients, inputs
 from mg2l import _native
 from mg2l.ops import encode_context, reference
-arguments, index = inputs((3, 100, 2, 23, 40), dtype=torch.float32)
+arguments, index = inputs((3, 100, 2, 23, 40, 24), dtype=torch.float32)
 ours = gradients(encode_context, arguments, index)
 theirs = gradients(reference.encode_context, arguments, index)
 for a, b in zip(ours, theirs, strict=True):
@@ -205,7 +218,7 @@ transitions = int(sys.argv[1])
 context = torch.randn(4, transitions, 2, 16)
 weight, bias, query = (torch.randn(*s).requires_grad_() for s in ((256, 16), (256,), (256,)))
 def run(some):
-    encode_context(some, weight, bias, query).pooled.sum().backward()
+    encode_context(some, [weight], [bias], query).pooled.sum().backward()
 run(context[:, :64])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 run(context)
@@ -222,26 +235,38 @@ def test_memory_does_not_grow_with_the_length_of_a_context():
 
 
 def test_rows_gathered_by_index_get_no_gradients(device):
-    (context, *rest), index = inputs((2, 5, 2, 3, 4), device)
+    arguments, index = inputs((2, 5, 2, 3, 4), device)
+    arguments[0].requires_grad_()
     with pytest.raises(RuntimeError, match="rows gathered by index get no gradients"):
-        encode_context(context.requires_grad_(), *rest, index=index)
+        call(encode_context, arguments, index=index)
 
 
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "half": ({"context": torch.zeros(2, 5, 2, 3).half()}, "context must be float32, float64 or"),
     "rank": ({"context": torch.zeros(5, 2, 3)}, r"context must have shape \[B, T, A, F\], got"),
     "empty": ({"context": torch.zeros(2, 0, 2, 3)}, "a context must hold at least 1 transition"),
-    "weight rank": ({"weight": torch.zeros(4)}, r"weight must have shape \[H, F\] or"),
+    "weight rank": ({"weights": [torch.zeros(4)]}, r"weights\[0\] must have shape \[H, F\] or"),
     "weight width": (
-        {"weight": torch.zeros(4, 5)},
-        r"weight must have shape \[H, F\] = \[4, 3\], got \[4, 5\]",
+        {"weights": [torch.zeros(4, 5)]},
+        r"weights\[0\] must have shape \[H, F\] = \[4, 3\], got \[4, 5\]",
     ),
     "weight agents": (
-        {"weight": torch.zeros(3, 4, 3)},
-        r"weight must have shape \[A, H, F\] = \[2, 4, 3\], got \[3, 4, 3\]",
+        {"weights": [torch.zeros(3, 4, 3)]},
+        r"weights\[0\] must have shape \[A, H, F\] = \[2, 4, 3\], got \[3, 4, 3\]",
     ),
-    "weight dtype": ({"weight": torch.zeros(4, 3).double()}, "weight must be float32, got float64"),
-    "bias": ({"bias": torch.zeros(2, 4)}, r"bias must have shape \[H\] = \[4\], got \[2, 4\]"),
+    "weight dtype": (
+        {"weights": [torch.zeros(4, 3).double()]},
+        r"weights\[0\] must be float32, got float64",
+    ),
+    "bias": (
+        {"biases": [torch.zeros(2, 4)]},
+        r"biases\[0\] must have shape \[H\] = \[4\], got \[2, 4\]",
+    ),
+    "layers": ({"biases": []}, "weights and biases must hold one tensor for each of at least one"),
+    "second layer": (
+        {"weights": [torch.zeros(4, 3), torch.zeros(4, 5)], "biases": [torch.zeros(4)] * 2},
+        r"weights\[1\] must have shape \[H, F\] = \[4, 4\], got \[4, 5\]",
+    ),
     "query": ({"query": torch.zeros(5)}, r"query must have shape \[H\] = \[4\], got \[5\]"),
     "index dtype": (
         {"context": torch.zeros(9, 2, 3), "index": torch.zeros(2, 5, dtype=torch.int32)},
@@ -271,8 +296,8 @@ def test_refuses(case):
     change, message = REFUSALS[case]
     arguments: dict[str, Any] = {
         "context": torch.zeros(2, 5, 2, 3),
-        "weight": torch.zeros(4, 3),
-        "bias": torch.zeros(4),
+        "weights": [torch.zeros(4, 3)],
+        "biases": [torch.zeros(4)],
         "query": torch.zeros(4),
         **change,
     }
@@ -283,4 +308,4 @@ def test_refuses(case):
 def test_refuses_an_unknown_gelu():
     arguments, index = inputs((1, 2, 1, 3, 4))
     with pytest.raises(ValueError, match="approximate must be 'none' or 'tanh', got 'erf'"):
-        encode_context(*arguments, index=index, approximate="erf")
+        call(encode_context, arguments, index=index, approximate="erf")

@@ -21,6 +21,7 @@ from mg2l.encoder.aggregators import (
 )
 from mg2l.encoder.gaussian import STD_FLOOR, Gaussian
 from mg2l.ops.path import NATIVE, Path
+from mg2l.ops.results import EncodedContext
 from mg2l.replay import Context, as_context
 
 
@@ -109,35 +110,33 @@ class TransitionAggregator(nn.Module):
         """``context``: B contexts; returns ``x``: ``[B, A, D]``."""
         head = self.aggregate
         if isinstance(head, PIAHead) and len(self.blocks) == 0:
-            return head.read_out(self._pool(context, False)[0], self.output)
+            return head.read_out(self._pool(context, False).pooled, self.output)
         x: Tensor = head(self.blocks(self.output(self._hidden(context))))
         return x
 
-    def _pool(self, context: Context | Tensor, weights: bool) -> tuple[Tensor, Tensor | None]:
+    def _pool(self, context: Context | Tensor, weights: bool) -> EncodedContext:
         """Hidden features pooled by the attention head, ``[B, A, H]``, and its weights."""
         assert isinstance(self.aggregate, PIAHead)
-        query = self.aggregate.folded_query(self.output)
-        if len(self.layers) > 1:
-            hidden = self._hidden(context)
-            pooled, found = self.path.pia_pool(hidden, query.unsqueeze(0), return_weights=weights)
-            return pooled.squeeze(-2), None if found is None else found.squeeze(-2)
-        drawn = as_context(context)
-        weight, bias = self._first()
+        drawn, layers = as_context(context), self._layers()
         return self.path.encode_context(
-            drawn.rows, weight, bias, query, index=drawn.index, return_weights=weights
+            drawn.rows,
+            [weight for weight, _ in layers],
+            [bias for _, bias in layers],
+            self.aggregate.folded_query(self.output),
+            index=drawn.index,
+            return_weights=weights,
         )
 
-    def _first(self) -> tuple[Tensor, Tensor]:
-        """First layer, on transitions as they are."""
-        first = self.layers[0]
-        assert isinstance(first, nn.Linear)
-        return self.moments.fold(first.weight, first.bias)
+    def _layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of every hidden layer, the first one on transitions as they are."""
+        layers = [(x.weight, x.bias) for x in self.layers if isinstance(x, nn.Linear)]
+        return [self.moments.fold(*layers[0]), *layers[1:]]
 
     def _hidden(self, context: Context | Tensor) -> Tensor:
         """Hidden features ``[B, A, T, H]`` of standardised transitions."""
-        hidden = F.gelu(F.linear(as_context(context).gather(), *self._first()))
-        for layer in list(self.layers)[1:]:
-            hidden = F.gelu(layer(hidden))
+        hidden = as_context(context).gather()
+        for weight, bias in self._layers():
+            hidden = F.gelu(F.linear(hidden, weight, bias))
         return hidden.transpose(1, 2)
 
     def priorities(self, context: Context | Tensor) -> Tensor:
@@ -150,7 +149,7 @@ class TransitionAggregator(nn.Module):
             raise ValueError("priorities need aggregator 'pia'")
         if len(self.blocks) > 0:
             return self.aggregate.pool(self.blocks(self.output(self._hidden(context))))[1]
-        weights = self._pool(context, True)[1]
+        weights = self._pool(context, True).weights
         assert weights is not None
         return weights
 

@@ -6,6 +6,7 @@ Same arguments and results as the functions of :mod:`mg2l.ops`, none of the chec
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -50,8 +51,8 @@ def gae(
 
 def encode_context(
     context: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
     query: Tensor,
     *,
     index: Tensor | None = None,
@@ -59,17 +60,18 @@ def encode_context(
     return_weights: bool = False,
 ) -> EncodedContext:
     """See :func:`mg2l.ops.encode_context`."""
-    if index is not None:
-        context = context[index]
-    agents, hidden = context.shape[2], weight.shape[-2]
-    weight = weight.expand(agents, hidden, -1)
-    bias, query = bias.expand(agents, hidden), query.expand(agents, hidden)
-    inputs = torch.einsum("btaf,ahf->bath", context, weight) + bias.unsqueeze(1)
-    features = F.gelu(inputs, approximate=approximate)
-    logits = torch.einsum("bath,ah->bat", features, query)
-    weights = logits.softmax(-1)
-    pooled = torch.einsum("bat,bath->bah", weights, features)
-    return EncodedContext(pooled, weights.detach() if return_weights else None)
+    features = context if index is None else context[index]
+    agents = features.shape[2]
+    for weight, bias in zip(weights, biases, strict=True):
+        if weight.dim() == 2:
+            features = F.linear(features, weight, bias)
+        else:
+            features = torch.einsum("btaf,ahf->btah", features, weight) + bias
+        features = F.gelu(features, approximate=approximate)
+    logits = torch.einsum("btah,ah->bat", features, query.expand(agents, -1))
+    pooling = logits.softmax(-1)
+    pooled = torch.einsum("bat,btah->bah", pooling, features)
+    return EncodedContext(pooled, pooling.detach() if return_weights else None)
 
 
 def pia_pool(
