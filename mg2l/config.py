@@ -293,7 +293,7 @@ class Config(Section):
 
     kernels: Literal["native", "torch"] = "native"
     """Compiled operators, or their definitions in plain torch: the same training, to float
-    tolerance."""
+    tolerance. An operator that is not compiled for the device is computed in plain torch."""
 
     n_iters: int = bounded(1000, ge=1)
     """Iterations of the run."""

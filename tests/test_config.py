@@ -418,9 +418,9 @@ def test_help_names_everything(capsys):
 
 
 def test_help_shows_what_the_chosen_files_set():
-    hunting = cli.help_text(["--env=mpe-hunting"])
-    assert "ae_batch_size  int in [1, inf), default 100, here 32" in hunting
-    assert "ae_batch_size  int in [1, inf), default 100\n" in cli.help_text([])
+    paper = cli.help_text(["--algo=mg2l-paper"])
+    assert "update_transitions  int in [1, inf), default 10, here 100" in paper
+    assert "update_transitions  int in [1, inf), default 10\n" in cli.help_text([])
 
 
 def test_the_module_refuses_with_status_2():

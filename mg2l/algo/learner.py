@@ -35,7 +35,6 @@ class Learner:
 
     Raises:
         ValueError: the agents' spaces differ, or the environment's spaces are not supported.
-        RuntimeError: the kernels of the configuration are not compiled for the device.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:

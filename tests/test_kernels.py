@@ -1,0 +1,57 @@
+"""The choice between compiled operators and their definitions, for a whole run."""
+
+import pytest
+import torch
+from method_helpers import TINY
+
+from mg2l import loading, ops
+from mg2l.algo.learner import Learner
+from mg2l.ops import path
+from mg2l.train import iterate
+
+
+def metrics(kernels: str, hidden: list[int]) -> list[dict[str, float]]:
+    """Three iterations of a small run, flat."""
+    schema = loading.Schema("mpe-spread")
+    values = {**TINY, "kernels": kernels, "hidden_sizes_mlp": hidden, "n_iters": 3}
+    learner = Learner(schema.build(schema.flatten(values)), torch.device("cpu"))
+    learner.prepare()
+    learner.take_times()
+    rows = [iterate(learner, iteration) for iteration in range(3)]
+    learner.close()
+    flat = []
+    for row in rows:
+        row = {k: v for k, v in row.items() if not k.startswith(("time/", "env_steps_per_s"))}
+        flat.append({k: v for k, v in row.items() if isinstance(v, (int, float))})
+    return flat
+
+
+@pytest.mark.parametrize("hidden", [[16], [16, 12]], ids=str)
+def test_both_paths_give_the_same_training(hidden):
+    native, plain = metrics("native", hidden), metrics("torch", hidden)
+    for ours, theirs in zip(native, plain, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert len(ours) > 20
+        for name, value in ours.items():
+            assert value == pytest.approx(theirs[name], rel=2e-2, abs=2e-3), name
+
+
+def test_the_native_path_is_native_on_the_cpu(capsys):
+    assert path.choose("native", torch.device("cpu")) == path.NATIVE
+    assert capsys.readouterr().out == ""
+    assert path.choose("torch", torch.device("cpu")) == path.TORCH
+
+
+def test_what_is_not_compiled_for_a_device_is_computed_in_torch_and_said(capsys):
+    chosen = path.choose("native", torch.device("xpu"))
+    assert chosen == path.TORCH
+    said = "not compiled for xpu, computed in plain torch: encode_context, gae, pia_pool\n"
+    assert capsys.readouterr().out == said
+
+
+def test_every_operator_is_on_both_paths_and_in_the_dispatcher():
+    assert set(path.Path._fields) == set(ops.NAMES)
+    for name in ops.NAMES:
+        assert hasattr(torch.ops.mg2l, name)
+        assert getattr(path.NATIVE, name) is getattr(ops, name)
+        assert getattr(path.TORCH, name).__name__ == name
