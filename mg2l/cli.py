@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import itertools
 import json
+import os
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -200,7 +201,10 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
         found = read(argv)
         if found is not None:
             return found
-        print(help_text(argv))
+        try:
+            print(help_text(argv), flush=True)
+        except BrokenPipeError:  # whoever reads it has seen enough, as in `--help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(0)
 
 

@@ -6,6 +6,7 @@ on what it infers; PPO of all agents; encoder updates; from time to time, explor
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -101,20 +102,34 @@ def saving_what_is_not_finite(iteration: int, folder: RunFolder) -> Iterator[Non
         raise
 
 
+def begin(
+    config: Config, options: cli.Options, folder: RunFolder, device: torch.device
+) -> tuple[Learner, int]:
+    """The learner of a run, ready for its next iteration, and how many are done."""
+    learner = Learner(config, device)
+    start = restore(learner, folder, options.resume_previous) if options.resume else 0
+    if start == 0:
+        if config.load_model:
+            template = learner.networks()
+            learner.load_networks(checkpoint.load_networks(config.load_model_path, template))
+        if learner.inference.explores:
+            print("exploring, and first encoder updates, before iteration 1", flush=True)
+        with saving_what_is_not_finite(0, folder):
+            learner.prepare()
+    return learner, start
+
+
 def train(config: Config, options: cli.Options) -> int:
     """Run to the end, or to where it is asked to stop; returns the exit status."""
     if config.n_training_threads:
         torch.set_num_threads(config.n_training_threads)
     device = select_device(config.gpu_id)
-    with RunFolder.open(config, options) as folder, GracefulStop() as stop:
-        learner = Learner(config, device)
-        start = restore(learner, folder, options.resume_previous) if options.resume else 0
-        if start == 0:
-            if config.load_model:
-                template = learner.networks()
-                learner.load_networks(checkpoint.load_networks(config.load_model_path, template))
-            with saving_what_is_not_finite(0, folder):
-                learner.prepare()
+    with RunFolder.open(config, options) as folder:
+        try:
+            learner, start = begin(config, options, folder, device)
+        except KeyboardInterrupt:
+            print(f"\nstopped before training; go on with --resume={folder.path}", flush=True)
+            return 128 + signal.SIGINT
         log = MetricsLogger(
             folder.path,
             start=start,
@@ -123,7 +138,7 @@ def train(config: Config, options: cli.Options) -> int:
             config=flat(config),
         )
         progress = RunProgress(config.n_iters, start, config.log_interval)
-        with log, progress:
+        with log, progress, GracefulStop() as stop:
             progress.note(f"{options.algo} on {options.env}, {device}: {folder.path}")
             for iteration in range(start, config.n_iters):
                 with saving_what_is_not_finite(iteration + 1, folder):
@@ -151,6 +166,8 @@ def main() -> None:
             status = train(config, options)
     except NonFiniteError as error:
         cli.abort(str(error), status=1)
+    except KeyboardInterrupt:
+        cli.abort("interrupted", status=128 + signal.SIGINT)
     sys.exit(status)
 
 

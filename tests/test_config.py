@@ -463,3 +463,10 @@ def test_resume_refuses_what_would_change_the_run(capsys, run):
     assert "did you mean 'gamma'" in refusal(capsys, f"--resume={path}", "gama=0.8")
     (path / "environment.json").write_text("{")
     assert "environment.json: cannot be read" in refusal(capsys, f"--resume={path}")
+
+
+def test_help_into_a_pipe_that_is_closed_early():
+    command = f"{sys.executable} -m mg2l.train --help | head -n 1"
+    run = subprocess.run(command, shell=True, check=False, capture_output=True, text=True)
+    assert run.stdout.startswith("python -m mg2l.train")
+    assert run.stderr == ""

@@ -158,3 +158,18 @@ def test_a_damaged_checkpoint_and_the_one_before_it(reference, tmp_path):
     assert f"iteration {ITERATIONS - 2}/{ITERATIONS}" in out
     assert f"iteration {ITERATIONS - 3}/{ITERATIONS}" not in out
     assert rows(tmp_path) == expected
+
+
+def test_ctrl_c_before_the_first_iteration_stops_at_once_and_the_run_can_begin(tmp_path):
+    small = [word for word in SMALL if not word.startswith(("n_iters=", "n_init_updates="))]
+    words = ["--algo=mg2l", *small, "n_iters=1", "n_init_updates=2000"]
+    process = start(*words, f"main_save_path={tmp_path}")
+    assert process.stdout is not None
+    while "before iteration 1" not in process.stdout.readline():
+        assert process.poll() is None
+    time.sleep(0.3)  # somewhere in the exploration or the 2,000 updates after it
+    process.send_signal(signal.SIGINT)
+    out, _ = finish(process, 130)
+    assert "stopped before training; go on with --resume=" in out
+    finish(start(f"--resume={run_folder(tmp_path)}"))
+    assert len(read_metrics(run_folder(tmp_path) / "metrics.jsonl")) == 1
