@@ -115,12 +115,13 @@ class VectorEnv(ABC):
 
     @abstractmethod
     def reset(
-        self, seed: int | None = None, task_ids: ArrayLike | None = None
+        self, seed: int | Sequence[int] | None = None, task_ids: ArrayLike | None = None
     ) -> tuple[FloatArray, Info]:
         """Begin a new episode in every copy.
 
         Args:
-            seed: seeds everything that is random, each copy with a stream of its own; ``None``
+            seed: seeds everything that is random, each copy with a stream of its own; or one seed
+                for each of the N copies: copies of equal seeds see the same randomness. ``None``
                 goes on with the streams as they are.
             task_ids: ``[N]`` int, the task of each copy; ``None`` keeps the tasks.
 
@@ -129,7 +130,8 @@ class VectorEnv(ABC):
             and ``active`` as in ``step``.
 
         Raises:
-            ValueError: ``task_ids`` is not ``[N]`` or names a task that does not exist.
+            ValueError: ``task_ids`` is not ``[N]`` or names a task that does not exist, or there
+                are neither one seed nor N.
         """
 
     @abstractmethod
@@ -180,14 +182,25 @@ class Streams:
     Copy ``i`` draws from child ``i`` of the seed, whatever the number of copies.
     """
 
-    def __init__(self, count: int, seed: int) -> None:
+    def __init__(self, count: int, seed: int | Sequence[int]) -> None:
         self.generators: list[np.random.Generator] = []
         self.count = count
         self.seed(seed)
 
-    def seed(self, seed: int) -> None:
-        """Start every stream anew."""
-        children = np.random.SeedSequence(seed).spawn(self.count)
+    def seed(self, seed: int | Sequence[int]) -> None:
+        """Start every stream anew, from one seed or from a seed for each.
+
+        Raises:
+            ValueError: there are neither one seed nor as many as streams.
+        """
+        if np.ndim(seed) == 0:
+            children = np.random.SeedSequence(seed).spawn(self.count)
+        elif np.shape(seed) == (self.count,):
+            children = [np.random.SeedSequence(int(s)) for s in np.asarray(seed)]
+        else:
+            raise ValueError(
+                f"seed must be one or {self.count} integers, got shape {np.shape(seed)}"
+            )
         self.generators = [np.random.Generator(np.random.PCG64(child)) for child in children]
 
     def state(self) -> NDArray[np.int64]:

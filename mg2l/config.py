@@ -24,6 +24,11 @@ class RolloutConfig(Section):
     n_ae_rollout_threads: int = bounded(4, ge=1)
     """Environment copies of an exploration rollout, whose transitions fill the context replay."""
 
+    paired_exploration: bool = True
+    """Explore in groups of one episode per task with one seed and one draw from the prior, so that
+    only what the tasks change tells their episodes apart. Else an encoder can learn by heart which
+    starting positions it has seen with which task."""
+
     n_init_rollouts: int = bounded(5, ge=1)
     """Exploration rollouts before the first iteration."""
 
@@ -175,7 +180,7 @@ class EncoderConfig(Section):
     context_dim: int = bounded(16, ge=1)
     """Width D of a task representation."""
 
-    hidden_sizes_mlp: list[int] = bounded([64, 64], ge=1)  # noqa: RUF009
+    hidden_sizes_mlp: list[int] = bounded([64, 64, 64], ge=1)  # noqa: RUF009
     """Hidden layers of the transition encoder and of the local inference networks."""
 
     aggregator: Literal["pia", "transformer", "rnn", "gaussian_product", "mean"] = "pia"

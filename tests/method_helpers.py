@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +131,7 @@ class KnownEnv(VectorEnv):
         return info
 
     def reset(
-        self, seed: int | None = None, task_ids: ArrayLike | None = None
+        self, seed: int | Sequence[int] | None = None, task_ids: ArrayLike | None = None
     ) -> tuple[FloatArray, Info]:
         if seed is not None:
             self.rng = np.random.default_rng(seed)

@@ -93,6 +93,17 @@ def test_copies_and_seeds_differ(name):
     assert len(np.unique(starts, axis=0)) == 2 * N
 
 
+def test_copies_of_equal_seeds_begin_alike(name):
+    env = build(name)
+    tasks = np.zeros(N, int)
+    obs, _ = env.reset(seed=[7, *range(1, N - 1), 7], task_ids=tasks)
+    np.testing.assert_array_equal(obs[0], obs[-1])
+    assert len(np.unique(obs.reshape(N, -1), axis=0)) == N - 1
+    np.testing.assert_array_equal(obs, env.reset(seed=[7, *range(1, N - 1), 7])[0])
+    with pytest.raises(ValueError, match=rf"seed must be one or {N} integers, got shape \(2,\)"):
+        env.reset(seed=[1, 2])
+
+
 def test_a_copy_is_the_same_among_any_number_of_copies(name):
     few, many = build(name, num_envs=2), build(name, num_envs=N)
     few.reset(seed=9, task_ids=np.zeros(2, int))

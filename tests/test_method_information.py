@@ -147,7 +147,8 @@ def test_scores_by_hand(own_keys):
         return keys[b, k] if own_keys else keys[k]
 
     for score in ("dot", "cosine", "bilinear"):
-        found = pair_scores(queries, keys, score, 0.5, form if score == "bilinear" else None)
+        bilinear = form if score == "bilinear" else None
+        found = pair_scores(queries, keys, score, 0.5, bilinear, own_keys)
         assert found.shape == (5, 4)
         for b in range(5):
             for k in range(4):

@@ -6,7 +6,7 @@ The physics step and the geometry are C++ (``csrc/particle``); scenarios are Num
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -195,7 +195,7 @@ class ParticleEnv(VectorEnv):
         )
 
     def reset(
-        self, seed: int | None = None, task_ids: ArrayLike | None = None
+        self, seed: int | Sequence[int] | None = None, task_ids: ArrayLike | None = None
     ) -> tuple[FloatArray, Info]:
         """See ``VectorEnv.reset``."""
         if task_ids is not None:

@@ -131,9 +131,17 @@ class Learner:
             count = self.explorer.env.num_envs
             # Every task is visited as often as every other, to within one environment.
             ids = np.resize(self.rng.permutation(self.tasks), count)
-            told = self.inference.explore(count)
-            rollout = self.explorer.collect(self.config.env.max_ep_len, ids, told)
-            self.env_steps += count * self.config.env.max_ep_len
+            seeds = None
+            if self.config.rollout.paired_exploration:
+                group = np.arange(count) // self.tasks
+                told = self.inference.explore(int(group[-1]) + 1)
+                told = None if told is None else told[:, group]
+                seeds = self.rng.integers(2**31, size=group[-1] + 1)[group].tolist()
+            else:
+                told = self.inference.explore(count)
+            steps = self.config.env.max_ep_len
+            rollout = self.explorer.collect(steps, ids, told, seeds=seeds)
+            self.env_steps += count * steps
             return self.inference.observe(rollout, ids)
 
     def prepare(self) -> None:

@@ -170,7 +170,7 @@ class MG2L(TaskInference):
         keys = None
         if self.objective.needs_keys:
             keys = self.contexts(self.objective.key_tasks(ids))
-        metrics = self.objective(context, ids, keys, self.acting)[1]
+        metrics = self.objective(context, ids, keys, self.acting, measure_gap=False)[1]
         return {
             f"accuracy/fresh_{level}": float(metrics[f"accuracy/{level}"])
             for level in ("global", "local")
@@ -208,15 +208,16 @@ class MG2L(TaskInference):
             self._update_once()
 
     def update(self) -> dict[str, Any]:
-        totals: dict[str, Tensor] = {}
-        updates = self.options.ae_updates_per_iter
-        for _ in range(updates):
-            for name, value in self._update_once().items():
-                totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()
-        metrics: dict[str, Any] = {name: float(total / updates) for name, total in totals.items()}
+        found: dict[str, list[Tensor]] = {}
+        for left in reversed(range(self.options.ae_updates_per_iter)):
+            for name, value in self._update_once(measure_gap=left == 0).items():
+                found.setdefault(name, []).append(value.detach())
+        metrics: dict[str, Any] = {
+            name: float(torch.stack(values).mean()) for name, values in found.items()
+        }
         return metrics | self._measure()
 
-    def _update_once(self) -> dict[str, Tensor]:
+    def _update_once(self, measure_gap: bool = False) -> dict[str, Tensor]:
         # Every task as often as any other, or as many tasks as there are contexts.
         count = self.options.update_contexts
         tasks = torch.randperm(self.tasks, generator=self.draws).repeat(-(-count // self.tasks))
@@ -226,7 +227,7 @@ class MG2L(TaskInference):
         if self.objective.needs_keys:
             keys = self._short_contexts(self.objective.key_tasks(tasks))
         metrics: dict[str, Tensor]
-        loss, metrics = self.objective(queries, tasks, keys, self.acting)
+        loss, metrics = self.objective(queries, tasks, keys, self.acting, measure_gap)
         batch: dict[str, Tensor | Context | None] = {
             "queries": queries,
             "tasks": tasks,

@@ -242,18 +242,27 @@ class PPO:
     # Updating.
 
     def update(self, batch: Batch, task: TaskForCritic) -> dict[str, Tensor]:
-        """All epochs over one batch; returns the mean of each metric."""
-        config = self.config
-        totals: dict[str, Tensor] = {}
-        count = 0
-        for _ in range(config.ppo_epoch):
-            for part, envs in self._minibatches(batch):
-                metrics = self._update_actor(part)
-                metrics |= self._update_critic(part, envs, task)
-                for name, value in metrics.items():
-                    totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()
-                count += 1
-        means = {name: value / count for name, value in totals.items()}
+        """All epochs over one batch; returns the mean of each metric.
+
+        The task is inferred anew for every epoch. The value losses of an epoch's minibatches reach
+        the encoder together, in one step at its end.
+        """
+        metrics: dict[str, list[Tensor]] = {}
+        for _ in range(self.config.ppo_epoch):
+            inferred = task()
+            told = None
+            if inferred is not None:
+                told = inferred.detach().requires_grad_(inferred.requires_grad)
+            found = [
+                self._update_actor(part) | self._update_critic(part, envs, told)
+                for part, envs in self._minibatches(batch)
+            ]
+            if told is not None and told.grad is not None:
+                found.append(self._update_encoder(inferred, told.grad / len(found)))
+            for one in found:
+                for name, value in one.items():
+                    metrics.setdefault(name, []).append(value.detach())
+        means = {name: torch.stack(values).mean() for name, values in metrics.items()}
         for name, value in means.items():
             if name.startswith("grad_norm/"):  # the next policies would act on NaN
                 require_finite(name, value, vars(batch))
@@ -292,10 +301,10 @@ class PPO:
             }
 
     def _update_critic(
-        self, part: Batch, envs: Tensor | None, task: TaskForCritic
+        self, part: Batch, envs: Tensor | None, told: Tensor | None
     ) -> dict[str, Tensor]:
+        """``told``: what the critic is told of each environment's task, ``[N, D]``."""
         config = self.config
-        told = task()
         if told is not None:
             _, steps, _, _ = part.critic_observations.shape
             told = told.repeat(steps, 1) if envs is None else told[envs]
@@ -305,17 +314,17 @@ class PPO:
         weight = part.active if config.use_value_active_masks else None
         losses = mean_per_agent(elementwise, weight)
         require_finite("loss/value", losses, vars(part))
-        metrics = {"loss/value": losses.mean()}
-        encoder = self.encoder_optimiser if told is not None and told.requires_grad else None
-        if encoder is not None:
-            encoder.zero_grad()
         norms = self._step(self.critic_optimiser, self.critic, config.value_loss_coef * losses)
-        metrics["grad_norm/critic"] = norms.mean()
-        if encoder is not None:
-            norm = nn.utils.clip_grad_norm_(self.encoder_parameters, self._max_norm)
-            metrics["grad_norm/encoder_from_critic"] = norm
-            encoder.step()
-        return metrics
+        return {"loss/value": losses.mean(), "grad_norm/critic": norms.mean()}
+
+    def _update_encoder(self, inferred: Any, gradient: Tensor) -> dict[str, Tensor]:
+        """One step on the value losses, whose gradient by what was inferred is given."""
+        assert self.encoder_optimiser is not None
+        self.encoder_optimiser.zero_grad()
+        inferred.backward(gradient)
+        norm = nn.utils.clip_grad_norm_(self.encoder_parameters, self._max_norm)
+        self.encoder_optimiser.step()
+        return {"grad_norm/encoder_from_critic": norm}
 
     @property
     def _max_norm(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +77,12 @@ class Collector:
 
     @torch.no_grad()
     def collect(
-        self, steps: int, task_ids: np.ndarray, task: Tensor | None, deterministic: bool = False
+        self,
+        steps: int,
+        task_ids: np.ndarray,
+        task: Tensor | None,
+        deterministic: bool = False,
+        seeds: Sequence[int] | None = None,
     ) -> Rollout:
         """Reset every copy to its task and act for ``steps`` steps.
 
@@ -86,13 +92,14 @@ class Collector:
             task: what the actors are told: ``[T, N, A, D]``, or ``[1, N, A, D]`` for the same at
                 every step, or None.
             deterministic: act on the most likely action instead of a sample.
+            seeds: of the environment's copies; None goes on with their streams.
         """
         env, body = self.env, self.actor.body
         buffers: dict[str, list[Any]] = {name: [] for name in _FIELDS}
         state = None
         if body.gru is not None:
             state = torch.zeros(env.num_agents, env.num_envs, *body.state_shape, device=self.device)
-        observation, info = env.reset(task_ids=task_ids)
+        observation, info = env.reset(seeds, task_ids)
         first = np.ones(env.num_envs, dtype=bool)
         for t in range(steps):
             told = None if task is None else task[min(t, len(task) - 1)].transpose(0, 1)

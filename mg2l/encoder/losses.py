@@ -23,16 +23,30 @@ class InfoNCE(NamedTuple):
 
 
 def pair_scores(
-    queries: Tensor, keys: Tensor, score: str, temperature: float, bilinear: Tensor | None = None
+    queries: Tensor,
+    keys: Tensor,
+    score: str,
+    temperature: float,
+    bilinear: Tensor | None = None,
+    own_keys: bool = False,
 ) -> Tensor:
-    """Scores of queries ``[B, D]`` against keys ``[K, D]`` or ``[B, K, D]``: ``[B, K]``."""
+    """Scores ``[*, B, K]`` of queries ``[*, B, D]`` against keys.
+
+    Args:
+        queries: ``[*, B, D]``.
+        keys: ``[*, K, D]`` for all queries, or with ``own_keys`` ``[*, B, K, D]`` for each its own.
+        score: ``dot``, ``cosine`` or ``bilinear``.
+        temperature: divisor.
+        bilinear: form ``[D, D]`` of the last.
+        own_keys: see ``keys``.
+    """
     if score == "cosine":
         queries, keys = F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)
     elif score == "bilinear" and bilinear is not None:
         queries = queries @ bilinear
-    if keys.dim() == 2:
-        return queries @ keys.t() / temperature
-    return (keys @ queries.unsqueeze(-1)).squeeze(-1) / temperature
+    if own_keys:
+        return (keys @ queries.unsqueeze(-1)).squeeze(-1) / temperature
+    return queries @ keys.transpose(-1, -2) / temperature
 
 
 def info_nce(scores: Tensor, positive: Tensor) -> InfoNCE:
@@ -42,12 +56,16 @@ def info_nce(scores: Tensor, positive: Tensor) -> InfoNCE:
     eq. 10.
 
     Args:
-        scores: ``[B, K]``.
+        scores: ``[*, B, K]``.
         positive: ``[B]`` int64, column of each query's own task.
+
+    Returns:
+        Bound and accuracy, ``[*]``.
     """
-    log_probs = torch.log_softmax(scores, -1).gather(1, positive.unsqueeze(1))
-    hits = scores.argmax(1) == positive
-    return InfoNCE(math.log(scores.shape[1]) + log_probs.mean(), hits.float().mean())
+    own = positive.unsqueeze(-1).expand(*scores.shape[:-1], 1)
+    log_probs = torch.log_softmax(scores, -1).gather(-1, own).squeeze(-1)
+    hits = (scores.argmax(-1) == positive).to(scores.dtype)
+    return InfoNCE(math.log(scores.shape[-1]) + log_probs.mean(-1), hits.mean(-1))
 
 
 def leave_one_out(q: Gaussian, z: Tensor) -> Tensor:

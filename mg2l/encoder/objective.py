@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mg2l.config import EncoderConfig
 from mg2l.encoder.encoder import Encoding, TaskEncoder
 from mg2l.encoder.gaussian import Gaussian, kl_between, kl_to_standard
-from mg2l.encoder.losses import InfoNCE, info_nce, leave_one_out, pair_scores
+from mg2l.encoder.losses import info_nce, leave_one_out, pair_scores
 from mg2l.replay import Context
 
 
@@ -51,6 +51,7 @@ class Objective(nn.Module):
         tasks: Tensor,
         keys: Context | Tensor | None,
         key_encoder: TaskEncoder,
+        measure_gap: bool = True,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics.
 
@@ -59,6 +60,8 @@ class Objective(nn.Module):
             tasks: ``[B]`` int64.
             keys: contexts of `key_tasks`, or None when keys are not encoded.
             key_encoder: encodes the keys; when it is the trained encoder, gradients flow too.
+            measure_gap: also the leave-one-out bound and the gap, from B x B densities that no loss
+                needs.
         """
         config = self.config
         query = self.encoder(queries)
@@ -79,7 +82,7 @@ class Objective(nn.Module):
         }
         local, about_local = self._local(query, key, z.detach(), positive)
         metrics |= about_local
-        if len(tasks) > 1 and config.dist == "gaussian":
+        if measure_gap and len(tasks) > 1 and config.dist == "gaussian":
             with torch.no_grad():
                 upper = leave_one_out(query.task, query.task.sample(self.noise))
                 metrics["mi/l1out"] = upper
@@ -92,19 +95,13 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of the agents' losses; gradients reach the local heads alone."""
         config = self.config
-        own = self._pick(query.local)
-        bounds = []
-        for agent in range(own.shape[1]):
-            with torch.set_grad_enabled(config.local_objective in ("conditional_mi", "mi")):
-                keys = self._local_keys(key, agent)
-                scores = self._scores(own[:, agent], keys, train_score=False)
-                if config.local_objective == "conditional_mi" and config.local_query == "joint":
-                    # Scores of a concatenation: the sum of its parts' scores.
-                    scores = scores + self._scores(z, self._global_keys(key)).detach()
-                bounds.append(info_nce(scores, positive))
-        bound = InfoNCE(
-            torch.stack([b.bound for b in bounds]), torch.stack([b.accuracy for b in bounds])
-        )
+        own = self._pick(query.local).transpose(0, 1)
+        with torch.set_grad_enabled(config.local_objective in ("conditional_mi", "mi")):
+            scores = self._scores(own, self._local_keys(key), train_score=False)
+            if config.local_objective == "conditional_mi" and config.local_query == "joint":
+                # Scores of a concatenation: the sum of its parts' scores.
+                scores = scores + self._scores(z, self._global_keys(key)).detach()
+            bound = info_nce(scores, positive)
         metrics = {"mi/local": bound.bound.mean(), "accuracy/local": bound.accuracy.mean()}
         if config.local_objective == "none":
             loss = z.new_zeros(())
@@ -132,21 +129,23 @@ class Objective(nn.Module):
         assert key is not None
         return self._arranged(self._pick(key.task))
 
-    def _local_keys(self, key: Encoding | None, agent: int) -> Tensor:
-        """Keys of an agent's own representation, cut off where they are not its own."""
+    def _local_keys(self, key: Encoding | None) -> Tensor:
+        """Keys of the agents' own representations, cut off where they are not their own."""
         if self.config.local_objective == "mi":
             assert key is not None
             return self._arranged(self._pick(key.task)).detach()
         if self.config.keys == "task":
             return self._global_keys(key).detach()
         assert key is not None
-        return self._arranged(self._pick(key.local)[:, agent])
+        return self._arranged(self._pick(key.local).transpose(0, 1))
+
+    @property
+    def _own_keys(self) -> bool:
+        return self.needs_keys and self.config.negatives == "independent"
 
     def _arranged(self, keys: Tensor) -> Tensor:
-        """Shared keys ``[K, D]``, or each query's own ``[B, K, D]``."""
-        return (
-            keys if self.config.negatives == "shared" else keys.view(-1, self.tasks, keys.shape[-1])
-        )
+        """Shared keys ``[*, K, D]``, or each query's own ``[*, B, K, D]``."""
+        return keys.unflatten(-2, (-1, self.tasks)) if self._own_keys else keys
 
     def _scores(self, queries: Tensor, keys: Tensor, train_score: bool = True) -> Tensor:
         """Scores; the form of a bilinear one is learned by the global loss alone."""
@@ -154,4 +153,5 @@ class Objective(nn.Module):
         bilinear: Tensor | None = self.bilinear
         if bilinear is not None and not train_score:
             bilinear = bilinear.detach()
-        return pair_scores(queries, keys, config.score, config.temperature, bilinear)
+        own_keys = keys.dim() > 2 and self._own_keys
+        return pair_scores(queries, keys, config.score, config.temperature, bilinear, own_keys)
