@@ -8,18 +8,14 @@
 #include <vector>
 
 #include "bfloat16.h"
-#include "vec.h"
+#include "gemm.h"
 
 namespace mg2l {
 namespace {
 
 constexpr int64_t kTile = 48;   // transitions worked on together: their features stay in L1
-constexpr int kPair = 2;        // vectors of hidden units that a micro-kernel holds
 constexpr int64_t kParts = 32;  // partial sums of the gradients, however many threads there are
 
-// A micro-kernel takes this many transitions: with two vectors each, all registers but four.
-template <int kBytes>
-constexpr int kRows = kBytes == 64 ? 12 : 6;
 static_assert(kTile % 12 == 0);
 
 // A hidden layer as the kernels read it: in accumulation precision, hidden units along the vectors,
@@ -33,16 +29,11 @@ struct Layer {
   // first layer.
   std::vector<scalar_t> weight;
 
-  static int64_t pad(int64_t units) {
-    constexpr int64_t kStep = kPair * 64 / sizeof(scalar_t);
-    return (units + kStep - 1) / kStep * kStep;
-  }
-
   template <typename input_t>
   Layer(int64_t sets, int64_t inputs_, int64_t units_, const input_t* weight_, const input_t* bias_,
         bool with_weight)
-      : inputs(inputs_), units(units_), padded(pad(units_)) {
-    const int64_t padded_inputs = pad(inputs);
+      : inputs(inputs_), units(units_), padded(padded_width<scalar_t>(units_)) {
+    const int64_t padded_inputs = padded_width<scalar_t>(inputs);
     weight_t.assign(sets * inputs * padded, 0);
     bias.assign(sets * padded, 0);
     if (with_weight) weight.assign(sets * units * padded_inputs, 0);
@@ -124,13 +115,6 @@ struct Scratch {
   }
 };
 
-// A matrix of a tile's rows.
-template <typename scalar_t>
-struct Rows {
-  const scalar_t* data;
-  int64_t stride, width;
-};
-
 template <typename scalar_t>
 MG2L_INLINE Rows<scalar_t> inputs_of(const Network<scalar_t>& network,
                                      const Scratch<scalar_t>& scratch, size_t l) {
@@ -159,32 +143,6 @@ MG2L_INLINE void gather(const EncodeArrays<input_t, scalar_t>& a, Scratch<scalar
     const input_t* row = a.row(context, first + t, agent);
     scalar_t* to = scratch.inputs.data() + t * a.sizes.features;
     for (int64_t f = 0; f < a.sizes.features; ++f) to[f] = widen<scalar_t>(row[f]);
-  }
-}
-
-// rows . matrix + start, `matrix` of [rows.width, padded], for kRows rows from `first` on and two
-// vectors of columns from `h` on, in registers.
-template <int kBytes, typename scalar_t, typename V>
-MG2L_INLINE void multiply(const Rows<scalar_t>& rows, const scalar_t* matrix, int64_t padded,
-                          int64_t first, int64_t h, const V (&start)[kPair],
-                          V (&sum)[kRows<kBytes>][kPair]) {
-  constexpr int kLanes = kBytes / sizeof(scalar_t), kMicro = kRows<kBytes>;
-#pragma GCC unroll 12
-  for (int row = 0; row < kMicro; ++row) {
-    sum[row][0] = start[0];
-    sum[row][1] = start[1];
-  }
-  const scalar_t* inputs = rows.data + first * rows.stride;
-  const int64_t stride = rows.stride;
-  for (int64_t i = 0; i < rows.width; ++i) {
-    const V w0 = load<V>(matrix + i * padded + h);
-    const V w1 = load<V>(matrix + i * padded + h + kLanes);
-#pragma GCC unroll 12
-    for (int row = 0; row < kMicro; ++row) {
-      const V x = splat<V>(inputs[row * stride + i]);
-      sum[row][0] += x * w0;
-      sum[row][1] += x * w1;
-    }
   }
 }
 
@@ -368,49 +326,6 @@ struct Gradients {
   }
 };
 
-// weight_t[i, h] += sum over the tile of inputs[t, i] * grad[t, h].
-template <int kBytes, typename scalar_t>
-MG2L_INLINE void weight_gradient(const Rows<scalar_t>& inputs, const scalar_t* grad, int64_t padded,
-                                 int64_t count, scalar_t* weight_t) {
-  constexpr int kLanes = kBytes / sizeof(scalar_t);
-  constexpr int kMicro = kRows<kBytes>;
-  using V = Vec<scalar_t, kLanes>;
-  const int64_t width = inputs.width, stride = inputs.stride;
-  for (int64_t h = 0; h < padded; h += kPair * kLanes) {
-    for (int64_t first = 0; first < width; first += kMicro) {
-      // The last block reaches back over the one before it, and adds only what is its own.
-      const int64_t start = std::max<int64_t>(std::min<int64_t>(first, width - kMicro), 0);
-      V sum[kMicro][kPair];
-#pragma GCC unroll 12
-      for (int i = 0; i < kMicro; ++i) sum[i][0] = sum[i][1] = V{};
-      if (width >= kMicro) {
-        for (int64_t t = 0; t < count; ++t) {
-          const V g0 = load<V>(grad + t * padded + h), g1 = load<V>(grad + t * padded + h + kLanes);
-#pragma GCC unroll 12
-          for (int i = 0; i < kMicro; ++i) {
-            const V x = splat<V>(inputs.data[t * stride + start + i]);
-            sum[i][0] += x * g0;
-            sum[i][1] += x * g1;
-          }
-        }
-      } else {
-        for (int64_t t = 0; t < count; ++t) {
-          for (int64_t i = 0; i < width; ++i) {
-            const V x = splat<V>(inputs.data[t * stride + i]);
-            sum[i][0] += x * load<V>(grad + t * padded + h);
-            sum[i][1] += x * load<V>(grad + t * padded + h + kLanes);
-          }
-        }
-      }
-      for (int64_t i = first - start; i < std::min<int64_t>(kMicro, width - start); ++i) {
-        scalar_t* to = weight_t + (start + i) * padded + h;
-        store(to, load<V>(to) + sum[i][0]);
-        store(to + kLanes, load<V>(to + kLanes) + sum[i][1]);
-      }
-    }
-  }
-}
-
 // What a layer's gradients (in its slopes) give to its weights, and to the layer before.
 template <int kBytes, typename scalar_t>
 MG2L_INLINE void layer_backward(const Network<scalar_t>& network, size_t l, int64_t set,
@@ -426,8 +341,8 @@ MG2L_INLINE void layer_backward(const Network<scalar_t>& network, size_t l, int6
     for (int64_t t = 0; t < count; ++t) sum += load<V>(grad + t * layer.padded + h);
     store(sums.bias[l] + h, sum);
   }
-  weight_gradient<kBytes>(inputs_of(network, scratch, l), grad, layer.padded, count,
-                          sums.weight_t[l]);
+  add_product_t<kBytes>(inputs_of(network, scratch, l), grad, layer.padded, count,
+                        sums.weight_t[l]);
   if (l == 0) return;
   const int64_t padded = network.layers[l - 1].padded;
   const Rows<scalar_t> rows{grad, layer.padded, layer.units};

@@ -27,4 +27,15 @@ STABLE_TORCH_LIBRARY(mg2l, m) {
   m.def(
       "pia_pool_backward(Tensor grad, Tensor x, Tensor query, Tensor? mask, Tensor pooled,"
       " Tensor lse) -> (Tensor grad_x, Tensor grad_query)");
+  m.def(
+      "pairwise_lse(Tensor queries, Tensor keys, Tensor positive, float scale, Tensor? std,"
+      " Tensor? query_labels, Tensor? key_labels, Tensor? mask, float? clip)"
+      " -> (Tensor lse, Tensor lse_negatives, Tensor mean, Tensor positive_score,"
+      " Tensor negatives, Tensor rank)");
+  m.def(
+      "pairwise_lse_backward(Tensor to_lse, Tensor to_negatives, Tensor to_mean,"
+      " Tensor to_positive, Tensor queries, Tensor keys, Tensor positive, float scale, Tensor? std,"
+      " Tensor? query_labels, Tensor? key_labels, Tensor? mask, float? clip, Tensor lse,"
+      " Tensor lse_negatives, Tensor negatives)"
+      " -> (Tensor grad_queries, Tensor grad_keys, Tensor grad_std)");
 }

@@ -6,10 +6,21 @@ in :mod:`mg2l.ops.reference`.
 
 from mg2l.ops.encode_context import encode_context
 from mg2l.ops.gae import GAE, gae
+from mg2l.ops.pairwise_lse import pairwise_lse
 from mg2l.ops.pia_pool import pia_pool
-from mg2l.ops.results import EncodedContext, Pooled
+from mg2l.ops.results import EncodedContext, PairwiseScores, Pooled
 
-NAMES = ("gae", "encode_context", "pia_pool")
+NAMES = ("gae", "encode_context", "pia_pool", "pairwise_lse")
 """Every operator, as it is called here and in the dispatcher."""
 
-__all__ = ["GAE", "NAMES", "EncodedContext", "Pooled", "encode_context", "gae", "pia_pool"]
+__all__ = [
+    "GAE",
+    "NAMES",
+    "EncodedContext",
+    "PairwiseScores",
+    "Pooled",
+    "encode_context",
+    "gae",
+    "pairwise_lse",
+    "pia_pool",
+]

@@ -10,8 +10,9 @@ import torch
 from mg2l.ops import reference
 from mg2l.ops.encode_context import encode_context
 from mg2l.ops.gae import GAE, gae
+from mg2l.ops.pairwise_lse import pairwise_lse
 from mg2l.ops.pia_pool import pia_pool
-from mg2l.ops.results import EncodedContext, Pooled
+from mg2l.ops.results import EncodedContext, PairwiseScores, Pooled
 
 
 class Path(NamedTuple):
@@ -20,12 +21,13 @@ class Path(NamedTuple):
     gae: Callable[..., GAE]
     encode_context: Callable[..., EncodedContext]
     pia_pool: Callable[..., Pooled]
+    pairwise_lse: Callable[..., PairwiseScores]
 
 
-NATIVE = Path(gae, encode_context, pia_pool)
+NATIVE = Path(gae, encode_context, pia_pool, pairwise_lse)
 """Compiled operators."""
 
-TORCH = Path(reference.gae, reference.encode_context, reference.pia_pool)
+TORCH = Path(reference.gae, reference.encode_context, reference.pia_pool, reference.pairwise_lse)
 """Their definitions in plain torch."""
 
 

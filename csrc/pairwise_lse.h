@@ -1,0 +1,80 @@
+// What the CPU and the CUDA implementation of `pairwise_lse` share: judging the arguments. See
+// mg2l/ops/pairwise_lse.py for what the operator computes.
+#pragma once
+
+#include <optional>
+
+#include "checks.h"
+#include "tensors.h"
+
+namespace mg2l {
+
+struct PairSizes {
+  int64_t groups, queries, keys, width;
+};
+
+inline PairSizes check_pairwise_lse(const Tensor& queries, const Tensor& keys,
+                                    const Tensor& positive, const std::optional<Tensor>& std,
+                                    const std::optional<Tensor>& query_labels,
+                                    const std::optional<Tensor>& key_labels,
+                                    const std::optional<Tensor>& mask) {
+  constexpr const char* op = "pairwise_lse";
+  check_floating(op, "queries", queries);
+  MG2L_CHECK(queries.dim() == 3, op, ": queries must have shape [G, B, D], got ",
+             to_text(sizes_of(queries)));
+  const PairSizes sizes{queries.size(0), queries.size(1), keys.dim() == 3 ? keys.size(1) : 0,
+                        queries.size(2)};
+  check_dtype(op, "keys", keys, queries.scalar_type());
+  check_same_device(op, "keys", keys, "queries", queries);
+  MG2L_CHECK(keys.dim() == 3 && keys.size(0) == sizes.groups && keys.size(2) == sizes.width, op,
+             ": keys must have shape [G, M, D] with G = ", sizes.groups, " and D = ", sizes.width,
+             ", got ", to_text(sizes_of(keys)));
+  MG2L_CHECK(sizes.keys >= 1, op, ": there must be at least 1 key, got 0");
+  check_dtype(op, "positive", positive, ScalarType::Long);
+  check_same_device(op, "positive", positive, "queries", queries);
+  check_sizes(op, "positive", positive, {sizes.groups, sizes.queries}, "[G, B]");
+  if (std) {
+    check_dtype(op, "std", *std, queries.scalar_type());
+    check_same_device(op, "std", *std, "queries", queries);
+    check_sizes(op, "std", *std, sizes_of(keys), "of keys");
+  }
+  MG2L_CHECK(query_labels.has_value() == key_labels.has_value(), op,
+             ": query_labels and key_labels must be given together, got only ",
+             query_labels ? "query_labels" : "key_labels");
+  if (query_labels) {
+    check_dtype(op, "query_labels", *query_labels, ScalarType::Long);
+    check_dtype(op, "key_labels", *key_labels, ScalarType::Long);
+    check_same_device(op, "query_labels", *query_labels, "queries", queries);
+    check_same_device(op, "key_labels", *key_labels, "queries", queries);
+    check_sizes(op, "query_labels", *query_labels, {sizes.groups, sizes.queries}, "[G, B]");
+    check_sizes(op, "key_labels", *key_labels, {sizes.groups, sizes.keys}, "[G, M]");
+  }
+  if (mask) {
+    check_dtype(op, "mask", *mask, ScalarType::Bool);
+    check_same_device(op, "mask", *mask, "queries", queries);
+    check_sizes(op, "mask", *mask, {sizes.groups, sizes.queries, sizes.keys}, "[G, B, M]");
+  }
+  return sizes;
+}
+
+// Contiguous views of the arguments.
+struct PairTensors {
+  Tensor queries, keys, positive;
+  std::optional<Tensor> std, query_labels, key_labels, mask;
+
+  PairTensors(const Tensor& queries_, const Tensor& keys_, const Tensor& positive_,
+              const std::optional<Tensor>& std_, const std::optional<Tensor>& query_labels_,
+              const std::optional<Tensor>& key_labels_, const std::optional<Tensor>& mask_)
+      : queries(as_contiguous(queries_)),
+        keys(as_contiguous(keys_)),
+        positive(as_contiguous(positive_)) {
+    if (std_) std = as_contiguous(*std_);
+    if (query_labels_) {
+      query_labels = as_contiguous(*query_labels_);
+      key_labels = as_contiguous(*key_labels_);
+    }
+    if (mask_) mask = as_contiguous(*mask_);
+  }
+};
+
+}  // namespace mg2l
