@@ -3,11 +3,14 @@
 import ctypes
 import importlib
 import random
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 # Importing torch and the operators is no part of any measurement.
 importlib.import_module("mg2l.ops")
@@ -49,5 +52,60 @@ def interleaved() -> Callable[..., dict[str, list[float]]]:
                 functions[name]()
                 seconds[name].append(time.perf_counter() - start)
         return seconds
+
+    return run
+
+
+Ratios = dict[str, dict[str, float]]
+
+
+@pytest.fixture
+def ratios(interleaved: Callable[..., dict[str, list[float]]]) -> Callable[..., Ratios]:
+    """Native against plain torch in one run, forward alone and forward with backward."""
+
+    def passes(forward: Callable[[], Tensor], leaves: Sequence[Tensor]) -> list[Callable[[], Any]]:
+        def both() -> tuple[Tensor, ...]:
+            return torch.autograd.grad(forward().square().sum(), leaves)
+
+        return [torch.no_grad()(forward), both]
+
+    def run(rounds: int, leaves: Sequence[Tensor], **paths: Callable[[], Tensor]) -> Ratios:
+        """Milliseconds of every path, and how many times faster ``native`` is than each other.
+
+        Args:
+            rounds: of each.
+            leaves: what gradients are taken by.
+            paths: forward passes; one is called ``native``.
+
+        Returns:
+            For ``forward`` and ``forward_backward``: ``<path>_ms``, ``over_<path>`` (of medians)
+            and ``over_<path>_fastest`` (of the fastest rounds).
+        """
+        results: Ratios = {}
+        for index, name in enumerate(("forward", "forward_backward")):
+            functions = {key: passes(path, leaves)[index] for key, path in paths.items()}
+            seconds = interleaved(rounds, **functions)
+            median = {key: statistics.median(times) for key, times in seconds.items()}
+            fastest = {key: min(times) for key, times in seconds.items()}
+            results[name] = {f"{key}_ms": round(1e3 * value, 3) for key, value in median.items()}
+            for key in sorted(paths.keys() - {"native"}):
+                results[name][f"over_{key}"] = round(median[key] / median["native"], 2)
+                results[name][f"over_{key}_fastest"] = round(fastest[key] / fastest["native"], 2)
+        return results
+
+    return run
+
+
+@pytest.fixture
+def judge() -> Callable[[Ratios, dict[str, tuple[str, float]]], None]:
+    """Holds the fastest rounds against bars ``{pass: (path, ratio)}``.
+
+    Whatever else runs on the machine multiplies the median of everything that uses all cores.
+    """
+
+    def run(results: Ratios, bars: dict[str, tuple[str, float]]) -> None:
+        for name, (path, bar) in bars.items():
+            found = results[name][f"over_{path}_fastest"]
+            assert found >= bar, f"{name}: {found} times faster than {path}, bar {bar}"
 
     return run

@@ -27,9 +27,9 @@ def pairwise_lse(
     ``s_ij = scale q_i . k_j``, or with ``std`` the diagonal Gaussian log-density ``s_ij = scale log
     N(q_i; k_j, diag std_j^2)``. Each query has one positive; its negatives are the keys that are
     neither the positive nor excluded by labels or mask. InfoNCE (van den Oord et al., 2018,
-    arXiv:1807.03748, eq. 4) is ``log(negatives + 1) + mean(positive - lse)``; NWJ, Donsker-Varadhan,
-    SMILE (``clip``; Song & Ermon, 2020, arXiv:1910.06222, eq. 6) and the leave-one-out bound (Poole
-    et al., 2019, arXiv:1905.06922, eq. 13) follow from the rest.
+    arXiv:1807.03748, eq. 4) is ``log(negatives + 1) + mean(positive - lse)``; NWJ,
+    Donsker-Varadhan, SMILE (``clip``; Song & Ermon, 2020, arXiv:1910.06222, eq. 6) and the
+    leave-one-out bound (Poole et al., 2019, arXiv:1905.06922, eq. 13) follow from the rest.
 
     Neither pass keeps anything of size B x M: scores are made a tile at a time, and again for the
     gradients.
