@@ -1,0 +1,119 @@
+"""All estimators on all distributions of known information: the table of ``docs/estimators.md``.
+
+``python -m mg2l.estimators.table RESULTS.jsonl [--write docs/estimators.md]``. Every estimate is
+appended to the file as soon as it is made; a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from rich.progress import track
+
+from mg2l.estimators import distributions
+from mg2l.estimators.fit import ESTIMATORS, fit_mi
+
+SEEDS, SAMPLES, STEPS = 5, 10_000, 500
+START, END = "<!-- table: python -m mg2l.estimators.table -->", "<!-- end of table -->"
+
+Estimates = dict[tuple[str, str], list[float]]
+
+
+def load(path: Path) -> dict[tuple[str, str, int], float]:
+    """Estimates made so far by distribution, estimator and seed."""
+    if not path.exists():
+        return {}
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return {(row["distribution"], row["estimator"], row["seed"]): row["mi"] for row in rows}
+
+
+def run(path: Path, seeds: int = SEEDS, samples: int = SAMPLES, steps: int = STEPS) -> Estimates:
+    """Make what is missing in the file; returns everything."""
+    done = load(path)
+    cells = [
+        (known, name, seed)
+        for seed in range(seeds)
+        for known in distributions.known()
+        for name in ESTIMATORS
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for known, name, seed in track(cells, "estimates"):
+        key = (known.name, name, seed)
+        if key in done:
+            continue
+        x, y = known.sample(samples, seed)
+        done[key] = fit_mi(x, y, name, steps=steps, seed=seed, progress=False).mi
+        row = {"distribution": known.name, "estimator": name, "seed": seed, "mi": done[key]}
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    grouped: Estimates = {}
+    for known, name, seed in cells:
+        key = (known.name, name, seed)
+        grouped.setdefault((known.name, name), []).append(done[key])
+    return grouped
+
+
+def markdown(estimates: Estimates) -> str:
+    """Bias and standard deviation of every cell, and how consistent each estimator is."""
+    names = list(ESTIMATORS)
+
+    def row(title: str, truth: str, cells: list[str]) -> str:
+        return f"| {title} | {truth} | " + " | ".join(cells) + " |"
+
+    lines = [
+        row("distribution", "MI", [f"`{name}`" for name in names]),
+        "|---|---|" + "---|" * len(names),
+    ]
+    for known in distributions.known():
+        cells = []
+        for name in names:
+            found = estimates[known.name, name]
+            bias = statistics.mean(found) - known.mi
+            spread = statistics.stdev(found) if len(found) > 1 else 0.0
+            cells.append(f"{bias:+.2f} ± {spread:.2f}")
+        lines.append(row(known.name, f"{known.mi:.4f}", cells))
+    normal = "normal 5x5, MI 2"
+    mean = {key: statistics.mean(found) for key, found in estimates.items()}
+    lines += ["", row("consistency", "truth", [f"`{name}`" for name in names])]
+    lines.append("|---|---|" + "---|" * len(names))
+    independent = [mean["independent", name] for name in names]
+    part = [mean[f"{normal}, 2 coordinates of y", name] / mean[normal, name] for name in names]
+    twice = [mean["normal 10x10, MI 4", name] / mean[normal, name] for name in names]
+    for title, truth, values in (
+        ("independence: I(x; y)", "0", independent),
+        ("data processing: I(x; 2 of 5 coordinates of y) / I(x; y)", "0.40", part),
+        ("additivity: I of two copies / I of one", "2.00", twice),
+    ):
+        lines.append(row(title, truth, [f"{value:.2f}" for value in values]))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Entry point of ``python -m mg2l.estimators.table``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mg2l.estimators.table",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("results", type=Path, help="file of estimates, appended to")
+    parser.add_argument("--write", type=Path, help="page whose table is replaced")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    arguments = parser.parse_args()
+    text = markdown(run(arguments.results, arguments.seeds, arguments.samples, arguments.steps))
+    if arguments.write is None:
+        print(text)
+        return
+    page = arguments.write.read_text()
+    if START not in page or END not in page:
+        parser.error(f"{arguments.write} has no place for the table: {START!r} to {END!r}")
+    before, after = page.split(START)[0], page.split(END)[1]
+    arguments.write.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
