@@ -71,7 +71,7 @@ class MG2L(TaskInference):
 
         device = noise.device
         self.encoder = TaskEncoder(self.options, agents, width, path).to(device)
-        self.objective = Objective(self.options, tasks, self.encoder, noise).to(device)
+        self.objective = Objective(self.options, tasks, self.encoder, noise, path).to(device)
         self.target: TaskEncoder | None = None
         if self.options.target_decay > 0:
             self.target = copy.deepcopy(self.encoder).requires_grad_(False)

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mg2l.encoder.gaussian import Gaussian
+from mg2l.estimators.bounds import l1out
+from mg2l.ops.path import NATIVE, Path
 
 
 class InfoNCE(NamedTuple):
@@ -68,17 +70,15 @@ def info_nce(scores: Tensor, positive: Tensor) -> InfoNCE:
     return InfoNCE(math.log(scores.shape[-1]) + log_probs.mean(-1), hits.mean(-1))
 
 
-def leave_one_out(q: Gaussian, z: Tensor) -> Tensor:
+def leave_one_out(q: Gaussian, z: Tensor, path: Path = NATIVE) -> Tensor:
     """``I_L1Out = E[log q(z_b|c_b) - log 1/(B-1) sum_{j != b} q(z_b|c_j)]``, an upper bound [nats].
 
-    It bounds ``I(z; c)`` (Poole et al., 2019, arXiv:1905.06922, eq. 13).
+    It bounds ``I(z; c)``: :func:`mg2l.estimators.l1out`.
 
     Args:
         q: posteriors of B independent contexts, ``[B, D]``.
         z: a sample of each, ``[B, D]``.
+        path: operators to compute with.
     """
-    batch = len(z)
-    densities = Gaussian(q.mean.unsqueeze(0), q.std.unsqueeze(0)).log_prob(z.unsqueeze(1))
-    own = densities.diagonal()
-    others = densities.masked_fill(torch.eye(batch, dtype=torch.bool, device=z.device), -math.inf)
-    return (own - others.logsumexp(1) + math.log(batch - 1)).mean()
+    own = torch.arange(len(z), device=z.device)
+    return l1out(path.pairwise_lse(z, q.mean, own, std=q.std))

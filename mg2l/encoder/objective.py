@@ -9,6 +9,7 @@ from mg2l.config import EncoderConfig
 from mg2l.encoder.encoder import Encoding, TaskEncoder
 from mg2l.encoder.gaussian import Gaussian, kl_between, kl_to_standard
 from mg2l.encoder.losses import info_nce, leave_one_out, pair_scores
+from mg2l.ops.path import NATIVE, Path
 from mg2l.replay import Context
 
 
@@ -25,12 +26,19 @@ class Objective(nn.Module):
         tasks: K training tasks.
         encoder: what is trained.
         noise: source of samples, on the encoder's device.
+        path: operators to compute with.
     """
 
     def __init__(
-        self, config: EncoderConfig, tasks: int, encoder: TaskEncoder, noise: torch.Generator
+        self,
+        config: EncoderConfig,
+        tasks: int,
+        encoder: TaskEncoder,
+        noise: torch.Generator,
+        path: Path = NATIVE,
     ) -> None:
         super().__init__()
+        self.path = path
         self.config, self.tasks, self.encoder, self.noise = config, tasks, encoder, noise
         self.needs_keys = config.keys == "context" or config.local_objective == "mi"
         self.task_keys: nn.Parameter | None = None
@@ -84,7 +92,7 @@ class Objective(nn.Module):
         metrics |= about_local
         if measure_gap and len(tasks) > 1 and config.dist == "gaussian":
             with torch.no_grad():
-                upper = leave_one_out(query.task, query.task.sample(self.noise))
+                upper = leave_one_out(query.task, query.task.sample(self.noise), self.path)
                 metrics["mi/l1out"] = upper
                 if "mi/local" in metrics:
                     metrics["mi/gap"] = upper - metrics["mi/local"]

@@ -19,7 +19,7 @@ from mg2l.ops.results import PairwiseScores
 
 def _log_mean_exp(scores: PairwiseScores) -> Tensor:
     """``log E[exp f]`` over the negatives of each query, ``[B]``."""
-    return scores.lse_negatives - scores.negatives.clamp(min=1).log()
+    return scores.lse_negatives - scores.negatives.clamp(min=1).to(scores.lse.dtype).log()
 
 
 def info_nce(scores: PairwiseScores) -> Tensor:
@@ -31,7 +31,8 @@ def info_nce(scores: PairwiseScores) -> Tensor:
     van den Oord et al., 2018, arXiv:1807.03748, eq. 4; Poole et al., 2019, arXiv:1905.06922,
     eq. 10.
     """
-    return ((scores.negatives + 1).log() + scores.positive - scores.lse).mean()
+    keys = (scores.negatives + 1).to(scores.lse.dtype)
+    return (keys.log() + scores.positive - scores.lse).mean()
 
 
 def nwj(scores: PairwiseScores) -> Tensor:
@@ -113,7 +114,7 @@ def club(scores: PairwiseScores) -> Tensor:
     """``I_CLUB = E_p(x,y)[log q(y|x)] - E_p(x)p(y)[log q(y|x)]``.
 
     Upper bound on ``I(x; y)`` where ``q`` is the true conditional; with a learned one it is off by
-    their divergence, to either side. No ceiling; loose for narrow conditionals.
+    their divergence, to either side. No ceiling; biased high, strongly for narrow conditionals.
 
     Cheng et al., 2020, arXiv:2006.12013, eq. 7.
     """
