@@ -31,6 +31,11 @@ BLOCK_THREADS = {
     "gae_chunked_kernel": 512,
     "gae_backward_columns_kernel": 128,
     "gae_backward_chunked_kernel": 512,
+    "pia_pool_kernel": 128,
+    "pia_pool_backward_logits_kernel": 128,
+    "pia_pool_backward_inputs_kernel": 256,
+    "pia_pool_backward_query_kernel": 256,
+    "pia_pool_backward_combine_kernel": 256,
 }
 
 

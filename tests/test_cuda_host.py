@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_host import KERNELS, Library, Schedule, build
+from cuda_host import KERNELS, Library, Schedule, build, pia_pool_cases
 from cuda_host.build import HERE
-from cuda_host.gae_cases import Case, backward_case, forward_case, largest_errors
+from cuda_host.cases import Case, largest_errors
+from cuda_host.gae_cases import backward_case, forward_case
 from cuda_host.library import parse_launchers
 
 SCHEDULES = [
@@ -36,6 +37,11 @@ def self_test() -> Library:
 @pytest.fixture(scope="module")
 def gae() -> Library:
     return build(KERNELS / "gae.cu")
+
+
+@pytest.fixture(scope="module")
+def pia_pool() -> Library:
+    return build(KERNELS / "pia_pool.cu")
 
 
 # The runtime.
@@ -174,6 +180,10 @@ def test_every_launcher_has_cases() -> None:
         "mg2l_gae_double",
         "mg2l_gae_backward_float",
         "mg2l_gae_backward_double",
+        "mg2l_pia_pool_float",
+        "mg2l_pia_pool_double",
+        "mg2l_pia_pool_backward_float",
+        "mg2l_pia_pool_backward_double",
     }
 
 
@@ -194,7 +204,7 @@ GAE_SHAPES = [
 EXTRAS = [frozenset(extras) for extras in ((), ("final",), ("norm",), ("final", "norm"))]
 
 
-def check_gae(library: Library, case: Case, schedule: Schedule) -> None:
+def check_case(library: Library, case: Case, schedule: Schedule) -> None:
     report = library.call(case.function, case.arguments, schedule=schedule)
     assert not report
     for name, (error, allowed) in largest_errors(case).items():
@@ -209,7 +219,7 @@ def test_gae(
 ) -> None:
     for index, flags in enumerate(("none", "random", "all")):
         case = forward_case(steps, columns, dtype, extras=extras, flags=flags)
-        check_gae(gae, case, Schedule(seed=index, preempt=7 * index))
+        check_case(gae, case, Schedule(seed=index, preempt=7 * index))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -220,7 +230,7 @@ def test_gae_backward(
 ) -> None:
     for index, flags in enumerate(("none", "random", "all")):
         case = backward_case(steps, columns, dtype, final=final, flags=flags)
-        check_gae(gae, case, Schedule(seed=index, preempt=7 * index))
+        check_case(gae, case, Schedule(seed=index, preempt=7 * index))
 
 
 @pytest.mark.parametrize("seed", range(1, 9))
@@ -228,8 +238,8 @@ def test_gae_over_schedules(gae: Library, seed: int) -> None:
     everything = frozenset({"final", "norm"})
     for (steps, columns), preempt in product([(9, 40), (100, 40)], [0, 4]):
         schedule = Schedule(seed=seed, preempt=preempt)
-        check_gae(gae, forward_case(steps, columns, np.float64, extras=everything), schedule)
-        check_gae(gae, backward_case(steps, columns, np.float64, final=True), schedule)
+        check_case(gae, forward_case(steps, columns, np.float64, extras=everything), schedule)
+        check_case(gae, backward_case(steps, columns, np.float64, final=True), schedule)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +257,7 @@ def test_gae_takes_the_kernel_for_the_shape(
         forward_case(steps, columns, np.float32, extras=frozenset({"final", "norm"})),
         backward_case(steps, columns, np.float32, final=True),
     ):
-        check_gae(gae, case, Schedule(check=False))
+        check_case(gae, case, Schedule(check=False))
         assert gae.last_launch == ((grid, 1, 1), block)
 
 
@@ -274,4 +284,46 @@ def test_gae_reads_final_values_only_where_truncated(gae: Library) -> None:
         case = forward_case(steps, 40, np.float64, extras=frozenset({"final", "norm"}))
         unused = ~case.inputs["truncated"].astype(bool) | case.inputs["terminated"].astype(bool)
         case.inputs["final_values"][unused] = np.nan
-        check_gae(gae, case, Schedule())
+        check_case(gae, case, Schedule())
+
+
+# Around a warp of D and the 4 warps' inputs; sets along an inner axis; more parts than sets.
+POOL_SHAPES = [
+    (1, 1, 1, 1),
+    (3, 2, 1, 33),
+    (2, 5, 3, 64),
+    (1, 9, 2, 7),
+    (2, 131, 1, 32),
+    (65, 3, 1, 4),
+]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
+@pytest.mark.parametrize("shape", POOL_SHAPES, ids=str)
+def test_pia_pool(
+    pia_pool: Library,
+    shape: tuple[int, int, int, int],
+    masked: bool,
+    backward: bool,
+    dtype: type[np.floating],
+) -> None:
+    for index, heads in enumerate((1, 3)):
+        case = pia_pool_cases.case(shape, heads, dtype, masked=masked, backward=backward)
+        check_case(pia_pool, case, Schedule(seed=index, preempt=7 * index))
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_pia_pool_over_schedules(pia_pool: Library, seed: int) -> None:
+    for backward, preempt in product([False, True], [0, 4]):
+        case = pia_pool_cases.case((2, 9, 2, 35), 2, np.float64, masked=True, backward=backward)
+        check_case(pia_pool, case, Schedule(seed=seed, preempt=preempt))
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_pia_pool_without_sets(pia_pool: Library, backward: bool) -> None:
+    case = pia_pool_cases.case((0, 3, 1, 8), 2, np.float32, backward=backward)
+    check_case(pia_pool, case, Schedule())
+    if backward:
+        assert not case.outputs["grad_query"].any()

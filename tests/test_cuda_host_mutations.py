@@ -17,14 +17,17 @@ from cuda_host import (
     Schedule,
     build,
     delete_each,
+    pia_pool_cases,
     replace,
 )
 from cuda_host.build import HERE
-from cuda_host.gae_cases import Case, backward_case, forward_case, largest_errors
+from cuda_host.cases import Case, largest_errors
+from cuda_host.gae_cases import backward_case, forward_case
 
 SELF_TEST = HERE / "kernels" / "reduce.cu"
 REDUCE = SELF_TEST.with_suffix(".cuh").read_text()
 GAE = (KERNELS / "gae.cuh").read_text()
+PIA_POOL = (KERNELS / "pia_pool.cuh").read_text()
 
 
 class Outcome(NamedTuple):
@@ -396,3 +399,105 @@ def test_gae_has_no_fault() -> None:
 def test_gae_fault_is_found(fault: Fault, tmp_path: Path) -> None:
     library = build(KERNELS / "gae.cu", edits={"gae.cuh": fault.mutation.text}, folder=tmp_path)
     check_is_found(fault, run_gae(library), "gae.cuh")
+
+
+# --- pia_pool ---
+
+
+def run_pia_pool(library: Library) -> Outcome:
+    right = True
+    findings: list[Finding] = []
+    for backward in (False, True):
+        for masked in (False, True):
+            case = pia_pool_cases.case(
+                (2, 131, 2, 35), 2, np.float64, masked=masked, backward=backward
+            )
+            findings += library.call(case.function, case.arguments)
+            right &= all(error <= allowed for error, allowed in largest_errors(case).values())
+    return Outcome(Report(findings), right)
+
+
+def pool_fault(name: str, old: str, new: str, kind: str, *, occurrence: int = 0) -> Fault:
+    return Fault(replace(PIA_POOL, old, new, name=name, occurrence=occurrence), kind, False)
+
+
+PIA_POOL_FAULTS = [
+    *(Fault(mutation, "race", False) for mutation in delete_each(PIA_POOL, "__syncthreads();")),
+    pool_fault("half of a warp's sum", "kWarp / 2; lanes", "kWarp / 4; lanes", WRONG),
+    pool_fault(
+        "a product past D",
+        "d < width; d += kWarp",
+        "d < width + kWarp; d += kWarp",
+        "out of bounds",
+    ),
+    pool_fault("totals not rescaled", "total * exp(before - top)", "total", WRONG),
+    pool_fault(
+        "warps not rescaled", "totals[other] * exp(tops[other] - top)", "totals[other]", WRONG
+    ),
+    pool_fault(
+        "a warp left out",
+        "int other = 0; other < kPoolWarps",
+        "int other = 1; other < kPoolWarps",
+        WRONG,
+    ),
+    pool_fault(
+        "pooled: no bound", "if (warp == 0 && d < args.width)", "if (warp == 0)", "out of bounds"
+    ),
+    pool_fault(
+        "masked inputs count",
+        "logit == scalar_t(-INFINITY) ? scalar_t(0) : exp",
+        "logit == scalar_t(-INFINITY) ? scalar_t(1) : exp",
+        WRONG,
+    ),
+    pool_fault(
+        "the mask of another set", "set / inner * length + t", "set * length + t", "out of bounds"
+    ),
+    pool_fault("a head's query for all", "row % args.heads * args.width", "0", WRONG),
+    pool_fault(
+        "weights not written", "a.weights[row * a.length + t] = weight;", "", "uninitialised"
+    ),
+    pool_fault("not along the mean", "- along)", ")", WRONG),
+    pool_fault(
+        "inputs: no bound",
+        "if (element >= a.sets() * a.length * a.width) return;",
+        "",
+        "out of bounds",
+    ),
+    pool_fault(
+        "sets confused",
+        "at / a.inner / a.length * a.inner + at % a.inner",
+        "at % a.inner * a.outer + at / a.inner / a.length",
+        WRONG,
+    ),
+    pool_fault(
+        "query: sets lost",
+        "(part + 1) * a.sets() / kQueryParts",
+        "part * a.sets() / kQueryParts",
+        WRONG,
+    ),
+    pool_fault("query: no bound", "if (d < a.width) {", "{", "out of bounds"),
+    pool_fault("combine: no bound", "if (element >= size) return;", "", "out of bounds"),
+    pool_fault(
+        "combine: a part left out",
+        "int part = 0; part < kQueryParts",
+        "int part = 63; part < kQueryParts",
+        WRONG,
+    ),
+    pool_fault(
+        "combine: uninitialised parts",
+        "part < kQueryParts; ++part) sum",
+        "part <= kQueryParts; ++part) sum",
+        "out of bounds",
+    ),
+]
+
+
+def test_pia_pool_has_no_fault() -> None:
+    assert run_pia_pool(build(KERNELS / "pia_pool.cu")) == (Report(), True)
+
+
+@pytest.mark.parametrize("fault", PIA_POOL_FAULTS, ids=names(PIA_POOL_FAULTS))
+def test_pia_pool_fault_is_found(fault: Fault, tmp_path: Path) -> None:
+    edits = {"pia_pool.cuh": fault.mutation.text}
+    library = build(KERNELS / "pia_pool.cu", edits=edits, folder=tmp_path)
+    check_is_found(fault, run_pia_pool(library), "pia_pool.cuh")

@@ -36,3 +36,28 @@ MG2L_API int mg2l_gae_backward_double(int64_t steps, int64_t columns, double gam
                                       const uint8_t* truncated, double* grad_rewards,
                                       double* grad_values, double* optional_grad_final_values,
                                       void* stream);
+
+// Scratch: weights and grad_logits are [outer, inner, heads, T], partial [parts, heads, D].
+MG2L_API int64_t mg2l_pia_pool_parts();
+MG2L_API int mg2l_pia_pool_float(int64_t outer, int64_t length, int64_t inner, int64_t width,
+                                 int64_t heads, const float* x, const float* query,
+                                 const uint8_t* optional_mask, float* pooled, float* lse,
+                                 float* weights, void* stream);
+MG2L_API int mg2l_pia_pool_double(int64_t outer, int64_t length, int64_t inner, int64_t width,
+                                  int64_t heads, const double* x, const double* query,
+                                  const uint8_t* optional_mask, double* pooled, double* lse,
+                                  double* weights, void* stream);
+MG2L_API int mg2l_pia_pool_backward_float(int64_t outer, int64_t length, int64_t inner,
+                                          int64_t width, int64_t heads, const float* grad,
+                                          const float* x, const float* query,
+                                          const uint8_t* optional_mask, const float* pooled,
+                                          const float* lse, float* weights, float* grad_logits,
+                                          float* partial, float* grad_x, float* grad_query,
+                                          void* stream);
+MG2L_API int mg2l_pia_pool_backward_double(int64_t outer, int64_t length, int64_t inner,
+                                           int64_t width, int64_t heads, const double* grad,
+                                           const double* x, const double* query,
+                                           const uint8_t* optional_mask, const double* pooled,
+                                           const double* lse, double* weights, double* grad_logits,
+                                           double* partial, double* grad_x, double* grad_query,
+                                           void* stream);

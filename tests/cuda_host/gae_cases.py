@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from cuda_host.cases import Array, Case
 from mg2l.ops import reference
 
 GAMMA, GAE_LAMBDA = 0.97, 0.9
-Array = NDArray[Any]
-
-
-@dataclass
-class Case:
-    """One call of a launcher."""
-
-    function: str
-    inputs: dict[str, Any]
-    outputs: dict[str, Array]
-    """Undefined until the call."""
-
-    exact: dict[str, Array]
-    """What the outputs must be, computed in float64."""
-
-    plain: dict[str, Array]
-    """The same from plain torch in the precision of the case."""
-
-    dtype: type[np.floating]
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """What the launcher is called with."""
-        return {**self.inputs, **self.outputs}
 
 
 def forward_case(
@@ -128,22 +103,6 @@ def backward_case(
 
     outputs: dict[str, Array] = {name: np.empty(shape, dtype) for name, shape in shapes.items()}
     return _case("mg2l_gae_backward", dtype, {**grads, **ends}, outputs, define)
-
-
-def largest_errors(case: Case) -> dict[str, tuple[float, float]]:
-    """Of every output: its largest error, and the largest error allowed.
-
-    That is twice the error of plain torch in the same precision, plus 16 units in the last place of
-    the largest number (inputs are of order 1): the kernels add in another order. What was not
-    written is NaN, and so is the error then, which is not smaller than anything.
-    """
-    epsilon = float(np.finfo(case.dtype).eps)
-    errors = {}
-    for name, exact in case.exact.items():
-        plain_error = float(np.abs(case.plain[name] - exact).max(initial=0))
-        allowed = 2 * plain_error + 16 * epsilon * float(np.abs(exact).max(initial=1))
-        errors[name] = float(np.abs(case.outputs[name] - exact).max(initial=0)), allowed
-    return errors
 
 
 def _flags(rng: np.random.Generator, shape: tuple[int, int], kind: str) -> dict[str, Array]:

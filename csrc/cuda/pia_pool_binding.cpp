@@ -1,0 +1,100 @@
+// Binds the CUDA kernels of `pia_pool` and `pia_pool_backward` to torch; compiled by the host
+// compiler.
+#include <limits>
+#include <tuple>
+#include <utility>
+
+#include "../pia_pool.h"
+#include "device.h"
+#include "launchers.h"
+
+namespace mg2l {
+namespace {
+
+// A grid has so many blocks at most; one works on a row, or on 256 elements of x.
+void check_grid(const PoolSizes& sizes) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  const int64_t sets = sizes.outer * sizes.inner;
+  MG2L_CHECK(sets * sizes.heads <= kMost, "pia_pool: sets times heads must be at most ", kMost,
+             " on CUDA, got ", sets * sizes.heads);
+  MG2L_CHECK(sizes.heads <= 65535, "pia_pool: heads must be at most 65535 on CUDA, got ",
+             sizes.heads);
+  MG2L_CHECK(sets * sizes.length * sizes.width / 256 < kMost,
+             "pia_pool: x is too large for CUDA: ", sets * sizes.length * sizes.width, " elements");
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> pia_pool_cuda(const Tensor& x_, const Tensor& query_,
+                                                 const std::optional<Tensor>& mask_,
+                                                 bool return_weights) {
+  const PoolSizes sizes = check_pia_pool(x_, query_, mask_);
+  check_grid(sizes);
+  const auto device = x_.get_device_index();
+  const DeviceGuard guard(device);
+  const Tensor x = as_contiguous(x_), query = as_contiguous(query_);
+  std::optional<Tensor> mask;
+  if (mask_) mask = as_contiguous(*mask_);
+  Tensor pooled = torch::stable::new_empty(x, {sizes.outer, sizes.inner, sizes.heads, sizes.width});
+  Tensor lse = torch::stable::new_empty(x, {sizes.outer, sizes.inner, sizes.heads});
+  Tensor weights =
+      torch::stable::new_empty(x, {sizes.outer, sizes.inner, sizes.heads, sizes.length});
+  const auto launch = [&](auto launcher, auto zero) {
+    using scalar_t = decltype(zero);
+    check_launch("pia_pool",
+                 launcher(sizes.outer, sizes.length, sizes.inner, sizes.width, sizes.heads,
+                          data<scalar_t>(x), data<scalar_t>(query), data_or_null<uint8_t>(mask),
+                          data<scalar_t>(pooled), data<scalar_t>(lse), data<scalar_t>(weights),
+                          current_stream(device)));
+  };
+  if (x.scalar_type() == ScalarType::Float) {
+    launch(mg2l_pia_pool_float, 0.0F);
+  } else {
+    launch(mg2l_pia_pool_double, 0.0);
+  }
+  if (!return_weights) weights = torch::stable::new_empty(x, {0, sizes.inner, sizes.heads, 0});
+  return {pooled, lse, weights};
+}
+
+std::tuple<Tensor, Tensor> pia_pool_backward_cuda(const Tensor& grad_, const Tensor& x_,
+                                                  const Tensor& query_,
+                                                  const std::optional<Tensor>& mask_,
+                                                  const Tensor& pooled_, const Tensor& lse_) {
+  const PoolSizes sizes = check_pia_pool(x_, query_, mask_);
+  check_grid(sizes);
+  const auto device = x_.get_device_index();
+  const DeviceGuard guard(device);
+  const Tensor x = as_contiguous(x_), query = as_contiguous(query_), grad = as_contiguous(grad_);
+  const Tensor pooled = as_contiguous(pooled_), lse = as_contiguous(lse_);
+  std::optional<Tensor> mask;
+  if (mask_) mask = as_contiguous(*mask_);
+  const Sizes rows{sizes.outer, sizes.inner, sizes.heads, sizes.length};
+  Tensor weights = torch::stable::new_empty(x, rows);
+  Tensor grad_logits = torch::stable::new_empty(x, rows);
+  Tensor partial = torch::stable::new_empty(x, {mg2l_pia_pool_parts(), sizes.heads, sizes.width});
+  Tensor grad_x = torch::stable::new_empty(x, sizes_of(x));
+  Tensor grad_query = torch::stable::new_empty(x, sizes_of(query));
+  const auto launch = [&](auto launcher, auto zero) {
+    using scalar_t = decltype(zero);
+    check_launch(
+        "pia_pool_backward",
+        launcher(sizes.outer, sizes.length, sizes.inner, sizes.width, sizes.heads,
+                 data<scalar_t>(grad), data<scalar_t>(x), data<scalar_t>(query),
+                 data_or_null<uint8_t>(mask), data<scalar_t>(pooled), data<scalar_t>(lse),
+                 data<scalar_t>(weights), data<scalar_t>(grad_logits), data<scalar_t>(partial),
+                 data<scalar_t>(grad_x), data<scalar_t>(grad_query), current_stream(device)));
+  };
+  if (x.scalar_type() == ScalarType::Float) {
+    launch(mg2l_pia_pool_backward_float, 0.0F);
+  } else {
+    launch(mg2l_pia_pool_backward_double, 0.0);
+  }
+  return {grad_x, grad_query};
+}
+
+}  // namespace mg2l
+
+STABLE_TORCH_LIBRARY_IMPL(mg2l, CUDA, m) {
+  m.impl("pia_pool", TORCH_BOX(&mg2l::pia_pool_cuda));
+  m.impl("pia_pool_backward", TORCH_BOX(&mg2l::pia_pool_backward_cuda));
+}
