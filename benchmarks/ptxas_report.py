@@ -36,6 +36,10 @@ BLOCK_THREADS = {
     "pia_pool_backward_inputs_kernel": 256,
     "pia_pool_backward_query_kernel": 256,
     "pia_pool_backward_combine_kernel": 256,
+    "pair_offsets_kernel": 128,
+    "pairwise_lse_kernel": 256,
+    "pairwise_lse_backward_queries_kernel": 256,
+    "pairwise_lse_backward_keys_kernel": 256,
 }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_host import KERNELS, Library, Schedule, build, pia_pool_cases
+from cuda_host import KERNELS, Library, Schedule, build, pairwise_cases, pia_pool_cases
 from cuda_host.build import HERE
 from cuda_host.cases import Case, largest_errors
 from cuda_host.gae_cases import backward_case, forward_case
@@ -42,6 +42,11 @@ def gae() -> Library:
 @pytest.fixture(scope="module")
 def pia_pool() -> Library:
     return build(KERNELS / "pia_pool.cu")
+
+
+@pytest.fixture(scope="module")
+def pairwise() -> Library:
+    return build(KERNELS / "pairwise_lse.cu")
 
 
 # The runtime.
@@ -184,6 +189,10 @@ def test_every_launcher_has_cases() -> None:
         "mg2l_pia_pool_double",
         "mg2l_pia_pool_backward_float",
         "mg2l_pia_pool_backward_double",
+        "mg2l_pairwise_lse_float",
+        "mg2l_pairwise_lse_double",
+        "mg2l_pairwise_lse_backward_float",
+        "mg2l_pairwise_lse_backward_double",
     }
 
 
@@ -327,3 +336,49 @@ def test_pia_pool_without_sets(pia_pool: Library, backward: bool) -> None:
     check_case(pia_pool, case, Schedule())
     if backward:
         assert not case.outputs["grad_query"].any()
+
+
+# Around a tile of 32 x 32 and a step of 32 coordinates.
+PAIR_SIZES = [(1, 1, 1, 1), (2, 5, 7, 3), (1, 33, 40, 35), (1, 32, 32, 32), (2, 31, 65, 2)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("filters", [False, True], ids=["all", "filtered"])
+@pytest.mark.parametrize("gaussian", [False, True], ids=["dot", "gaussian"])
+@pytest.mark.parametrize("size", PAIR_SIZES, ids=str)
+def test_pairwise_lse(
+    pairwise: Library,
+    size: tuple[int, int, int, int],
+    gaussian: bool,
+    filters: bool,
+    backward: bool,
+    dtype: type[np.floating],
+) -> None:
+    case = pairwise_cases.case(size, dtype, gaussian=gaussian, filters=filters, backward=backward)
+    check_case(pairwise, case, Schedule(seed=sum(size), preempt=11))
+
+
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_pairwise_lse_over_schedules(pairwise: Library, seed: int) -> None:
+    for backward, preempt in product([False, True], [0, 4]):
+        case = pairwise_cases.case(
+            (1, 35, 34, 5), np.float64, gaussian=True, filters=True, backward=backward
+        )
+        check_case(pairwise, case, Schedule(seed=seed, preempt=preempt))
+
+
+def test_a_copy_of_the_positive_ties_with_it_on_cuda(pairwise: Library) -> None:
+    for gaussian in (False, True):
+        case = pairwise_cases.case((1, 9, 40, 33), np.float32, gaussian=gaussian)
+        for name in {"key", "std"} & case.inputs.keys():
+            case.inputs[name][:] = case.inputs[name][:, :1]
+        assert not pairwise.call(case.function, case.arguments)
+        assert not case.outputs["rank"].any()
+
+
+def test_a_positive_that_is_no_key_gives_nan_and_reads_nothing(pairwise: Library) -> None:
+    case = pairwise_cases.case((1, 4, 5, 3), np.float32)
+    case.inputs["positive"][0, 1] = 5
+    assert not pairwise.call(case.function, case.arguments)
+    assert np.isnan(case.outputs["lse"]).tolist() == [[False, True, False, False]]

@@ -17,6 +17,7 @@ from cuda_host import (
     Schedule,
     build,
     delete_each,
+    pairwise_cases,
     pia_pool_cases,
     replace,
 )
@@ -28,6 +29,7 @@ SELF_TEST = HERE / "kernels" / "reduce.cu"
 REDUCE = SELF_TEST.with_suffix(".cuh").read_text()
 GAE = (KERNELS / "gae.cuh").read_text()
 PIA_POOL = (KERNELS / "pia_pool.cuh").read_text()
+PAIRWISE = (KERNELS / "pairwise_lse.cuh").read_text()
 
 
 class Outcome(NamedTuple):
@@ -501,3 +503,125 @@ def test_pia_pool_fault_is_found(fault: Fault, tmp_path: Path) -> None:
     edits = {"pia_pool.cuh": fault.mutation.text}
     library = build(KERNELS / "pia_pool.cu", edits=edits, folder=tmp_path)
     check_is_found(fault, run_pia_pool(library), "pia_pool.cuh")
+
+
+# --- pairwise_lse ---
+
+
+def run_pairwise(library: Library) -> Outcome:
+    right = True
+    findings: list[Finding] = []
+    for backward in (False, True):
+        for gaussian, filters in ((False, False), (True, True), (False, True)):
+            case = pairwise_cases.case(
+                (1, 35, 34, 33), np.float64, gaussian=gaussian, filters=filters, backward=backward
+            )
+            findings += library.call(case.function, case.arguments)
+            right &= all(error <= allowed for error, allowed in largest_errors(case).values())
+    return Outcome(Report(findings), right)
+
+
+def pair_fault(name: str, old: str, new: str, kind: str, *, occurrence: int = 0) -> Fault:
+    return Fault(replace(PAIRWISE, old, new, name=name, occurrence=occurrence), kind, False)
+
+
+PAIRWISE_FAULTS = [
+    *(Fault(mutation, "race", False) for mutation in delete_each(PAIRWISE, "__syncthreads();")),
+    *(Fault(mutation, "race", False) for mutation in delete_each(PAIRWISE, "__syncwarp();")),
+    pair_fault(
+        "offsets: no bound", "if (at >= args.groups * args.keys) return;", "", "out of bounds"
+    ),
+    pair_fault(
+        "sides: no bound of rows",
+        "at < count && coordinate < width",
+        "coordinate < width",
+        "out of bounds",
+    ),
+    pair_fault(
+        "sides: no bound of coordinates", "at < count && coordinate < width", "at < count", WRONG
+    ),
+    pair_fault(
+        "a step of D too long",
+        "args.width - d < kSide ? static_cast<int>(args.width - d) : kSide",
+        "kSide + 1",
+        WRONG,
+    ),
+    pair_fault(
+        "rows of another warp",
+        "const int row = threadIdx.y * kRowsPerWarp + r;",
+        "const int row = threadIdx.y + r;",
+        WRONG,
+    ),
+    pair_fault("not scaled", "std == nullptr ? args.scale : scalar_t(1)", "scalar_t(1)", WRONG),
+    pair_fault(
+        "the positive among the negatives", "if (positive[row] == key_at) return false;", "", WRONG
+    ),
+    pair_fault(
+        "labels ignored", "query_labels[row] == key_labels[group * keys + key_at]", "false", WRONG
+    ),
+    pair_fault("mask ignored", "mask == nullptr || mask[row * keys + key_at] != 0", "true", WRONG),
+    pair_fault("not clipped", "if (clip <= 0) return score;", "return score;", WRONG),
+    pair_fault("totals not rescaled", "total[r] * exp(before - top[r])", "total[r]", WRONG),
+    pair_fault("lanes not rescaled", "total[r] * exp(top[r] - most)", "total[r]", WRONG),
+    pair_fault("ties count as above", "score[r] > own[r] ? 1", "score[r] >= own[r] - 1 ? 1", WRONG),
+    pair_fault(
+        "keys past the last",
+        "query < args.queries && key < args.keys &&",
+        "query < args.queries &&",
+        "out of bounds",
+    ),
+    pair_fault(
+        "results: no bound",
+        "if (threadIdx.x == 0 && query < args.queries)",
+        "if (threadIdx.x == 0)",
+        "out of bounds",
+    ),
+    pair_fault("gradient through a clipped score", "if (!within) return mean;", "", WRONG),
+    pair_fault(
+        "no gradient of the positive's share",
+        "(within ? g.to_lse[at]",
+        "(false ? g.to_lse[at]",
+        WRONG,
+    ),
+    pair_fault(
+        "queries: keys past the last",
+        "left < kSide ? static_cast<int>(left) : kSide",
+        "kSide",
+        "out of bounds",
+    ),
+    pair_fault(
+        "keys: queries past the last",
+        "left < kSide ? static_cast<int>(left) : kSide",
+        "kSide",
+        "out of bounds",
+        occurrence=1,
+    ),
+    pair_fault("queries: no bound", "if (first + row >= args.queries) break;", "", "out of bounds"),
+    pair_fault("keys: no bound", "if (first + row >= args.keys) break;", "", "out of bounds"),
+    pair_fault(
+        "queries: sums begin anywhere",
+        "column == 0 ? scalar_t(0) : g.grad_query[to]",
+        "g.grad_query[to]",
+        "uninitialised",
+    ),
+    pair_fault(
+        "std: sums begin anywhere",
+        "column == 0 ? scalar_t(0) : g.grad_std[to]",
+        "g.grad_std[to]",
+        "uninitialised",
+    ),
+    pair_fault(
+        "std: no derivative of the constant", "error * error - scalar_t(1)", "error * error", WRONG
+    ),
+]
+
+
+def test_pairwise_has_no_fault() -> None:
+    assert run_pairwise(build(KERNELS / "pairwise_lse.cu")) == (Report(), True)
+
+
+@pytest.mark.parametrize("fault", PAIRWISE_FAULTS, ids=names(PAIRWISE_FAULTS))
+def test_pairwise_fault_is_found(fault: Fault, tmp_path: Path) -> None:
+    edits = {"pairwise_lse.cuh": fault.mutation.text}
+    library = build(KERNELS / "pairwise_lse.cu", edits=edits, folder=tmp_path)
+    check_is_found(fault, run_pairwise(library), "pairwise_lse.cuh")

@@ -61,3 +61,33 @@ MG2L_API int mg2l_pia_pool_backward_double(int64_t outer, int64_t length, int64_
                                            const double* lse, double* weights, double* grad_logits,
                                            double* partial, double* grad_x, double* grad_query,
                                            void* stream);
+
+// `clip` is 0 for none; offsets are scratch, [groups, keys], wanted with std.
+MG2L_API int mg2l_pairwise_lse_float(
+    int64_t groups, int64_t queries, int64_t keys, int64_t width, double scale, double clip,
+    const float* query, const float* key, const float* optional_std, const int64_t* positive,
+    const int64_t* optional_query_labels, const int64_t* optional_key_labels,
+    const uint8_t* optional_mask, float* optional_offsets, float* lse, float* lse_negatives,
+    float* mean, float* positive_score, int64_t* negatives, int64_t* rank, void* stream);
+MG2L_API int mg2l_pairwise_lse_backward_float(
+    int64_t groups, int64_t queries, int64_t keys, int64_t width, double scale, double clip,
+    const float* query, const float* key, const float* optional_std, const int64_t* positive,
+    const int64_t* optional_query_labels, const int64_t* optional_key_labels,
+    const uint8_t* optional_mask, float* optional_offsets, const float* lse,
+    const float* lse_negatives, const int64_t* negatives, const float* to_lse,
+    const float* to_negatives, const float* to_mean, const float* to_positive, float* grad_query,
+    float* grad_key, float* optional_grad_std, void* stream);
+MG2L_API int mg2l_pairwise_lse_double(
+    int64_t groups, int64_t queries, int64_t keys, int64_t width, double scale, double clip,
+    const double* query, const double* key, const double* optional_std, const int64_t* positive,
+    const int64_t* optional_query_labels, const int64_t* optional_key_labels,
+    const uint8_t* optional_mask, double* optional_offsets, double* lse, double* lse_negatives,
+    double* mean, double* positive_score, int64_t* negatives, int64_t* rank, void* stream);
+MG2L_API int mg2l_pairwise_lse_backward_double(
+    int64_t groups, int64_t queries, int64_t keys, int64_t width, double scale, double clip,
+    const double* query, const double* key, const double* optional_std, const int64_t* positive,
+    const int64_t* optional_query_labels, const int64_t* optional_key_labels,
+    const uint8_t* optional_mask, double* optional_offsets, const double* lse,
+    const double* lse_negatives, const int64_t* negatives, const double* to_lse,
+    const double* to_negatives, const double* to_mean, const double* to_positive,
+    double* grad_query, double* grad_key, double* optional_grad_std, void* stream);

@@ -1,0 +1,106 @@
+"""Inputs for the launchers of ``pairwise_lse`` and what must come out, from its definition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from cuda_host.cases import Array, Case
+from mg2l.ops import reference
+
+RESULTS = ("lse", "lse_negatives", "mean", "positive_score", "negatives", "rank")
+
+
+def case(
+    size: tuple[int, int, int, int],
+    dtype: type[np.floating],
+    *,
+    gaussian: bool = False,
+    filters: bool = False,
+    backward: bool = False,
+) -> Case:
+    """A call of ``pairwise_lse`` or ``pairwise_lse_backward``.
+
+    Args:
+        size: groups, queries, keys, width.
+        dtype: float32 or float64.
+        gaussian: densities instead of products.
+        filters: with labels, a mask under which the first query has no negatives, and clipping.
+        backward: the gradients.
+    """
+    groups, queries, keys, width = size
+    scale = 0.9 / width**0.5  # scores of order 1, or their rounding would tell in the weights
+    rng = np.random.default_rng(sum(size))
+    floats: dict[str, Array] = {
+        "query": rng.normal(size=(groups, queries, width)).astype(dtype),
+        "key": rng.normal(size=(groups, keys, width)).astype(dtype),
+    }
+    if gaussian:
+        floats["std"] = rng.uniform(0.7, 2, size=(groups, keys, width)).astype(dtype)
+    integers: dict[str, Array] = {"positive": rng.integers(keys, size=(groups, queries))}
+    if filters:
+        integers["query_labels"] = rng.integers(3, size=(groups, queries))
+        integers["key_labels"] = rng.integers(3, size=(groups, keys))
+        integers["mask"] = rng.random((groups, queries, keys)) < 0.6
+        integers["mask"][:, 0] = False
+    cotangents = {
+        name: rng.normal(size=(groups, queries)).astype(dtype)
+        for name in ("to_lse", "to_negatives", "to_mean", "to_positive")
+    }
+    if filters:
+        cotangents["to_negatives"][:, 0] = 0  # of minus infinity
+
+    def define(precision: torch.dtype) -> dict[str, Array]:
+        leaves = {k: torch.from_numpy(v).to(precision).requires_grad_() for k, v in floats.items()}
+        given = {name: torch.from_numpy(array) for name, array in integers.items()}
+        result = reference.pairwise_lse(
+            leaves["query"],
+            leaves["key"],
+            given.pop("positive"),
+            scale=scale,
+            std=leaves.get("std"),
+            clip=1.0 if filters else None,
+            **given,
+        )
+        found = dict(zip(RESULTS, result, strict=True))
+        if backward:
+            total = sum(
+                (
+                    torch.where(value.isfinite(), value, 0) * torch.from_numpy(seed).to(precision)
+                ).sum()
+                for value, seed in zip(result[:4], cotangents.values(), strict=True)
+            )
+            assert isinstance(total, torch.Tensor)
+            gradients = torch.autograd.grad(total, list(leaves.values()))
+            found |= {f"grad_{k}": v for k, v in zip(leaves, gradients, strict=True)}
+        return {name: tensor.detach().numpy() for name, tensor in found.items()}
+
+    wide = dtype is np.float64
+    exact = define(torch.float64)
+    plain = exact if wide else define(torch.float32)
+    sizes = dict(zip(("groups", "queries", "keys", "width"), size, strict=True))
+    inputs: dict[str, Any] = {**sizes, "scale": scale, "clip": 1.0 if filters else 0.0}
+    inputs |= floats | integers
+    outputs: dict[str, Array] = {}
+    if gaussian:
+        outputs["offsets"] = np.empty((groups, keys), dtype)
+    if backward:
+        inputs |= {k: exact[k].astype(dtype) for k in ("lse", "lse_negatives")}
+        inputs |= {"negatives": exact["negatives"], **cotangents}
+        names = [f"grad_{name}" for name in floats]
+        outputs |= {f"grad_{name}": np.empty_like(array) for name, array in floats.items()}
+    else:
+        names = list(RESULTS)
+        kinds = dict.fromkeys(("negatives", "rank"), np.int64)
+        outputs |= {k: np.empty((groups, queries), kinds.get(k, dtype)) for k in RESULTS}
+    suffix = f"{'_backward' if backward else ''}_{'double' if wide else 'float'}"
+    return Case(
+        function=f"mg2l_pairwise_lse{suffix}",
+        inputs=inputs,
+        outputs=outputs,
+        exact={name: exact[name] for name in names},
+        plain={name: plain[name] for name in names},
+        dtype=dtype,
+    )
