@@ -10,8 +10,13 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +48,7 @@ class Replayer:
 
 _families: dict[str, _Family] = {}
 _replayers: list[Replayer] = []
+_origins: dict[str, str] = {}
 
 
 def register(
@@ -63,6 +69,38 @@ def register(
         if known == name or family.config_class is config_class:
             raise ValueError(f"env {name!r} ({config_class.__name__}) clashes with {known!r}")
     _families[name] = _Family(config_class, factory)
+
+
+def load(module: str) -> None:
+    """Import what registers families: a Python file, by its path, or a module, by its name.
+
+    What has been imported before is not imported again. An error in it is raised as it is.
+
+    Args:
+        module: ends in ``.py`` where it is a file.
+    """
+    before = set(_families)
+    if module.endswith(".py"):
+        module = str(Path(module).resolve())
+        name = f"mg2l_family_{hashlib.sha256(module.encode()).hexdigest()[:16]}"
+        if name not in sys.modules:
+            spec = importlib.util.spec_from_file_location(name, module)
+            assert spec is not None
+            assert spec.loader is not None
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+            try:
+                spec.loader.exec_module(sys.modules[name])
+            except BaseException:
+                del sys.modules[name]
+                raise
+    else:
+        importlib.import_module(module)
+    _origins.update(dict.fromkeys(_families.keys() - before, module))
+
+
+def origin(name: str) -> str | None:
+    """What `load` imported a family from, if it did: an absolute path or a module's name."""
+    return _origins.get(name)
 
 
 def names() -> list[str]:

@@ -256,8 +256,19 @@ class Sources:
 
 
 def _family(mapping: dict[str, Any], path: Path) -> str:
-    """Take the family out of an env file."""
+    """Take the family out of an env file, and import the module that registers it."""
     family = mapping.pop("family", None)
+    module = mapping.pop("module", None)
+    if module is not None:
+        if not isinstance(module, str) or not module:
+            raise ConfigError(f"{path}: module must be a Python file or module, got {module!r}")
+        if module.endswith(".py"):
+            module = str(path.parent / module)  # an absolute one stays what it is
+        try:
+            registry.load(module)
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"{path}: module {module} cannot be imported: {told}") from error
     if not isinstance(family, str):
         raise ConfigError(f"{path}: must begin with 'family: NAME'; the families are {_families()}")
     return family
@@ -298,7 +309,8 @@ def load_config(
     Args:
         expt: shipped experiment, or path of a YAML file; wins over ``algo`` and ``env``.
         algo: shipped algorithm, or path of a YAML file; wins over ``env``.
-        env: shipped environment, or path of a YAML file that begins with ``family: NAME``.
+        env: shipped environment, or path of a YAML file that begins with ``family: NAME``; with
+            ``module: FILE.py`` (beside it) or ``module: NAME``, that is imported first.
         overrides: ``["clip_param=0.3", ...]`` or ``{"clip_param": 0.3, ...}``; win over all.
 
     Raises:
@@ -348,7 +360,10 @@ def about(config: Config) -> dict[str, Any]:
 def config_to_yaml(config: Config) -> str:
     """The whole config as YAML that ``config_from_yaml`` reads back to an equal one."""
     tree = asdict(config)
-    tree["env"] = {"family": family_of(config.env), **tree["env"]}
+    family = family_of(config.env)
+    module = registry.origin(family)
+    named = {"family": family} if module is None else {"family": family, "module": module}
+    tree["env"] = {**named, **tree["env"]}
     groups_last = sorted(tree, key=lambda name: isinstance(tree[name], dict))
     ordered = {name: tree[name] for name in groups_last}
     return yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)

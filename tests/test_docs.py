@@ -167,7 +167,7 @@ def test_readme_commands(
     if words[0] == "pytest":
         assert all((ROOT / word).exists() for word in words[1:])
         return
-    if words[:2] == ["python", "train_spacing.py"]:
+    if "--env=spacing.yaml" in words:
         return  # see test_readme_scenario_trains
     assert words[:2] == ["python", "-m"], f"this test does not know {line!r}"
     module, arguments = words[2], words[3:]
@@ -186,17 +186,20 @@ def test_readme_commands(
 
 
 def test_readme_scenario_trains(tmp_path: Path) -> None:
-    """The two files of the section on scenarios, beside the example, train."""
+    """The file of the section on scenarios, beside the example, trains; its run is found again."""
     shutil.copy(ROOT / "examples/custom_scenario.py", tmp_path)
-    for language, text in blocks(ROOT / "README.md"):
-        if language:
-            (tmp_path / text.partition("\n")[0].removeprefix("# ")).write_text(text)
-    (line,) = [line for line in commands(ROOT / "README.md") if "train_spacing" in line]
+    (text,) = [text for _, text in blocks(ROOT / "README.md") if text.startswith("# spacing.yaml")]
+    (tmp_path / "spacing.yaml").write_text(text)
+    (line,) = [line for line in commands(ROOT / "README.md") if "spacing.yaml" in line]
     words = [sys.executable, *shlex.split(line)[1:], *TINY]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    (metrics,) = tmp_path.glob("runs/spacing/mg2l/*/metrics.jsonl")
-    assert len(read_metrics(metrics)) == 2
+    (run,) = tmp_path.glob("runs/spacing/mg2l/*")
+    assert len(read_metrics(run / "metrics.jsonl")) == 2
+    words = [sys.executable, "-m", "mg2l.train", f"--resume={run}", "n_iters=3"]
+    done = subprocess.run(words, cwd=tmp_path / "runs", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(read_metrics(run / "metrics.jsonl")) == 3
 
 
 # What a run leaves.
