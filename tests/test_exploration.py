@@ -96,3 +96,8 @@ def test_the_encoders_gradient_is_that_of_the_mean_of_the_minibatches(monkeypatc
         metrics = learner.update_policy(learner.collect(tasks), tasks)
         norms.append(metrics["grad_norm/encoder_from_critic"])
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_the_gap_of_an_iteration_is_that_of_its_metrics() -> None:
+    metrics = inference_of(tiny_learner(ae_updates_per_iter=3)).update()
+    assert metrics["mi/gap"] == pytest.approx(metrics["mi/l1out"] - metrics["mi/local"])
