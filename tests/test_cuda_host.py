@@ -330,6 +330,26 @@ def test_pia_pool_over_schedules(pia_pool: Library, seed: int) -> None:
         check_case(pia_pool, case, Schedule(seed=seed, preempt=preempt))
 
 
+def test_pia_pool_where_a_logit_overflows(pia_pool: Library) -> None:
+    """An input whose logit is minus infinity weighs nothing, also where a warp sees it first."""
+    case = pia_pool_cases.case((1, 9, 1, 2), 1, np.float32)
+    case.inputs["x"][0, 0] = -3e38
+    case.inputs["query"][:] = 2
+    assert not pia_pool.call(case.function, case.arguments)
+    logits = case.inputs["x"][0, 1:, 0].sum(1, dtype=np.float64) * 2
+    wanted = np.exp(logits - logits.max())
+    np.testing.assert_allclose(case.outputs["weights"][0, 0, 0, 1:], wanted / wanted.sum(), 1e-5)
+    assert case.outputs["weights"][0, 0, 0, 0] == 0
+
+
+def test_pia_pool_does_not_hide_nan(pia_pool: Library) -> None:
+    case = pia_pool_cases.case((1, 9, 1, 2), 1, np.float32)
+    case.inputs["x"][0, 3] = np.nan
+    assert not pia_pool.call(case.function, case.arguments)
+    for name in ("pooled", "lse", "weights"):
+        assert np.isnan(case.outputs[name]).all()
+
+
 @pytest.mark.parametrize("backward", [False, True])
 def test_pia_pool_without_sets(pia_pool: Library, backward: bool) -> None:
     case = pia_pool_cases.case((0, 3, 1, 8), 2, np.float32, backward=backward)

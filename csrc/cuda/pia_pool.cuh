@@ -84,9 +84,11 @@ __global__ void pia_pool_kernel(PoolArgs<scalar_t> args) {
     scalar_t logit = -INFINITY;
     if (args.has(set, t)) {
       logit = warp_dot(args.x + args.at(set, t) * args.width, query, args.width);
-      const scalar_t before = top;
-      top = logit > top ? logit : top;
-      total = total * exp(before - top) + exp(logit - top);
+      if (logit != scalar_t(-INFINITY)) {  // finite inputs can overflow to it: then they weigh 0
+        const scalar_t before = top;
+        top = logit > top ? logit : top;
+        total = total * exp(before - top) + exp(logit - top);
+      }
     }
     if (lane == 0) weights[t] = logit;
   }
@@ -99,9 +101,9 @@ __global__ void pia_pool_kernel(PoolArgs<scalar_t> args) {
   for (int other = 1; other < kPoolWarps; ++other) top = tops[other] > top ? tops[other] : top;
   total = 0;
   for (int other = 0; other < kPoolWarps; ++other) {
-    if (totals[other] > 0) total += totals[other] * exp(tops[other] - top);
+    if (totals[other] != 0) total += totals[other] * exp(tops[other] - top);
   }
-  const scalar_t lse = total > 0 ? top + log(total) : scalar_t(-INFINITY);
+  const scalar_t lse = total == 0 ? scalar_t(-INFINITY) : top + log(total);
   if (lane == 0 && warp == 0) args.lse[row] = lse;
   for (int64_t t = warp * kWarp + lane; t < args.length; t += kPoolWarps * kWarp) {
     const scalar_t logit = weights[t];
