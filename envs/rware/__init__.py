@@ -1,0 +1,17 @@
+"""Warehouses of robots (the package ``rware``, Papoudakis et al., 2021, arXiv:2006.07869)."""
+
+from typing import Any
+
+from mg2l.envs import optional, registry
+from mg2l.envs.base import VectorEnv
+from mg2l.envs.rware.layouts import LayoutConfig
+
+
+def _layout(config: Any, num_envs: int, seed: int) -> VectorEnv:
+    optional.load("rware", "rware")
+    from mg2l.envs.rware.warehouse import LayoutEnv
+
+    return LayoutEnv(config, num_envs, seed)
+
+
+registry.register("rware-layout", LayoutConfig, _layout)

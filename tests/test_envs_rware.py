@@ -1,0 +1,240 @@
+"""The warehouses: the package's own observations and rewards, layouts, pictures, training."""
+
+import dataclasses
+import math
+import time
+
+import numpy as np
+import pytest
+import yaml
+from method_helpers import TINY
+from rware.warehouse import RewardType, Warehouse
+
+from mg2l import cli, train
+from mg2l.envs import registry
+from mg2l.envs.rware.layouts import TEST, TRAIN, LayoutConfig, layout_tasks, parse
+from mg2l.envs.rware.warehouse import LayoutEnv
+from mg2l.loading import CONFIGS, load_config
+from mg2l.run.metrics import read_metrics
+from mg2l.schema import ConfigError
+
+N, LENGTH = 6, 60
+
+
+def build(num_envs=N, seed=0, **values) -> LayoutEnv:
+    return LayoutEnv(LayoutConfig(**values), num_envs, seed)
+
+
+def package_warehouse(config, layout):
+    """As the package is used by itself."""
+    return Warehouse(
+        3, 8, 1, config.n_agents, 0, config.sensor_range, config.requests, None, None,
+        RewardType[config.reward_type.upper()], layout=layout,
+    )  # fmt: skip
+
+
+def wander(env, rng):
+    """Actions that move about and now and then load; some copies always press forward."""
+    actions = rng.choice(5, size=(env.num_envs, env.num_agents), p=[0.1, 0.4, 0.15, 0.15, 0.2])
+    actions[: env.num_envs // 3] = np.where(actions[: env.num_envs // 3] == 4, 4, 1)
+    return actions
+
+
+@pytest.mark.parametrize(
+    ("sensor_range", "reward_type"), [(1, "individual"), (2, "global"), (4, "two_stage")]
+)
+def test_equals_the_package(sensor_range, reward_type):
+    """Observations and rewards of the package's own warehouse, with the same random numbers."""
+    config = LayoutConfig(
+        sensor_range=sensor_range, reward_type=reward_type, n_agents=6, difficulty="-easy",
+        max_ep_len=LENGTH, layouts=[TRAIN["both columns"], "xxxxx/.....\n.g.../xxxxx\n.xxxx/..g.."],
+    )  # fmt: skip
+    env = LayoutEnv(config, N, seed=4)
+    ids = np.arange(N) % len(env.tasks)
+    obs, _ = env.reset(task_ids=ids)
+    singles = []
+    for copy, task in enumerate(ids.tolist()):
+        single = package_warehouse(config, env.tasks.params[task]["layout"])
+        children = np.random.SeedSequence(4).spawn(N)
+        single.np_random = np.random.Generator(np.random.PCG64(children[copy]))
+        np.testing.assert_array_equal(obs[copy], np.stack(single.reset()[0]))
+        singles.append(single)
+    rng, paid = np.random.default_rng(sensor_range), 0.0
+    for _ in range(4 * LENGTH):
+        actions = wander(env, rng)
+        obs, rewards, terminated, _, info = env.step(actions)
+        assert not terminated.any()
+        over = env._clock == 0
+        for copy, single in enumerate(singles):
+            theirs, pay, *_ = single.step(actions[copy].tolist())
+            np.testing.assert_array_equal(info["final_obs"][copy], np.stack(theirs))
+            np.testing.assert_array_equal(rewards[copy], np.float32(pay))
+            if over[copy]:
+                np.testing.assert_array_equal(obs[copy], np.stack(single.reset()[0]))
+        paid += rewards.sum()
+    assert paid > 0
+
+
+def test_observations_are_faster_than_the_package():
+    env = build(num_envs=32)
+    env.reset()
+    singles = [package_warehouse(env.config, env.tasks.params[0]["layout"]) for _ in range(32)]
+    for single in singles:
+        single.reset()
+
+    def fastest(work):
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    theirs = fastest(lambda: [s._make_obs(agent) for s in singles for agent in s.agents])
+    ours = fastest(env._observe)
+    assert theirs > 8 * ours, f"{theirs * 1e3:.2f} ms against {ours * 1e3:.2f} ms"
+
+
+def test_tasks():
+    tasks = layout_tasks(LayoutConfig())
+    assert tasks.n_train == 5
+    assert len(tasks.test_ids) >= 3
+    assert list(tasks.names) == [*TRAIN, *TEST]
+    shelves = [params["layout"].count("x") for params in tasks.params]
+    assert min(shelves) > 8  # enough for the easiest difficulty
+    few = layout_tasks(LayoutConfig(n_tasks=3, task_seed=1))
+    assert few.n_train == 3
+    assert sorted(few.names) == sorted(tasks.names)
+    assert list(few.names) != list(tasks.names)
+
+
+def test_layouts_of_ones_own():
+    config = LayoutConfig(n_agents=1, layouts=["xx.\n..g", TEST["middle"]], test_layouts=["Gxxx"])
+    tasks = layout_tasks(config)
+    assert [params["layout"] for params in tasks.params] == [
+        "xx.\n..g", TEST["middle"].replace("/", "\n"), "gxxx",
+    ]  # fmt: skip
+    # A training layout is no test layout.
+    ours = layout_tasks(LayoutConfig(layouts=[TEST["middle"]]))
+    assert len(ours.test_ids) == len(TEST) - 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"layouts": ["xx/g"]}, "rows of a layout must have one length"),
+        ({"layouts": ["xx/g#"]}, "x, g and . only, got '#'"),
+        ({"layouts": ["xx/.."]}, "must have a goal"),
+        ({"layouts": ["g...xx"], "n_agents": 2}, "has 2 shelves"),
+        ({"layouts": ["xxg"], "n_agents": 4, "difficulty": "-hard"}, "has 2 shelves"),
+        ({"layouts": [TRAIN["upper half"]] * 2}, "must all differ"),
+        ({"test_layouts": [TRAIN["upper half"]]}, "must all differ"),
+        ({"n_tasks": 6}, "n_tasks must be at most 5, got 6"),
+        ({"n_agents": 101, "difficulty": "-hard"}, "shelves"),
+        ({"difficulty": "easy"}, "difficulty must be one of -easy, , -hard"),
+    ],
+)
+def test_refusals(values, message):
+    with pytest.raises(ValueError, match=message):
+        LayoutConfig(**values)
+
+
+def test_difficulty_is_how_many_shelves_are_requested():
+    for difficulty, requests in (("-easy", 8), ("", 4), ("-hard", 2)):
+        env = build(num_envs=1, difficulty=difficulty)
+        env.reset()
+        assert len(env._warehouses[0].request_queue) == requests
+    assert LayoutConfig(n_agents=1, difficulty="-hard").requests == 1
+
+
+def test_keys_of_the_original(tmp_path):
+    """Its file, but for the three keys that named Python classes, loads as an env file."""
+    layouts = [text.replace("/", "\n") for text in TRAIN.values()]
+    original = {
+        "difficulty": "", "sensor_range": 2, "max_ep_len": 100, "n_agents": 4, "n_tasks": 5,
+        "ae_batch_size": 64, "ae_updates_per_iter": 20, "n_init_rollouts": 10,
+        "ae_buffer_size": 2000, "ppo_epoch": 15, "n_rollout_threads": 32,
+        "n_ae_rollout_threads": 4, "layouts": layouts,
+    }  # fmt: skip
+    path = tmp_path / "rware.yaml"
+    path.write_text("family: rware-layout\n" + yaml.safe_dump(original))
+    config = load_config(env=str(path)).env
+    assert isinstance(config, LayoutConfig)
+    ours = layout_tasks(load_config(env="rware-layout").env)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(layout_tasks(config).features, ours.features)
+    shipped = yaml.safe_load((CONFIGS / "env/rware-layout.yaml").read_text())
+    assert shipped.keys() - {"family"} <= original.keys()
+
+
+def test_a_task_that_changes_gets_its_own_warehouse():
+    env = build(num_envs=2)
+    env.reset(task_ids=[0, 1])
+    before = list(env._warehouses)
+    env.reset(task_ids=[0, 2])
+    assert env._warehouses[0] is before[0]
+    assert len(env._warehouses[1].shelfs) == (parse(TRAIN["left column"]) == "x").sum()
+
+
+def test_state_with_loaded_robots_goes_on_alike():
+    env = build(seed=3, reward_type="two_stage", max_ep_len=1000)
+    env.reset(task_ids=np.arange(N))
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        env.step(wander(env, rng))
+    state = env.state_dict()
+    assert (state["robots"][..., 3] > 0).any()
+    twin = build(seed=8, reward_type="two_stage", max_ep_len=1000)
+    twin.load_state_dict(state)
+    for _ in range(50):
+        actions = wander(env, rng)
+        for ours, theirs in zip(env.step(actions)[:4], twin.step(actions)[:4], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_bad_actions():
+    env = build()
+    env.reset()
+    with pytest.raises(ValueError, match=r"actions must be in \[0, 5\)"):
+        env.step(np.full((N, 4), 5))
+    with pytest.raises(ValueError, match="must be integers, got float64"):
+        env.step(np.zeros((N, 4)))
+
+
+def test_picture_shows_what_is_requested_and_carried():
+    env = build(num_envs=1)
+    with pytest.raises(RuntimeError, match="reset"):
+        env.render()
+    env.reset()
+    picture = env.render()
+    assert picture.shape == (260, 260, 3)
+    robot = env._warehouses[0].agents[0]
+    robot.carrying_shelf = env._warehouses[0].shelfs[0]
+    assert not np.array_equal(picture, env.render())
+
+
+def test_without_the_package(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r'needs the package rware; .*pip install .*\[rware\]"$'):
+        registry.make("rware-layout", 1)
+    assert "rware-layout" in registry.names()
+    assert "rware-layout" in cli.help_text(["--env=rware-layout"])
+
+
+@pytest.mark.parametrize("algo", ["mg2l", "mappo", "oracle"])
+def test_trains(algo, tmp_path):
+    values = {**TINY, "main_save_path": tmp_path, "hidden_sizes_mlp": "[16]", "save_model": "true"}
+    words = [f"{key}={value}" for key, value in values.items()]
+    arguments = [f"--algo={algo}", "--env=rware-layout", *words]
+    assert train.train(*cli.parse([word.replace("=False", "=false") for word in arguments])) == 0
+    (folder,) = tmp_path.glob("*/*/*")
+    rows = read_metrics(folder / "metrics.jsonl")
+    assert len(rows) == 2
+    assert all(math.isfinite(row["loss/policy"]) for row in rows)
+
+
+def test_max_ep_len_truncates():
+    env = build(max_ep_len=3)
+    env.reset()
+    flags = [env.step(np.zeros((N, 4), int))[2:4] for _ in range(6)]
+    assert [bool(truncated.all()) for _, truncated in flags] == [False, False, True] * 2
+    assert dataclasses.replace(env.config, max_ep_len=7).max_ep_len == 7
