@@ -193,6 +193,11 @@ def test_every_launcher_has_cases() -> None:
         "mg2l_pairwise_lse_double",
         "mg2l_pairwise_lse_backward_float",
         "mg2l_pairwise_lse_backward_double",
+        *(  # test_cuda_host_encode.py
+            f"mg2l_encode_context{part}_{dtype}"
+            for part in ("", "_backward", "_pack", "_unpack")
+            for dtype in ("float", "double", "bfloat16")
+        ),
     }
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 from cuda_host import (
     IN_ORDER,
     KERNELS,
-    Finding,
     Library,
-    Mutation,
     Report,
     Schedule,
     build,
@@ -22,7 +20,8 @@ from cuda_host import (
     replace,
 )
 from cuda_host.build import HERE
-from cuda_host.cases import Case, largest_errors
+from cuda_host.cases import Case
+from cuda_host.faults import WRONG, Fault, Outcome, check_is_found, names, run_cases
 from cuda_host.gae_cases import backward_case, forward_case
 
 SELF_TEST = HERE / "kernels" / "reduce.cu"
@@ -30,24 +29,6 @@ REDUCE = SELF_TEST.with_suffix(".cuh").read_text()
 GAE = (KERNELS / "gae.cuh").read_text()
 PIA_POOL = (KERNELS / "pia_pool.cuh").read_text()
 PAIRWISE = (KERNELS / "pairwise_lse.cuh").read_text()
-
-
-class Outcome(NamedTuple):
-    """What a kernel did in all its cases."""
-
-    report: Report
-    values_are_right: bool
-
-
-class Fault(NamedTuple):
-    """A mutation and what must be found."""
-
-    mutation: Mutation
-    kind: str
-    """Kind of the finding, or ``wrong values`` if the values alone give it away."""
-
-    at_line: bool = True
-    """Whether a finding must name the line that changed."""
 
 
 # --- Kernels of the runtime's own test ---
@@ -230,20 +211,6 @@ SELF_TEST_FAULTS = [
 ]
 
 
-def names(faults: list[Fault]) -> list[str]:
-    return [fault.mutation.name for fault in faults]
-
-
-def check_is_found(fault: Fault, outcome: Outcome, file: str) -> None:
-    if fault.kind == "wrong values":
-        assert not outcome.values_are_right
-        return
-    found = [finding for finding in outcome.report if finding.kind == fault.kind]
-    assert found, f"expected {fault.kind}, got:\n{outcome.report}"
-    line = f"{file}:{fault.mutation.line}" if fault.at_line else f"{file}:"
-    assert any(line in finding.message for finding in found), outcome.report
-
-
 def test_self_test_kernels_have_no_fault() -> None:
     assert run_self_test(build(SELF_TEST)) == (Report(), True)
 
@@ -298,12 +265,7 @@ def gae_cases() -> list[Case]:
 
 
 def run_gae(library: Library) -> Outcome:
-    right = True
-    findings: list[Finding] = []
-    for case in gae_cases():
-        findings += library.call(case.function, case.arguments)
-        right &= all(error <= allowed for error, allowed in largest_errors(case).values())
-    return Outcome(Report(findings), right)
+    return run_cases(library, gae_cases())
 
 
 def gae_fault(
@@ -312,7 +274,6 @@ def gae_fault(
     return Fault(replace(GAE, old, new, name=name, occurrence=occurrence), kind, at_line)
 
 
-WRONG = "wrong values"
 BOUND = "if (column >= args.columns) return;"
 WORKS = "column < args.columns && begin < end"
 LENGTH = "(args.steps + kChunks - 1) / kChunks"
@@ -407,16 +368,14 @@ def test_gae_fault_is_found(fault: Fault, tmp_path: Path) -> None:
 
 
 def run_pia_pool(library: Library) -> Outcome:
-    right = True
-    findings: list[Finding] = []
-    for backward in (False, True):
-        for masked in (False, True):
-            case = pia_pool_cases.case(
-                (2, 131, 2, 35), 2, np.float64, masked=masked, backward=backward
-            )
-            findings += library.call(case.function, case.arguments)
-            right &= all(error <= allowed for error, allowed in largest_errors(case).values())
-    return Outcome(Report(findings), right)
+    return run_cases(
+        library,
+        (
+            pia_pool_cases.case((2, 131, 2, 35), 2, np.float64, masked=masked, backward=backward)
+            for backward in (False, True)
+            for masked in (False, True)
+        ),
+    )
 
 
 def pool_fault(name: str, old: str, new: str, kind: str, *, occurrence: int = 0) -> Fault:
@@ -509,16 +468,17 @@ def test_pia_pool_fault_is_found(fault: Fault, tmp_path: Path) -> None:
 
 
 def run_pairwise(library: Library) -> Outcome:
-    right = True
-    findings: list[Finding] = []
-    for backward in (False, True):
-        for gaussian, filters in ((False, False), (True, True), (False, True)):
-            case = pairwise_cases.case(
+    kinds = ((False, False), (True, True), (False, True))
+    return run_cases(
+        library,
+        (
+            pairwise_cases.case(
                 (1, 35, 34, 33), np.float64, gaussian=gaussian, filters=filters, backward=backward
             )
-            findings += library.call(case.function, case.arguments)
-            right &= all(error <= allowed for error, allowed in largest_errors(case).values())
-    return Outcome(Report(findings), right)
+            for backward in (False, True)
+            for gaussian, filters in kinds
+        ),
+    )
 
 
 def pair_fault(name: str, old: str, new: str, kind: str, *, occurrence: int = 0) -> Fault:

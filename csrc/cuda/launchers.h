@@ -91,3 +91,69 @@ MG2L_API int mg2l_pairwise_lse_backward_double(
     const double* lse_negatives, const int64_t* negatives, const double* to_lse,
     const double* to_negatives, const double* to_mean, const double* to_positive,
     double* grad_query, double* grad_key, double* optional_grad_std, void* stream);
+
+// `units` lies in the host's memory: the width of every hidden layer. `packed` holds the layers as
+// `pack` lays them out, one after the other, then the query, a layer without inputs. Scratch:
+// partial is [contexts * agents * splits, padded H + 2], and [sets, parts, size] in the backward
+// pass, which `unpack` adds up for the layer that begins at `offset`. bfloat16 crosses as uint16_t.
+MG2L_API int mg2l_encode_context_float(int64_t contexts, int64_t transitions, int64_t agents,
+                                       int64_t features, int64_t rows, int64_t layers,
+                                       const int64_t* units, int64_t own_weights, int64_t tanh_gelu,
+                                       int64_t splits, const float* context,
+                                       const int64_t* optional_index, const float* packed,
+                                       float* partial, float* pooled, float* lse,
+                                       float* optional_weights, void* stream);
+MG2L_API int mg2l_encode_context_backward_float(
+    int64_t contexts, int64_t transitions, int64_t agents, int64_t features, int64_t rows,
+    int64_t layers, const int64_t* units, int64_t own_weights, int64_t tanh_gelu, int64_t parts,
+    const float* grad_pooled, const float* context, const int64_t* optional_index,
+    const float* packed, const float* pooled, const float* lse, float* partial,
+    float* optional_grad_context, void* stream);
+MG2L_API int mg2l_encode_context_pack_float(int64_t sets, int64_t units, int64_t inputs,
+                                            const float* optional_weight, const float* bias,
+                                            float* packed, void* stream);
+MG2L_API int mg2l_encode_context_unpack_float(int64_t parts, int64_t sets, int64_t units,
+                                              int64_t inputs, int64_t size, int64_t offset,
+                                              const float* partial, float* optional_grad_weight,
+                                              float* grad_bias, void* stream);
+MG2L_API int mg2l_encode_context_double(int64_t contexts, int64_t transitions, int64_t agents,
+                                        int64_t features, int64_t rows, int64_t layers,
+                                        const int64_t* units, int64_t own_weights,
+                                        int64_t tanh_gelu, int64_t splits, const double* context,
+                                        const int64_t* optional_index, const double* packed,
+                                        double* partial, double* pooled, double* lse,
+                                        double* optional_weights, void* stream);
+MG2L_API int mg2l_encode_context_backward_double(
+    int64_t contexts, int64_t transitions, int64_t agents, int64_t features, int64_t rows,
+    int64_t layers, const int64_t* units, int64_t own_weights, int64_t tanh_gelu, int64_t parts,
+    const double* grad_pooled, const double* context, const int64_t* optional_index,
+    const double* packed, const double* pooled, const double* lse, double* partial,
+    double* optional_grad_context, void* stream);
+MG2L_API int mg2l_encode_context_pack_double(int64_t sets, int64_t units, int64_t inputs,
+                                             const double* optional_weight, const double* bias,
+                                             double* packed, void* stream);
+MG2L_API int mg2l_encode_context_unpack_double(int64_t parts, int64_t sets, int64_t units,
+                                               int64_t inputs, int64_t size, int64_t offset,
+                                               const double* partial, double* optional_grad_weight,
+                                               double* grad_bias, void* stream);
+MG2L_API int mg2l_encode_context_bfloat16(int64_t contexts, int64_t transitions, int64_t agents,
+                                          int64_t features, int64_t rows, int64_t layers,
+                                          const int64_t* units, int64_t own_weights,
+                                          int64_t tanh_gelu, int64_t splits,
+                                          const uint16_t* context, const int64_t* optional_index,
+                                          const float* packed, float* partial, float* pooled,
+                                          float* lse, uint16_t* optional_weights, void* stream);
+MG2L_API int mg2l_encode_context_backward_bfloat16(
+    int64_t contexts, int64_t transitions, int64_t agents, int64_t features, int64_t rows,
+    int64_t layers, const int64_t* units, int64_t own_weights, int64_t tanh_gelu, int64_t parts,
+    const float* grad_pooled, const uint16_t* context, const int64_t* optional_index,
+    const float* packed, const float* pooled, const float* lse, float* partial,
+    uint16_t* optional_grad_context, void* stream);
+MG2L_API int mg2l_encode_context_pack_bfloat16(int64_t sets, int64_t units, int64_t inputs,
+                                               const uint16_t* optional_weight,
+                                               const uint16_t* bias, float* packed, void* stream);
+MG2L_API int mg2l_encode_context_unpack_bfloat16(int64_t parts, int64_t sets, int64_t units,
+                                                 int64_t inputs, int64_t size, int64_t offset,
+                                                 const float* partial,
+                                                 uint16_t* optional_grad_weight,
+                                                 uint16_t* grad_bias, void* stream);

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,12 @@ class Case:
     """The same from plain torch in the precision of the case."""
 
     dtype: type[np.floating]
+
+    rounded: dict[str, Array] = field(default_factory=dict)
+    """What outputs in bfloat16 must be before they are rounded."""
+
+    finish: Callable[[], None] = lambda: None
+    """Called after the call: makes of the outputs what can be compared."""
 
     @property
     def arguments(self) -> dict[str, Any]:

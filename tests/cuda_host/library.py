@@ -19,6 +19,7 @@ DTYPES = {
     "float": np.float32,
     "double": np.float64,
     "uint8_t": np.uint8,
+    "uint16_t": np.uint16,
     "int32_t": np.int32,
     "int64_t": np.int64,
 }

@@ -1,0 +1,199 @@
+// Binds the CUDA kernels of `encode_context` and `encode_context_backward` to torch; compiled by
+// the host compiler.
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "../encode_context.h"
+#include "device.h"
+#include "encode_context_layout.h"
+#include "launchers.h"
+
+namespace mg2l {
+namespace {
+
+// The launchers of a dtype: what contexts and parameters are, and what sums are.
+#define MG2L_ENCODE_LAUNCHERS_OF(name, input, sum)                        \
+  struct Encode_##name {                                                  \
+    using input_t = input;                                                \
+    using scalar_t = sum;                                                 \
+    static constexpr auto forward = mg2l_encode_context_##name;           \
+    static constexpr auto backward = mg2l_encode_context_backward_##name; \
+    static constexpr auto pack = mg2l_encode_context_pack_##name;         \
+    static constexpr auto unpack = mg2l_encode_context_unpack_##name;     \
+  };
+MG2L_ENCODE_LAUNCHERS_OF(float, float, float)
+MG2L_ENCODE_LAUNCHERS_OF(double, double, double)
+MG2L_ENCODE_LAUNCHERS_OF(bfloat16, uint16_t, float)
+
+template <typename Body>
+void for_launchers(ScalarType dtype, const Body& body) {
+  if (dtype == ScalarType::Float) {
+    body(Encode_float{});
+  } else if (dtype == ScalarType::Double) {
+    body(Encode_double{});
+  } else {
+    body(Encode_bfloat16{});
+  }
+}
+
+// What a GPU takes: a grid has so many blocks, a tile must fit into shared memory.
+void check_encode_cuda(const EncodeSizes& sizes, ScalarType dtype, bool backward) {
+  constexpr const char* op = "encode_context";
+  const auto layers = static_cast<int64_t>(sizes.units.size());
+  MG2L_CHECK(layers <= kMaxLayers, op, ": at most ", kMaxLayers,
+             " hidden layers are supported on CUDA, got ", layers);
+  const int64_t per_row = shared_per_row(sizes.features, layers, sizes.units.data(), backward);
+  const int64_t bytes = dtype == ScalarType::Double ? 8 : 4;
+  const int64_t most = kSharedBytes / bytes / (kQuad + 1);
+  MG2L_CHECK(per_row <= most, op, ": features and hidden layers are too wide for CUDA: ", per_row,
+             " numbers per transition", backward ? " in the backward pass" : "", ", at most ", most,
+             " fit; use kernels=torch");
+  const int64_t pairs = sizes.contexts * sizes.agents;
+  MG2L_CHECK(pairs <= std::numeric_limits<int32_t>::max() / kForwardBlocks, op,
+             ": contexts times agents must be at most ",
+             std::numeric_limits<int32_t>::max() / kForwardBlocks, " on CUDA, got ", pairs);
+  MG2L_CHECK(sizes.weight_sets() <= 65535, op,
+             ": agents with their own weights must be at most 65535 on CUDA, got ",
+             sizes.weight_sets());
+}
+
+// All layers and the query as the kernels read them.
+template <typename Launchers>
+Tensor pack(const EncodeSizes& sizes, const EncodeTensors& tensors, void* stream) {
+  using input_t = typename Launchers::input_t;
+  using scalar_t = typename Launchers::scalar_t;
+  const int64_t sets = sizes.weight_sets();
+  int64_t inputs = sizes.features, size = 0;
+  for (const int64_t units : sizes.units) {
+    size += sets * packed_size(units, inputs);
+    inputs = units;
+  }
+  const int64_t query = size;
+  Tensor packed = torch::stable::new_empty(tensors.context, {query + sets * packed_size(inputs, 0)},
+                                           accumulated(tensors.context.scalar_type()));
+  auto* to = data<scalar_t>(packed);
+  inputs = sizes.features;
+  for (size_t l = 0; l < sizes.units.size(); ++l) {
+    const int64_t units = sizes.units[l];
+    check_launch("encode_context",
+                 Launchers::pack(sets, units, inputs, data<input_t>(tensors.weights[l]),
+                                 data<input_t>(tensors.biases[l]), to, stream));
+    to += sets * packed_size(units, inputs);
+    inputs = units;
+  }
+  check_launch("encode_context",
+               Launchers::pack(sets, inputs, 0, nullptr, data<input_t>(tensors.query), to, stream));
+  return packed;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> encode_context_cuda(const Tensor& context_,
+                                                       const std::vector<Tensor>& weights_,
+                                                       const std::vector<Tensor>& biases_,
+                                                       const Tensor& query_,
+                                                       const std::optional<Tensor>& index_,
+                                                       bool tanh_gelu, bool return_weights) {
+  const EncodeSizes sizes = check_encode_context(context_, weights_, biases_, query_, index_);
+  const ScalarType dtype = context_.scalar_type(), sums = accumulated(dtype);
+  check_encode_cuda(sizes, dtype, false);
+  const auto device = context_.get_device_index();
+  const DeviceGuard guard(device);
+  const EncodeTensors tensors(context_, weights_, biases_, query_, index_);
+  const int64_t units = sizes.units.back();
+  const int64_t splits = context_splits(sizes.contexts * sizes.agents, sizes.transitions);
+  Tensor pooled = torch::stable::new_empty(context_, {sizes.contexts, sizes.agents, units}, sums);
+  Tensor lse = torch::stable::new_empty(context_, {sizes.contexts, sizes.agents}, sums);
+  Tensor pooling = torch::stable::new_empty(
+      context_,
+      {return_weights ? sizes.contexts : 0, sizes.agents, return_weights ? sizes.transitions : 0});
+  Tensor partial = torch::stable::new_empty(
+      context_, {sizes.contexts * sizes.agents * splits, padded(units) + 2}, sums);
+  for_launchers(dtype, [&](auto launchers) {
+    using Launchers = decltype(launchers);
+    using input_t = typename Launchers::input_t;
+    using scalar_t = typename Launchers::scalar_t;
+    void* stream = current_stream(device);
+    const Tensor packed = pack<Launchers>(sizes, tensors, stream);
+    check_launch(
+        "encode_context",
+        Launchers::forward(sizes.contexts, sizes.transitions, sizes.agents, sizes.features,
+                           sizes.rows, static_cast<int64_t>(sizes.units.size()), sizes.units.data(),
+                           sizes.own_weights, tanh_gelu, splits, data<input_t>(tensors.context),
+                           data_or_null<int64_t>(tensors.index), data<scalar_t>(packed),
+                           data<scalar_t>(partial), data<scalar_t>(pooled), data<scalar_t>(lse),
+                           return_weights ? data<input_t>(pooling) : nullptr, stream));
+  });
+  return {pooled, lse, pooling};
+}
+
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> encode_context_backward_cuda(
+    const Tensor& grad_pooled_, const Tensor& context_, const std::vector<Tensor>& weights_,
+    const std::vector<Tensor>& biases_, const Tensor& query_, const std::optional<Tensor>& index_,
+    bool tanh_gelu, const Tensor& pooled_, const Tensor& lse_, bool want_context) {
+  const EncodeSizes sizes = check_encode_context(context_, weights_, biases_, query_, index_);
+  const ScalarType dtype = context_.scalar_type();
+  check_encode_cuda(sizes, dtype, true);
+  const auto device = context_.get_device_index();
+  const DeviceGuard guard(device);
+  const EncodeTensors tensors(context_, weights_, biases_, query_, index_);
+  const Tensor grad_pooled = as_contiguous(grad_pooled_), pooled = as_contiguous(pooled_);
+  const Tensor lse = as_contiguous(lse_);
+  const auto like = [](const Tensor& tensor) {
+    return torch::stable::new_empty(tensor, sizes_of(tensor));
+  };
+  Tensor grad_context =
+      torch::stable::new_empty(context_, want_context ? sizes_of(context_) : Sizes{0});
+  std::vector<Tensor> grad_weights, grad_biases;
+  for (const Tensor& weight : weights_) grad_weights.push_back(like(weight));
+  for (const Tensor& bias : biases_) grad_biases.push_back(like(bias));
+  Tensor grad_query = like(query_);
+  const int64_t sets = sizes.weight_sets();
+  const int64_t pairs_of_set = sizes.contexts * (sizes.own_weights ? 1 : sizes.agents);
+  const int64_t parts = gradient_parts(sets, pairs_of_set, sizes.transitions);
+  int64_t inputs = sizes.features, size = 0;
+  for (const int64_t units : sizes.units) {
+    size += gradient_size(units, inputs);
+    inputs = units;
+  }
+  size += padded(inputs);
+  Tensor partial = torch::stable::new_empty(context_, {sets, parts, size}, accumulated(dtype));
+  for_launchers(dtype, [&](auto launchers) {
+    using Launchers = decltype(launchers);
+    using input_t = typename Launchers::input_t;
+    using scalar_t = typename Launchers::scalar_t;
+    void* stream = current_stream(device);
+    const Tensor packed = pack<Launchers>(sizes, tensors, stream);
+    check_launch(
+        "encode_context_backward",
+        Launchers::backward(sizes.contexts, sizes.transitions, sizes.agents, sizes.features,
+                            sizes.rows, static_cast<int64_t>(sizes.units.size()),
+                            sizes.units.data(), sizes.own_weights, tanh_gelu, parts,
+                            data<scalar_t>(grad_pooled), data<input_t>(tensors.context),
+                            data_or_null<int64_t>(tensors.index), data<scalar_t>(packed),
+                            data<scalar_t>(pooled), data<scalar_t>(lse), data<scalar_t>(partial),
+                            want_context ? data<input_t>(grad_context) : nullptr, stream));
+    int64_t width = sizes.features, offset = 0;
+    for (size_t l = 0; l < sizes.units.size(); ++l) {
+      const int64_t units = sizes.units[l];
+      check_launch(
+          "encode_context_backward",
+          Launchers::unpack(parts, sets, units, width, size, offset, data<scalar_t>(partial),
+                            data<input_t>(grad_weights[l]), data<input_t>(grad_biases[l]), stream));
+      offset += gradient_size(units, width);
+      width = units;
+    }
+    check_launch("encode_context_backward",
+                 Launchers::unpack(parts, sets, width, 0, size, offset, data<scalar_t>(partial),
+                                   nullptr, data<input_t>(grad_query), stream));
+  });
+  return {grad_context, grad_weights, grad_biases, grad_query};
+}
+
+}  // namespace mg2l
+
+STABLE_TORCH_LIBRARY_IMPL(mg2l, CUDA, m) {
+  m.impl("encode_context", TORCH_BOX(&mg2l::encode_context_cuda));
+  m.impl("encode_context_backward", TORCH_BOX(&mg2l::encode_context_backward_cuda));
+}

@@ -1,0 +1,226 @@
+"""The CUDA kernels of ``encode_context``, executed on the CPU: values, schedules, faults."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_host import KERNELS, Library, Report, Schedule, build, delete_each, encode_cases, replace
+from cuda_host.cases import Case, largest_errors
+from cuda_host.encode_cases import Sizes
+from cuda_host.faults import WRONG, Fault, Outcome, check_is_found, names, run_cases
+
+SOURCE = (KERNELS / "encode_context.cuh").read_text()
+
+# Around a tile of 32 transitions, squares of 4 x 4, 128 threads and the two buffers of the forward
+# pass; tiles of 16 rows where layers are wide.
+SIZES = [
+    Sizes(1, 1, 1, 1, (1,)),
+    Sizes(2, 5, 2, 3, (6,)),
+    Sizes(2, 33, 2, 4, (7, 9)),
+    Sizes(3, 32, 1, 5, (4, 8, 5)),
+    Sizes(1, 97, 3, 23, (36, 4, 3, 8)),
+    Sizes(1, 21, 1, 2, (130, 3)),
+]
+
+
+@pytest.fixture(scope="module")
+def encode() -> Library:
+    return build(KERNELS / "encode_context.cu")
+
+
+def check_case(library: Library, case: Case, schedule: Schedule) -> None:
+    report = library.call(case.function, case.arguments, schedule=schedule)
+    assert not report
+    case.finish()
+    for name, (error, allowed) in largest_errors(case).items():
+        assert error <= allowed, name
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_encode_context(
+    encode: Library, sizes: Sizes, own: bool, backward: bool, dtype: type[np.floating]
+) -> None:
+    for index, (indexed, approximate, pieces) in enumerate(
+        [(False, "none", 1), (True, "tanh", 2), (False, "tanh", 3)]
+    ):
+        case = encode_cases.case(
+            sizes, dtype, own=own, indexed=indexed, approximate=approximate,
+            pieces=pieces, backward=backward,
+        )  # fmt: skip
+        check_case(encode, case, Schedule(seed=index, preempt=9 * index))
+
+
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_encode_context_over_schedules(encode: Library, seed: int) -> None:
+    for backward, preempt in product([False, True], [0, 4]):
+        case = encode_cases.case(
+            Sizes(2, 37, 2, 3, (6, 5)), np.float64, own=True, pieces=2, backward=backward
+        )
+        check_case(encode, case, Schedule(seed=seed, preempt=preempt))
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_bfloat16_is_summed_in_float32(encode: Library, backward: bool, own: bool) -> None:
+    case = encode_cases.case(
+        Sizes(2, 35, 2, 5, (7, 6)), np.float32, own=own, bfloat16=True, backward=backward
+    )
+    check_case(encode, case, Schedule(seed=1))
+    name = "grad_context" if backward else "weights"
+    exact = case.rounded[name]
+    found = encode_cases.from_bfloat16(case.outputs[name]).reshape(exact.shape)
+    # Rounded once; logits that wait as bfloat16 for their sum are off by their own rounding.
+    np.testing.assert_allclose(found, exact, rtol=2**-8 if backward else 2**-5, atol=1e-5)
+
+
+def test_without_weights(encode: Library) -> None:
+    case = encode_cases.case(Sizes(2, 40, 2, 3, (5,)), np.float32, return_weights=False)
+    check_case(encode, case, Schedule())
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("backward", [False, True])
+def test_no_contexts(encode: Library, backward: bool, own: bool) -> None:
+    case = encode_cases.case(Sizes(0, 3, 2, 3, (5,)), np.float32, own=own, backward=backward)
+    check_case(encode, case, Schedule())
+    if backward:
+        assert not case.outputs["partial"].any()
+
+
+def test_a_row_that_is_not_there_gives_nan_and_is_not_read(encode: Library) -> None:
+    for row in (-1, 9):
+        case = encode_cases.case(Sizes(2, 3, 1, 2, (4,)), np.float32, indexed=True)
+        assert case.inputs["rows"] == 9
+        case.inputs["index"][1, 2] = row
+        assert not encode.call(case.function, case.arguments)
+        assert np.isnan(case.outputs["lse"]).ravel().tolist() == [False, True]
+        assert np.isnan(case.outputs["pooled"][1]).all()
+
+
+def test_a_logit_that_overflows_weighs_nothing(encode: Library) -> None:
+    """Minus infinity among finite logits, also where it is alone in the first tile."""
+    case = encode_cases.case(Sizes(1, 40, 1, 1, (1,)), np.float64, pieces=2)
+    case.inputs["packed"][:] = 0
+    layer = case.inputs["packed"]
+    layer[0] = layer[16] = 1.0  # weight, transposed and not
+    layer[36] = -1e308  # query
+    case.inputs["context"][:] = 10.0  # 10 times -1e308 overflows
+    case.inputs["context"][33] = 0.0
+    assert not encode.call(case.function, case.arguments)
+    assert case.outputs["weights"][0, 0].tolist() == [float(t == 33) for t in range(40)]
+    assert case.outputs["pooled"].item() == 0
+
+
+@pytest.mark.parametrize("name", ["float", "double", "bfloat16"])
+@pytest.mark.parametrize(("sets", "units", "inputs"), [(1, 5, 7), (3, 4, 8), (2, 33, 0)])
+def test_parameters_are_packed_and_gradients_unpacked(
+    encode: Library, sets: int, units: int, inputs: int, name: str
+) -> None:
+    rng = np.random.default_rng(0)
+    dtype: Any = np.float64 if name == "double" else np.float32
+    store: Any = encode_cases.to_bfloat16 if name == "bfloat16" else np.array
+    load: Any = encode_cases.from_bfloat16 if name == "bfloat16" else np.array
+    weight = store(rng.normal(size=(sets, units, inputs)).astype(dtype))
+    bias = store(rng.normal(size=(sets, units)).astype(dtype))
+    given = {"sets": sets, "units": units, "inputs": inputs}
+    expected = encode_cases.packed_layer(load(weight) if inputs else None, load(bias))
+    packed = np.empty_like(expected)
+    parameters = {"weight": weight} if inputs else {}
+    report = encode.call(
+        f"mg2l_encode_context_pack_{name}", {**given, **parameters, "bias": bias, "packed": packed}
+    )
+    assert not report
+    np.testing.assert_array_equal(packed, expected)
+
+    layer = encode_cases.gradient_layer(load(weight), load(bias))
+    shares = [0.25, 0.5, 0.25]
+    partial = np.stack([np.concatenate([layer, layer], 1) * share for share in shares], 1)
+    found_weight, found_bias = np.empty_like(weight), np.empty_like(bias)
+    outputs = {"grad_weight": found_weight} if inputs else {}
+    report = encode.call(
+        f"mg2l_encode_context_unpack_{name}",
+        {
+            **given, "parts": 3, "size": partial.shape[2], "offset": layer.shape[1],
+            "partial": np.ascontiguousarray(partial.astype(dtype)),
+            **outputs, "grad_bias": found_bias,
+        },
+    )  # fmt: skip
+    assert not report
+    np.testing.assert_array_equal(found_bias, bias)
+    np.testing.assert_array_equal(found_weight, weight)
+
+
+# --- Faults ---
+
+
+def run_encode(library: Library) -> Outcome:
+    return run_cases(
+        library,
+        (
+            encode_cases.case(
+                sizes, np.float64, own=own, indexed=indexed, approximate=approximate,
+                pieces=pieces, backward=backward,
+            )
+            for backward in (False, True)
+            for sizes, own, indexed, approximate, pieces in [
+                (Sizes(2, 131, 2, 6, (9, 7, 5)), True, False, "none", 1),
+                (Sizes(2, 3, 2, 3, (5,)), False, True, "tanh", 1),
+                (Sizes(2, 37, 2, 35, (5, 6)), False, False, "none", 3),
+            ]
+        ),
+    )  # fmt: skip
+
+
+def fault(name: str, old: str, new: str, kind: str, *, occurrence: int = 0) -> Fault:
+    return Fault(replace(SOURCE, old, new, name=name, occurrence=occurrence), kind, False)
+
+
+FAULTS = [
+    *(Fault(mutation, "race", False) for mutation in delete_each(SOURCE, "__syncthreads();")),
+    fault("half of a warp's sum", "int lanes = 16;", "int lanes = 8;", WRONG),
+    fault("half of a warp's maximum", "int lanes = 16;", "int lanes = 8;", WRONG, occurrence=1),
+    fault("a product past H", "d < width; d += 32", "d < width + 32; d += 32", "out of bounds"),
+    fault(
+        "rows past the last are read", "row < count && i < args.features", "true", "out of bounds"
+    ),
+    fault("an index is not followed", "? at : args.index[at]", "? at : at", WRONG),
+    fault("another agent's row", "from * args.agents + agent", "from * args.agents", WRONG),
+    fault("no bias", "{bias, bias, bias, bias}", "{}", WRONG),
+    fault("a layer reads its own output", "layer[l - 1].features", "layer[l].features", WRONG),
+    fault("sums not rescaled", "pooled[h] * keep", "pooled[h]", WRONG),
+    fault("total not rescaled", "total * keep", "total", WRONG),
+    fault("a tile counts twice", "(split + 1) * args.tiles()", "(split + 2) * args.tiles()", WRONG),
+    fault("splits not rescaled", "part[h] * scalar_t(exp(part[width] - shift))", "part[h]", WRONG),
+    fault("total of splits not rescaled", "part[width + 1] * scalar_t", "scalar_t", WRONG),
+    fault("sums begin anywhere", "sums[i] = 0;", ";", "uninitialised"),
+    fault("pooled begins anywhere", "pooled[h] = 0;", ";", "uninitialised"),
+    fault("exact and tanh swapped", "if (tanh_gelu) {", "if (!tanh_gelu) {", WRONG),
+    fault("slope of the wrong layer", "args.layer[l - 1];", "args.layer[l];", WRONG),
+    fault("not along the mean", "- along)", ")", WRONG),
+    fault("no gradient through the logits", "+ grad_logits[row] * q", "", WRONG),
+    fault("no gradient of the mean", "weights[row] * g + ", "", WRONG),
+    fault("gradients of the query lost", "sums[a.gradient_query + h] += sum;", "", WRONG),
+    fault("biases get no gradient", "sum += grad[row * grad_pitch + unit];", "", WRONG),
+    fault("contexts: no bound", "row + r < count; ++r", "true; ++r", "out of bounds"),
+    fault("a tile too few", "left > 0; --left", "left > 1; --left", WRONG),
+    fault("tile not begun anew", "tile = 0;", "", "out of bounds"),
+    fault("agents of a set", "own_weights ? 1 : a.agents", "own_weights ? a.agents : 1", WRONG),
+]
+
+
+def test_encode_has_no_fault(encode: Library) -> None:
+    assert run_encode(encode) == (Report(), True)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=names(FAULTS))
+def test_encode_fault_is_found(fault: Fault, tmp_path: Path) -> None:
+    edits = {"encode_context.cuh": fault.mutation.text}
+    library = build(KERNELS / "encode_context.cu", edits=edits, folder=tmp_path)
+    check_is_found(fault, run_encode(library), "encode_context.cuh")
