@@ -5,6 +5,8 @@ copy stepped once; ``extra_info`` holds the rate of the fastest round and the ba
 """
 
 import importlib
+import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +35,42 @@ def test_env_step(benchmark, name, num_envs):
     rate = num_envs * env.max_ep_len / benchmark.stats.stats.min
     bar = BARS.get((name, num_envs), 0)
     benchmark.extra_info.update(env_steps_per_s=round(rate), bar=bar)
+    assert rate >= bar, f"{rate:,.0f} env steps/s, bar {bar:,}"
+
+
+ROBOT_BARS = {"mujoco-cheetah-dir": 60_000, "mujoco-hopper-param": 25_000}  # on two threads
+
+
+@pytest.mark.parametrize("num_envs", [32, 256])
+@pytest.mark.parametrize("name", [n for n in registry.names() if n.startswith("mujoco-")])
+def test_robot_step(benchmark, name, num_envs):
+    """Whole ``step`` of robots, beside the simulator alone under the same actions."""
+    env: Any = registry.make(name, num_envs, seed=0)
+    env.reset()
+    rng = np.random.default_rng(0)
+    shape = (50, num_envs, env.num_agents, *env.action_spaces[0].shape)
+    actions = rng.uniform(-1, 1, shape).astype(np.float32)
+
+    def walk():
+        for action in actions:
+            env.step(action)
+
+    def simulate():
+        for action in actions:
+            env.simulator.step(action.reshape(num_envs, -1))
+
+    alone = []
+    for _ in range(3):
+        start = time.perf_counter()
+        simulate()
+        alone.append(time.perf_counter() - start)
+    env.reset()
+    benchmark.pedantic(walk, rounds=8, warmup_rounds=1)
+    rate = num_envs * len(actions) / benchmark.stats.stats.min
+    bar = ROBOT_BARS.get(name, 0) if num_envs == 32 else 0
+    benchmark.extra_info.update(
+        env_steps_per_s=round(rate), bar=bar, simulator_share=min(alone) / benchmark.stats.stats.min
+    )
     assert rate >= bar, f"{rate:,.0f} env steps/s, bar {bar:,}"
 
 

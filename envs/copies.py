@@ -1,4 +1,4 @@
-"""What families with discrete actions share that step copies of somebody else's simulator."""
+"""What families share that step copies of somebody else's simulator."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box
 from numpy.typing import ArrayLike, NDArray
 
 from mg2l.envs.base import (
     BoolArray,
     FloatArray,
     Info,
+    Space,
     StepResult,
     Streams,
     TaskSet,
@@ -35,7 +36,7 @@ class CopiesEnv(VectorEnv):
         num_envs: int,
         num_agents: int,
         observation: Box,
-        actions: Discrete,
+        actions: Space,
         max_ep_len: int,
         seed: int,
     ) -> None:
@@ -45,7 +46,6 @@ class CopiesEnv(VectorEnv):
         self.observation_spaces = (observation,) * num_agents
         self.action_spaces = (actions,) * num_agents
         self.task_ids = np.arange(num_envs) % tasks.n_train
-        self._n_actions = int(actions.n)
         self._streams = Streams(num_envs, seed)
         self._clock = np.zeros(num_envs, np.int64)
         self._started = False
@@ -57,8 +57,11 @@ class CopiesEnv(VectorEnv):
         """Begin an episode of the copy's task, all chance drawn from the copy's stream."""
 
     @abstractmethod
-    def _advance(self, actions: NDArray[np.int64]) -> tuple[FloatArray, BoolArray]:
-        """Step every copy with ``actions [N, A]``; returns rewards and terminated, ``[N, A]``."""
+    def _advance(self, actions: NDArray[Any]) -> tuple[FloatArray, BoolArray]:
+        """Step every copy with ``actions``; returns rewards and terminated, ``[N, A]``.
+
+        Actions are in their space: ``[N, A]`` int64 or, clipped, ``[N, A, act]`` float64.
+        """
 
     @abstractmethod
     def _observe(self) -> FloatArray:
@@ -94,17 +97,14 @@ class CopiesEnv(VectorEnv):
     def step(self, actions: ArrayLike) -> StepResult:
         """See ``VectorEnv.step``."""
         chosen = np.asarray(actions)
-        shape = (self.num_envs, self.num_agents)
+        space = self.action_spaces[0]
+        assert space.shape is not None
+        shape = (self.num_envs, self.num_agents, *space.shape)
         if chosen.shape != shape:
             raise ValueError(f"actions must have shape {shape}, got {chosen.shape}")
-        if not np.issubdtype(chosen.dtype, np.integer):
-            raise ValueError(f"actions must be integers, got {chosen.dtype}")
         if not self._started:
             raise RuntimeError("call reset() before the first step")
-        if chosen.min() < 0 or chosen.max() >= self._n_actions:
-            low, high = chosen.min(), chosen.max()
-            raise ValueError(f"actions must be in [0, {self._n_actions}), got {low} to {high}")
-        rewards, terminated = self._advance(chosen.astype(np.int64))
+        rewards, terminated = self._advance(_within(chosen, space))
         self._clock += 1
         truncated = ~terminated & (self._clock >= self.max_ep_len)[:, None]
         final_obs = obs = self._observe()
@@ -158,3 +158,17 @@ class CopiesEnv(VectorEnv):
         if ids.min() < 0 or ids.max() >= len(self.tasks):
             raise ValueError(f"task_ids must be in [0, {len(self.tasks)}), got {ids.tolist()}")
         self.task_ids = ids
+
+
+def _within(actions: NDArray[Any], space: Space) -> NDArray[Any]:
+    """Actions in their space: a new array, checked, and clipped where they are continuous."""
+    if isinstance(space, Box):
+        if np.isnan(actions).any():
+            raise ValueError("actions must be numbers, got NaN")
+        return np.clip(actions.astype(np.float64), space.low, space.high)
+    if not np.issubdtype(actions.dtype, np.integer):
+        raise ValueError(f"actions must be integers, got {actions.dtype}")
+    if actions.min() < 0 or actions.max() >= space.n:
+        low, high = actions.min(), actions.max()
+        raise ValueError(f"actions must be in [0, {space.n}), got {low} to {high}")
+    return actions.astype(np.int64)

@@ -1,7 +1,10 @@
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+os.environ.setdefault("MUJOCO_GL", "egl")  # before a test's import of mujoco: no display is needed
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from mg2l.envs.particle.hunting import Hunting, HuntingConfig
 from mg2l.envs.particle.spread import Spread, SpreadConfig
 from mg2l.envs.particle.world import ParticleEnv, ParticleScenario
+from mg2l.envs.recording import deviation as deviation_of
+from mg2l.envs.recording import fetch
 
 Array = NDArray[np.float64]
 
@@ -41,12 +43,12 @@ def replay(recording: Mapping[str, Array], steps: int | None) -> tuple[str, dict
     Raises:
         ValueError: an array is missing or has a shape that does not fit the others.
     """
-    action = _get(recording, "action", (None, None, None, 2))
+    action = fetch(recording, "action", (None, None, None, 2))
     episodes, recorded, agents, _ = action.shape
-    position = _get(recording, "agent_pos0", (episodes, None, 2))
+    position = fetch(recording, "agent_pos0", (episodes, None, 2))
     bodies = position.shape[1]
-    velocity = _get(recording, "agent_vel0", (episodes, bodies, 2))
-    target = _get(recording, "target", (episodes, None))
+    velocity = fetch(recording, "agent_vel0", (episodes, bodies, 2))
+    target = fetch(recording, "target", (episodes, None))
     objects = target.shape[1]
     count = recorded if steps is None else min(steps, recorded)
     if not (episodes and count and agents and objects):
@@ -63,14 +65,14 @@ def replay(recording: Mapping[str, Array], steps: int | None) -> tuple[str, dict
             raise ValueError("target marks no prey in an episode")
         scenario = Hunting(HuntingConfig(count + 1, n_agents=agents, n_prey=objects))
         landmarks = np.zeros((episodes, 0, 2))
-        scripted = _get(recording, "prey_action", (episodes, recorded, objects, 2))
+        scripted = fetch(recording, "prey_action", (episodes, recorded, objects, 2))
     else:
         family, objects_are = "mpe-spread", "landmarks"
         if bodies != agents:
             raise ValueError(f"agent_pos0 has {bodies} bodies, but action has {agents} agents")
         config = SpreadConfig(count + 1, n_agents=agents, n_landmarks=objects, n_tasks=1)
         scenario = Spread(config)
-        landmarks = _get(recording, "landmark_pos0", (episodes, objects, 2))
+        landmarks = fetch(recording, "landmark_pos0", (episodes, objects, 2))
         scripted = np.zeros((episodes, recorded, 0, 2))
 
     env = ParticleEnv(scenario, episodes, max_ep_len=count + 1)
@@ -82,7 +84,7 @@ def replay(recording: Mapping[str, Array], steps: int | None) -> tuple[str, dict
         "agent_vel": (episodes, recorded, bodies, 2),
     }
     expected = {
-        name: _get(recording, name, shape) for name, shape in shapes.items() if name in recording
+        name: fetch(recording, name, shape) for name, shape in shapes.items() if name in recording
     }
     if not expected:
         raise ValueError(f"nothing to compare with; it needs one of {sorted(shapes)}")
@@ -90,7 +92,7 @@ def replay(recording: Mapping[str, Array], steps: int | None) -> tuple[str, dict
     first = env.set_state(position, velocity, landmarks, target != 0)
     deviation = {name: 0.0 for name in shapes if name in expected}
     if "initial_obs" in expected:
-        deviation["initial_obs"] = _deviation(first, expected["initial_obs"])
+        deviation["initial_obs"] = deviation_of(first, expected["initial_obs"])
     for t in range(count):
         obs, rewards, *_ = env.advance(action[:, t], scripted[:, t])
         reached: dict[str, NDArray[np.floating]] = {
@@ -101,27 +103,9 @@ def replay(recording: Mapping[str, Array], steps: int | None) -> tuple[str, dict
         }
         for name, ours in reached.items():
             if name in expected:
-                worst = _deviation(ours, expected[name][:, t])
+                worst = deviation_of(ours, expected[name][:, t])
                 deviation[name] = float(np.maximum(deviation[name], worst))  # NaN stays
     what = (
         f"{family}: {episodes} episodes x {count} steps, {agents} agents, {objects} {objects_are}"
     )
     return what, deviation
-
-
-def _get(recording: Mapping[str, Array], name: str, shape: tuple[int | None, ...]) -> Array:
-    """The array of this name, if its shape fits (``None``: any length)."""
-    if name not in recording:
-        raise ValueError(f"missing array {name!r}")
-    array = recording[name]
-    fits = array.ndim == len(shape) and all(
-        want is None or have == want for have, want in zip(array.shape, shape, strict=True)
-    )
-    if not fits:
-        wanted = ", ".join("*" if want is None else str(want) for want in shape)
-        raise ValueError(f"array {name!r} must have shape [{wanted}], got {list(array.shape)}")
-    return array
-
-
-def _deviation(ours: NDArray[np.floating], theirs: Array) -> float:
-    return float(np.abs(ours - theirs).max())

@@ -1,0 +1,35 @@
+"""Robots whose joints are shared out among agents, in MuJoCo (the package ``mujoco``).
+
+Multi-agent MuJoCo is Peng et al., 2021 (FACMAC, arXiv:2003.06709); the tasks are those of Rakelly
+et al., 2019 (PEARL, arXiv:1903.08254).
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from mg2l.envs import optional, registry
+from mg2l.envs.base import VectorEnv
+from mg2l.envs.mujoco import config as keys
+from mg2l.envs.mujoco.replay import replay, replays
+
+
+def _factory(name: str) -> Callable[[Any, int, int], VectorEnv]:
+    def build(config: Any, num_envs: int, seed: int) -> VectorEnv:
+        # Pictures need no display; MuJoCo reads this when it is imported.
+        os.environ.setdefault("MUJOCO_GL", "egl")
+        optional.load("mujoco", "mujoco")
+        from mg2l.envs.mujoco import env
+
+        made: VectorEnv = getattr(env, name)(config, num_envs, seed)
+        return made
+
+    return build
+
+
+registry.register("mujoco-cheetah-dir", keys.CheetahDirConfig, _factory("CheetahDirEnv"))
+registry.register("mujoco-cheetah-vel", keys.CheetahVelConfig, _factory("CheetahVelEnv"))
+registry.register("mujoco-hopper-param", keys.HopperParamConfig, _factory("HopperParamEnv"))
+registry.register("mujoco-walker-param", keys.WalkerParamConfig, _factory("WalkerParamEnv"))
+registry.register("mujoco-ant-dir", keys.AntDirConfig, _factory("AntDirEnv"))
+registry.register_replayer(registry.Replayer(replays, replay))

@@ -1,0 +1,308 @@
+"""Robots as environments: what agents see, and what each family pays."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+
+from mg2l.envs.base import BoolArray, FloatArray, TaskSet
+from mg2l.envs.copies import CopiesEnv
+from mg2l.envs.mujoco import config as keys
+from mg2l.envs.mujoco.simulator import Doubles, Simulator
+
+
+class RobotEnv(CopiesEnv):
+    """``N`` copies of a robot whose joints are agents' (see ``VectorEnv`` for the contract).
+
+    Action space: ``Box(-1, 1, (joints,))`` per agent, torques on its joints as shares of the
+    largest, in the order of ``agent_conf``'s joints (``robots.py``).
+
+    Observation space: per agent of its own joints, in alphabetical order, angle [rad] and angular
+    velocity [rad/s]; then of joints up to ``agent_obsk`` edges away their angles, nearest first;
+    with ``root_state`` all positions of the torso but the horizontal ones, and its velocities.
+    Zeros at the end, where other agents see more.
+
+    Reward: shared by all agents, family by family.
+
+    End: terminated for all agents when the robot has fallen, where the family says so; truncated
+    after ``max_ep_len`` steps.
+    """
+
+    horizontal: ClassVar[int] = 1
+    """First coordinates of the torso, which say where it is: never seen."""
+
+    noise: ClassVar[float] = 0.1
+    """Half-width of the uniform noise on positions where an episode begins."""
+
+    normal_velocity: ClassVar[bool] = True
+    """Noise on velocities is normal with standard deviation ``noise``, or uniform like that on
+    positions."""
+
+    def __init__(
+        self, config: keys.RobotConfig, tasks: TaskSet, num_envs: int, seed: int = 0
+    ) -> None:
+        self.config = config
+        self.simulator = Simulator(config, num_envs)
+        model, parts = self.simulator.model, config.parts
+        motors = {int(model.actuator_trnid[i, 0]): i for i in range(model.nu)}
+        joints = [model.joint(name).id for part in parts for name in part]
+        self._motors = np.array([motors[joint] for joint in joints])
+        self._seen = self._observed(config)
+        # Positions, velocities and a zero, side by side.
+        self._columns = np.zeros((num_envs, model.nq + model.nv + 1))
+        observation = Box(-np.inf, np.inf, (self._seen.shape[1],), np.float32)
+        actions = Box(-1.0, 1.0, (len(parts[0]),), np.float32)
+        super().__init__(tasks, num_envs, len(parts), observation, actions, config.max_ep_len, seed)
+        self._task = tasks.features.astype(np.float64)  # [K, D]
+        self._placed = np.full(num_envs, -1)  # task that a copy's body is made for
+
+    def _observed(self, config: keys.RobotConfig) -> NDArray[np.int64]:
+        """``[A, obs]`` columns that each agent sees."""
+        model = self.simulator.model
+        zero = model.nq + model.nv
+        rows = []
+        for agent in range(len(config.parts)):
+            row = []
+            for ring, names in enumerate(
+                config.robot.sees(config.agent_conf, agent, config.agent_obsk)
+            ):
+                for name in names:
+                    joint = model.joint(name)
+                    row.append(int(joint.qposadr[0]))
+                    if ring == 0:
+                        row.append(model.nq + int(joint.dofadr[0]))
+            if config.root_state:
+                first = model.nq - model.nu
+                row += range(self.horizontal, first)
+                row += range(model.nq, model.nq + model.nv - model.nu)
+            rows.append(row)
+        width = max(map(len, rows))
+        return np.array([row + [zero] * (width - len(row)) for row in rows], np.int64)
+
+    # What a family defines.
+
+    @abstractmethod
+    def pay(self, velocity: Doubles, effort: Doubles, task: Doubles) -> Doubles:
+        """Reward ``[N]`` of a step.
+
+        Args:
+            velocity: ``[N, horizontal]`` of the torso, mean over the step [m/s].
+            effort: ``[N]`` sum of the squares of all actions.
+            task: ``[N, D]`` features.
+        """
+
+    def fallen(self, qpos: Doubles, qvel: Doubles) -> BoolArray | None:
+        """``[N]`` which robots have fallen; None where they go on."""
+        return None
+
+    def embody(self, copies: NDArray[np.int64]) -> None:
+        """Make the bodies of copies those of their tasks, where tasks are bodies."""
+
+    # Episodes.
+
+    def _begin(self, copies: NDArray[np.int64]) -> None:
+        changed = copies[self._placed[copies] != self.task_ids[copies]]
+        if len(changed):
+            self.embody(changed)
+            self._placed[changed] = self.task_ids[changed]
+        model = self.simulator.model
+        qpos = np.repeat(model.qpos0[None], len(copies), 0)
+        qvel = np.zeros((len(copies), model.nv))
+        for row, copy in enumerate(copies):
+            generator = self._streams.generators[copy]
+            qpos[row] += generator.uniform(-self.noise, self.noise, model.nq)
+            if self.normal_velocity:
+                qvel[row] = self.noise * generator.standard_normal(model.nv)
+            else:
+                qvel[row] = generator.uniform(-self.noise, self.noise, model.nv)
+        self.simulator.begin(copies, qpos, qvel)
+
+    def _advance(self, actions: NDArray[Any]) -> tuple[FloatArray, BoolArray]:
+        simulator = self.simulator
+        before = simulator.qpos[:, : self.horizontal].copy()
+        flat = actions.reshape(self.num_envs, -1)
+        controls = np.empty_like(flat)
+        controls[:, self._motors] = flat
+        simulator.step(controls)
+        velocity = (simulator.qpos[:, : self.horizontal] - before) / simulator.seconds
+        effort = np.einsum("na,na->n", flat, flat)
+        pay = self.pay(velocity, effort, self._task[self.task_ids])
+        rewards = np.repeat(pay.astype(np.float32)[:, None], self.num_agents, 1)
+        fallen = self.fallen(simulator.qpos, simulator.qvel)
+        terminated = np.zeros(rewards.shape, np.bool_)
+        if fallen is not None:
+            terminated |= fallen[:, None]
+        return rewards, terminated
+
+    def _observe(self) -> FloatArray:
+        columns, positions = self._columns, self.simulator.model.nq
+        columns[:, :positions] = self.simulator.qpos
+        columns[:, positions:-1] = self.simulator.qvel
+        observed: FloatArray = columns.take(self._seen, 1).astype(np.float32)
+        return observed
+
+    def set_state(self, qpos: Doubles, qvel: Doubles, task_ids: NDArray[np.int64]) -> FloatArray:
+        """Put all copies into a state at the start of an episode of their tasks.
+
+        Args:
+            qpos: ``[N, nq]``.
+            qvel: ``[N, nv]``.
+            task_ids: ``[N]``.
+
+        Returns:
+            ``obs`` ``[N, A, obs]``.
+
+        Raises:
+            ValueError: an array has another shape, or a task does not exist.
+        """
+        model = self.simulator.model
+        for name, value, width in (("qpos", qpos, model.nq), ("qvel", qvel, model.nv)):
+            if value.shape != (self.num_envs, width):
+                raise ValueError(
+                    f"{name} must have shape {(self.num_envs, width)}, got {value.shape}"
+                )
+        self.reset(task_ids=task_ids)
+        self.simulator.begin(np.arange(self.num_envs), qpos, qvel)
+        return self._observe()
+
+    def advance(self, actions: NDArray[Any]) -> tuple[FloatArray, FloatArray, BoolArray]:
+        """Step without beginning anew where an episode ends: observations, rewards, terminated."""
+        rewards, terminated = self._advance(np.clip(actions, -1.0, 1.0))
+        return self._observe(), rewards, terminated
+
+    # Saved state and pictures.
+
+    def _simulation(self) -> dict[str, NDArray[Any]]:
+        return dict(self.simulator.state())
+
+    def _restore(self, state: dict[str, NDArray[Any]]) -> None:
+        copies = np.arange(self.num_envs)
+        self.embody(copies)
+        self._placed[:] = self.task_ids
+        self.simulator.load(state)
+
+    def render(self, index: int = 0) -> NDArray[np.uint8]:
+        """See ``VectorEnv.render``."""
+        self._check_index(index)
+        if not self._started:
+            raise RuntimeError("call reset() before render()")
+        return self.simulator.render(index)
+
+    def close(self) -> None:
+        """See ``VectorEnv.close``."""
+        self.simulator.close()
+
+
+class CheetahDirEnv(RobotEnv):
+    """Reward: velocity forwards [m/s] times the task's pay, less 0.1 times the effort.
+
+    Start: noise of 0.1 on positions and velocities. Never terminated.
+
+    Tasks: pay per metre, -1 (run backwards) and 1 to train on, -0.5 and 0.5 to test on.
+    """
+
+    def __init__(self, config: keys.CheetahDirConfig, num_envs: int, seed: int = 0) -> None:
+        super().__init__(config, keys.cheetah_dir_tasks(config), num_envs, seed)
+
+    def pay(self, velocity: Doubles, effort: Doubles, task: Doubles) -> Doubles:
+        """See ``RobotEnv.pay``."""
+        return task[:, 0] * velocity[:, 0] - 0.1 * effort
+
+
+class CheetahVelEnv(RobotEnv):
+    """Reward: minus the distance to the task's speed [m/s], less 0.05 times the effort.
+
+    Start: noise of 0.1 on positions and velocities. Never terminated.
+
+    Tasks: speeds forwards from 0 to ``max_speed``.
+    """
+
+    def __init__(self, config: keys.CheetahVelConfig, num_envs: int, seed: int = 0) -> None:
+        super().__init__(config, keys.cheetah_vel_tasks(config), num_envs, seed)
+
+    def pay(self, velocity: Doubles, effort: Doubles, task: Doubles) -> Doubles:
+        """See ``RobotEnv.pay``."""
+        return -np.abs(velocity[:, 0] - task[:, 0]) - 0.05 * effort
+
+
+class ParamEnv(RobotEnv):
+    """Reward: 1 for every step, plus velocity forwards [m/s], less 0.001 times the effort.
+
+    Start: uniform noise of 0.005 on positions and velocities.
+
+    Tasks: four scales, of all masses, dampings, frictions and inertias of the body.
+    """
+
+    noise = 0.005
+    normal_velocity = False
+    config: keys.ParamConfig
+
+    def __init__(self, config: keys.ParamConfig, num_envs: int, seed: int = 0) -> None:
+        super().__init__(config, keys.param_tasks(config), num_envs, seed)
+
+    def pay(self, velocity: Doubles, effort: Doubles, task: Doubles) -> Doubles:
+        """See ``RobotEnv.pay``."""
+        return velocity[:, 0] + 1.0 - 1e-3 * effort
+
+    def embody(self, copies: NDArray[np.int64]) -> None:
+        """See ``RobotEnv.embody``."""
+        exponents = self._task[self.task_ids[copies]]
+        self.simulator.scale(copies, exponents, self.config.log_scale_limit)
+
+
+class HopperParamEnv(ParamEnv):
+    """``ParamEnv`` on one leg.
+
+    End: fallen below 0.7 m, leaning by 0.2 rad, or any other number of its state 100 or more.
+    """
+
+    def fallen(self, qpos: Doubles, qvel: Doubles) -> BoolArray:
+        """See ``RobotEnv.fallen``."""
+        rest = np.maximum(np.abs(qpos[:, 2:]).max(1), np.abs(qvel).max(1))
+        stands = (qpos[:, 1] > 0.7) & (np.abs(qpos[:, 2]) < 0.2) & (rest < 100)
+        fallen: BoolArray = ~stands
+        return fallen
+
+
+class WalkerParamEnv(ParamEnv):
+    """``ParamEnv`` on two legs.
+
+    End: not between 0.8 and 2 m high, or leaning by 1 rad.
+    """
+
+    def fallen(self, qpos: Doubles, qvel: Doubles) -> BoolArray:
+        """See ``RobotEnv.fallen``."""
+        stands = (qpos[:, 1] > 0.8) & (qpos[:, 1] < 2.0) & (np.abs(qpos[:, 2]) < 1.0)
+        fallen: BoolArray = ~stands
+        return fallen
+
+
+class AntDirEnv(RobotEnv):
+    """Reward: velocity [m/s] in the task's direction, plus 1, less 0.5 times the effort.
+
+    Start: noise of 0.1 on positions and velocities.
+
+    End: not between 0.2 and 1 m high.
+
+    Tasks: directions, evenly spaced to train on, halfway between those to test on.
+    """
+
+    horizontal = 2
+
+    def __init__(self, config: keys.AntDirConfig, num_envs: int, seed: int = 0) -> None:
+        super().__init__(config, keys.ant_dir_tasks(config), num_envs, seed)
+
+    def pay(self, velocity: Doubles, effort: Doubles, task: Doubles) -> Doubles:
+        """See ``RobotEnv.pay``."""
+        along: Doubles = np.einsum("nd,nd->n", velocity, task)
+        return along + 1.0 - 0.5 * effort
+
+    def fallen(self, qpos: Doubles, qvel: Doubles) -> BoolArray:
+        """See ``RobotEnv.fallen``."""
+        stands = (qpos[:, 2] >= 0.2) & (qpos[:, 2] <= 1.0) & np.isfinite(qvel).all(1)
+        fallen: BoolArray = ~stands
+        return fallen
