@@ -4,16 +4,18 @@
 #include <algorithm>
 #include <tuple>
 
-#include "simd.h"
+#include "vec.h"
 
 namespace mg2l {
 namespace {
 
-constexpr int64_t kTile = 4096;          // columns walked together: long rows, state in L1 and L2
-constexpr int kGroup = 4;                // steps that a column takes together, in registers
+constexpr int kVectors = 8;              // vectors of columns walked together, state in registers
+constexpr int64_t kGroup = 4;            // steps whose results wait in cache
 constexpr int64_t kPartialSteps = 16;    // steps whose moments are summed in scalar_t
-constexpr int64_t kBlock = 64;           // columns are split between threads in multiples of this
+constexpr int64_t kBlock = 128;          // columns are split between threads in multiples of this
+constexpr int64_t kTile = 4096;          // columns that the adjoint walks together
 constexpr int64_t kMinTaskWork = 16384;  // elements per task; below it a thread costs more
+static_assert(kPartialSteps % kGroup == 0);
 
 template <typename scalar_t>
 struct GaeArrays {
@@ -26,127 +28,157 @@ struct GaeArrays {
   double* moments;
 };
 
-// How a group of steps ends, packed: two bits of a column's word for each step, the latest first.
-enum Ending : int32_t { kTerminated = 1, kTruncated = 2 };
-using Endings = uint16_t;  // twice a byte: two vectors of float meet one of words
-constexpr int kEndingBits = 2;
-constexpr Endings kAnyTruncated = 0xaa;
-static_assert(kGroup * kEndingBits <= 8);
-
-// What one group of steps hands to the next, and the endings of the current group.
-template <typename scalar_t>
+// What a strip of columns keeps in cache.
+template <typename scalar_t, int kLanes, int kVecs>
 struct GaeTile {
-  alignas(64) scalar_t carry[kTile];
-  alignas(64) scalar_t sum[kTile];  // of the advantages since they were last added to total
-  alignas(64) scalar_t square_sum[kTile];
-  alignas(64) double total[kTile];
-  alignas(64) double square_total[kTile];
-  alignas(64) Endings endings[kTile];
+  static constexpr int kWidth = kLanes * kVecs;
+  alignas(64) scalar_t advantages[kGroup][kWidth];
+  alignas(64) scalar_t returns[kGroup][kWidth];
+  alignas(64) double total[kWidth] = {};  // of the advantages
+  alignas(64) double square_total[kWidth] = {};
 };
 
-// Packs the flags of kSteps steps, from the latest back.
-template <int kSteps>
-MG2L_INLINE void pack_endings(const uint8_t* terminated, const uint8_t* truncated, int64_t stride,
-                              Endings* endings, int64_t count) {
-#pragma GCC ivdep
-  for (int64_t n = 0; n < count; ++n) {
-    uint8_t word = 0;
-#pragma GCC unroll 8
-    for (int back = kSteps - 1; back >= 0; --back) {
-      word = static_cast<uint8_t>(word + word + truncated[n - back * stride]);
-      word = static_cast<uint8_t>(word + word + terminated[n - back * stride]);
-    }
-    endings[n] = word;
+template <typename scalar_t>
+MG2L_INLINE bool any_truncated(const GaeArrays<scalar_t>& a, int64_t first, int64_t width,
+                               int64_t step, int64_t rows) {
+  uint8_t any = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    const uint8_t* truncated = a.truncated + (step - row) * a.columns + first;
+    for (int64_t n = 0; n < width; ++n) any |= truncated[n];
   }
+  return any;
 }
 
-// Walks the columns [first, first + count) back through kSteps steps, of which `last_step` is the
-// latest. Between these steps the state of a column stays in registers.
-template <int kSteps, bool kScaled, bool kFinal, typename scalar_t>
-MG2L_INLINE void gae_walk(const GaeArrays<scalar_t>& a, GaeTile<scalar_t>& tile, int64_t last_step,
-                          int64_t first, int64_t count) {
-  const scalar_t gamma = a.gamma, decay = a.decay;
-#pragma GCC ivdep
-  for (int64_t n = 0; n < count; ++n) {
-    const scalar_t std = kScaled ? a.value_std[first + n] : scalar_t(1);
-    const scalar_t mean = kScaled ? a.value_mean[first + n] : scalar_t(0);
-    const auto denormalise = [&](scalar_t value) MG2L_INLINE_LAMBDA {
-      return kScaled ? value * std + mean : value;
-    };
-    const int32_t endings = tile.endings[n];
-    scalar_t carry = tile.carry[n], sum = tile.sum[n], square_sum = tile.square_sum[n];
-    scalar_t next_value = denormalise(a.values[(last_step + 1) * a.columns + first + n]);
+template <int kLanes, bool kScaled, typename scalar_t>
+MG2L_INLINE Vec<scalar_t, kLanes> load_value(const GaeArrays<scalar_t>& a, const scalar_t* values,
+                                             int64_t step, int64_t column) {
+  using V = Vec<scalar_t, kLanes>;
+  const V value = load<V>(values + step * a.columns + column);
+  if constexpr (!kScaled) return value;
+  return V(value * load<V>(a.value_std + column) + load<V>(a.value_mean + column));
+}
+
+// Walks a strip back through `rows` steps from `step`; what comes out stays in the tile.
+template <bool kScaled, bool kFinal, int kLanes, int kVecs, typename scalar_t>
+MG2L_INLINE void walk_steps(const GaeArrays<scalar_t>& a, GaeTile<scalar_t, kLanes, kVecs>& tile,
+                            int64_t first, int64_t step, int64_t rows,
+                            Vec<scalar_t, kLanes> (&carry)[kVecs],
+                            Vec<scalar_t, kLanes> (&next_value)[kVecs]) {
+  using V = Vec<scalar_t, kLanes>;
+  using Bits = VecBits<scalar_t, kLanes>;
+  const V gamma = splat<V>(a.gamma), decay = splat<V>(a.decay);
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t at = (step - row) * a.columns;
 #pragma GCC unroll 8
-    for (int back = 0; back < kSteps; ++back) {
-      const int64_t at = (last_step - back) * a.columns + first + n;
-      const int32_t terminated = endings & (kTerminated << kEndingBits * back);
-      const int32_t truncated = endings & (kTruncated << kEndingBits * back);
-      const scalar_t value = denormalise(a.values[at]);
+    for (int i = 0; i < kVecs; ++i) {
+      const int64_t column = first + i * kLanes;
+      const Bits terminated = widen<Bits>(a.terminated + at + column);
+      const Bits truncated = widen<Bits>(a.truncated + at + column);
+      const V value = load_value<kLanes, kScaled>(a, a.values, step - row, column);
+      V next = next_value[i];
       if constexpr (kFinal) {
-        const scalar_t final_value = denormalise(a.final_values[at]);
-        next_value = truncated ? final_value : next_value;
+        const V last = load_value<kLanes, kScaled>(a, a.final_values, step - row, column);
+        next = truncated != 0 ? last : next;
       }
-      next_value = terminated ? scalar_t(0) : next_value;
-      carry = (terminated | truncated) ? scalar_t(0) : carry;
-      carry = a.rewards[at] - value + gamma * next_value + decay * carry;
-      a.advantages[at] = carry;
-      a.returns[at] = carry + value;
-      sum += carry;
-      square_sum += carry * carry;
-      next_value = value;
+      next = terminated != 0 ? V{} : next;
+      const V later = (terminated | truncated) != 0 ? V{} : carry[i];
+      const V reward = load<V>(a.rewards + at + column);
+      const V advantage = reward - value + gamma * next + decay * later;
+      store(tile.advantages[row] + i * kLanes, advantage);
+      store(tile.returns[row] + i * kLanes, V(advantage + value));
+      carry[i] = advantage;
+      next_value[i] = value;
     }
-    tile.carry[n] = carry;
-    tile.sum[n] = sum;
-    tile.square_sum[n] = square_sum;
   }
 }
 
-template <int kSteps, bool kScaled, typename scalar_t>
-MG2L_INLINE void gae_steps(const GaeArrays<scalar_t>& a, GaeTile<scalar_t>& tile, int64_t last_step,
-                           int64_t first, int64_t count) {
-  const int64_t start = last_step * a.columns + first;
-  pack_endings<kSteps>(a.terminated + start, a.truncated + start, a.columns, tile.endings, count);
-  // Truncations are rare: only steps that have one pay for reading final_values.
-  Endings any = 0;
-  if (a.final_values != nullptr) {
-    for (int64_t n = 0; n < count; ++n) any |= tile.endings[n];
-  }
-  if (any & kAnyTruncated) {
-    gae_walk<kSteps, kScaled, true>(a, tile, last_step, first, count);
-  } else {
-    gae_walk<kSteps, kScaled, false>(a, tile, last_step, first, count);
+// Copies `rows` steps out of the tile and adds up their moments.
+template <int kLanes, int kVecs, typename scalar_t>
+MG2L_INLINE void write_steps(const GaeArrays<scalar_t>& a, GaeTile<scalar_t, kLanes, kVecs>& tile,
+                             int64_t first, int64_t step, int64_t rows,
+                             Vec<scalar_t, kLanes> (&sum)[kVecs],
+                             Vec<scalar_t, kLanes> (&square_sum)[kVecs]) {
+  using V = Vec<scalar_t, kLanes>;
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t at = (step - row) * a.columns + first;
+#pragma GCC unroll 8
+    for (int i = 0; i < kVecs; ++i) {
+      const V advantage = load<V>(tile.advantages[row] + i * kLanes);
+      store(a.advantages + at + i * kLanes, advantage);
+      sum[i] += advantage;
+      square_sum[i] += advantage * advantage;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kVecs; ++i) {
+      store(a.returns + at + i * kLanes, load<V>(tile.returns[row] + i * kLanes));
+    }
   }
 }
 
-// Walks the columns [begin, end) back through time, kGroup steps at a time: each input is read once
-// and each output written once. Where a column falls among the lanes of a vector does not depend on
-// how the columns are split between threads (kBlock), and so neither do the results.
-template <bool kScaled, typename scalar_t>
+template <int kLanes, int kVecs, typename scalar_t>
+MG2L_INLINE void add_to_totals(double (&total)[kLanes * kVecs],
+                               Vec<scalar_t, kLanes> (&sum)[kVecs]) {
+  scalar_t sums[kLanes * kVecs];
+#pragma GCC unroll 8
+  for (int i = 0; i < kVecs; ++i) store(sums + i * kLanes, sum[i]);
+#pragma GCC unroll 8
+  for (int i = 0; i < kVecs; ++i) sum[i] = Vec<scalar_t, kLanes>{};
+  for (int n = 0; n < kLanes * kVecs; ++n) total[n] += static_cast<double>(sums[n]);
+}
+
+// A strip of kVecs vectors of kLanes neighbouring columns, walked back through all steps: each
+// input is read once and each output written once, and the state of the columns stays in registers.
+//
+// Results wait in cache until kGroup steps are done. Rows are often a multiple of a page long and
+// arrays begin alike within their pages: a load then has the low address bits of the stores of the
+// step before, waits until they have reached the cache, and the walk would take twice as long.
+template <typename scalar_t, int kLanes, int kVecs, bool kScaled>
+MG2L_INLINE void gae_strip(const GaeArrays<scalar_t>& a, int64_t first) {
+  using V = Vec<scalar_t, kLanes>;
+  GaeTile<scalar_t, kLanes, kVecs> tile;
+  V carry[kVecs] = {}, next_value[kVecs];
+  V sum[kVecs] = {}, square_sum[kVecs] = {};  // what is not yet in the totals
+#pragma GCC unroll 8
+  for (int i = 0; i < kVecs; ++i) {
+    next_value[i] = load_value<kLanes, kScaled>(a, a.values, a.steps, first + i * kLanes);
+  }
+  for (int64_t step = a.steps - 1; step >= 0;) {
+    const int64_t rows = std::min(kGroup, step % kPartialSteps + 1);
+    // Truncations are rare: only steps that have one pay for reading final_values.
+    if (a.final_values != nullptr && any_truncated(a, first, tile.kWidth, step, rows)) {
+      walk_steps<kScaled, true>(a, tile, first, step, rows, carry, next_value);
+    } else {
+      walk_steps<kScaled, false>(a, tile, first, step, rows, carry, next_value);
+    }
+    write_steps(a, tile, first, step, rows, sum, square_sum);
+    step -= rows;
+    if ((step + 1) % kPartialSteps == 0) {
+      add_to_totals<kLanes, kVecs, scalar_t>(tile.total, sum);
+      add_to_totals<kLanes, kVecs, scalar_t>(tile.square_total, square_sum);
+    }
+  }
+  std::copy(tile.total, tile.total + tile.kWidth, a.moments + first);
+  std::copy(tile.square_total, tile.square_total + tile.kWidth, a.moments + a.columns + first);
+}
+
+template <int kLanes, int kVecs, bool kScaled, typename scalar_t>
+MG2L_INLINE int64_t gae_strips(const GaeArrays<scalar_t>& a, int64_t first, int64_t end) {
+  for (; first + kLanes * kVecs <= end; first += kLanes * kVecs) {
+    gae_strip<scalar_t, kLanes, kVecs, kScaled>(a, first);
+  }
+  return first;
+}
+
+// Walks the columns [begin, end). Where a column falls among the lanes of a vector does not depend
+// on how the columns are split between threads (kBlock), and so neither do the results.
+template <int kBytes, bool kScaled, typename scalar_t>
 MG2L_INLINE void gae_columns(const GaeArrays<scalar_t>& arrays, int64_t begin, int64_t end) {
   const GaeArrays<scalar_t> a = arrays;  // a copy that no store can alias
-  GaeTile<scalar_t> tile;
-  for (int64_t first = begin; first < end; first += kTile) {
-    const int64_t count = std::min(kTile, end - first);
-    for (int64_t n = 0; n < count; ++n) {
-      tile.carry[n] = tile.sum[n] = tile.square_sum[n] = 0;
-      tile.total[n] = tile.square_total[n] = 0;
-    }
-    int64_t step = a.steps - 1;
-    while (step >= 0) {
-      const int64_t stop = std::max<int64_t>(step - kPartialSteps, -1);
-      for (; step - kGroup >= stop; step -= kGroup) {
-        gae_steps<kGroup, kScaled>(a, tile, step, first, count);
-      }
-      for (; step > stop; --step) gae_steps<1, kScaled>(a, tile, step, first, count);
-      for (int64_t n = 0; n < count; ++n) {
-        tile.total[n] += static_cast<double>(tile.sum[n]);
-        tile.square_total[n] += static_cast<double>(tile.square_sum[n]);
-        tile.sum[n] = tile.square_sum[n] = 0;
-      }
-    }
-    std::copy(tile.total, tile.total + count, a.moments + first);
-    std::copy(tile.square_total, tile.square_total + count, a.moments + a.columns + first);
-  }
+  constexpr int kLanes = kBytes / static_cast<int>(sizeof(scalar_t));
+  static_assert(kBlock % (kLanes * kVectors) == 0);
+  begin = gae_strips<kLanes, kVectors, kScaled>(a, begin, end);
+  begin = gae_strips<kLanes, 1, kScaled>(a, begin, end);
+  gae_strips<1, 1, kScaled>(a, begin, end);
 }
 
 // Calls body(begin, end) for parts of the columns, in parallel.
@@ -177,11 +209,11 @@ void gae_kernel(GaeTensors& tensors, double gamma, double gae_lambda) {
                                    data<scalar_t>(tensors.returns),
                                    data<double>(tensors.moments)};
   parallel_columns(tensors.steps, tensors.columns, [&](int64_t begin, int64_t end) {
-    run_simd([&](auto) MG2L_INLINE_LAMBDA {
+    run_simd([&](auto bytes) MG2L_INLINE_LAMBDA {
       if (arrays.value_mean != nullptr) {
-        gae_columns<true>(arrays, begin, end);
+        gae_columns<bytes, true>(arrays, begin, end);
       } else {
-        gae_columns<false>(arrays, begin, end);
+        gae_columns<bytes, false>(arrays, begin, end);
       }
     });
   });

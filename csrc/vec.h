@@ -62,6 +62,28 @@ MG2L_INLINE V reread(const scalar_t& constant) {
   return splat<V>(*from);
 }
 
+// Bytes as the integers of a vector. The compiler takes a conversion apart, lane by lane, before it
+// knows the instruction set; hence an instruction.
+template <typename Bits>
+MG2L_INLINE Bits widen(const uint8_t* from) {
+  constexpr int kLanes = sizeof(Bits) / sizeof(Bits{}[0]);
+  Bits bits;
+#if defined(__x86_64__)
+  if constexpr (sizeof(Bits) > 16) {
+    const auto* bytes = reinterpret_cast<const uint8_t (*)[kLanes]>(from);
+    if constexpr (sizeof(Bits{}[0]) == 4) {
+      asm("vpmovzxbd %1, %0" : "=v"(bits) : "m"(*bytes));
+    } else {
+      asm("vpmovzxbq %1, %0" : "=v"(bits) : "m"(*bytes));
+    }
+    return bits;
+  }
+#endif
+#pragma GCC unroll 16
+  for (int lane = 0; lane < kLanes; ++lane) bits[lane] = from[lane];
+  return bits;
+}
+
 // Sum of the lanes, in halves: the same for every instruction set of one width.
 template <typename scalar_t, int kLanes>
 MG2L_INLINE scalar_t sum_lanes(const Vec<scalar_t, kLanes>& v) {
