@@ -285,7 +285,7 @@ def help_text(argv: Sequence[str] = ()) -> str:
             lines += [_key_lines(key, chosen) for key in keys(section, group)]
     for family in registry.names():
         section = registry.config_class(family)
-        lines += ["", f"env, family {family}: {_summary(section)}"]
+        lines += ["", _wrap(f"env, family {family}: {_summary(section)}", 0)]
         here = chosen if family == sources.schema.family else {}
         lines += [_key_lines(key, here) for key in keys(section, "env")]
     return "\n".join(lines)
