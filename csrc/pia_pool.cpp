@@ -43,6 +43,7 @@ MG2L_INLINE scalar_t dot(const scalar_t* a, const scalar_t* b, int64_t width) {
     sum[0] += load<V>(a + d) * load<V>(b + d);
     sum[1] += load<V>(a + d + kLanes) * load<V>(b + d + kLanes);
   }
+  for (; d + kLanes <= width; d += kLanes) sum[0] += load<V>(a + d) * load<V>(b + d);
   scalar_t total = sum_lanes<scalar_t, kLanes>(sum[0] + sum[1]);
   for (; d < width; ++d) total += a[d] * b[d];
   return total;
@@ -61,25 +62,35 @@ MG2L_INLINE void add_scaled(scalar_t* to, scalar_t a, const scalar_t* x, int64_t
   for (; d < width; ++d) to[d] += a * x[d];
 }
 
-// to = sum over the tile of weights[t] * rows[t], added to `to`: as many columns as fit stay in
-// registers.
+// Columns [d, d + kBlock vectors) of `add_rows`, which stay in registers.
+template <int kBytes, int kBlock, typename scalar_t>
+MG2L_INLINE void add_columns(scalar_t* to, const scalar_t* weights, const scalar_t* x,
+                             int64_t stride, int64_t count) {
+  constexpr int kLanes = kBytes / sizeof(scalar_t);
+  using V = Vec<scalar_t, kLanes>;
+  V sum[kBlock];
+#pragma GCC unroll 4
+  for (int v = 0; v < kBlock; ++v) sum[v] = load<V>(to + v * kLanes);
+  for (int64_t t = 0; t < count; ++t) {
+    const V w = splat<V>(weights[t]);
+#pragma GCC unroll 4
+    for (int v = 0; v < kBlock; ++v) sum[v] += w * load<V>(x + t * stride + v * kLanes);
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < kBlock; ++v) store(to + v * kLanes, sum[v]);
+}
+
+// to += sum over the tile of weights[t] * rows[t].
 template <int kBytes, typename scalar_t>
 MG2L_INLINE void add_rows(scalar_t* to, const scalar_t* weights, const scalar_t* x, int64_t stride,
                           int64_t count, int64_t width) {
-  constexpr int kLanes = kBytes / sizeof(scalar_t), kBlock = 4;
-  using V = Vec<scalar_t, kLanes>;
+  constexpr int kLanes = kBytes / sizeof(scalar_t);
   int64_t d = 0;
-  for (; d + kBlock * kLanes <= width; d += kBlock * kLanes) {
-    V sum[kBlock];
-#pragma GCC unroll 4
-    for (int v = 0; v < kBlock; ++v) sum[v] = load<V>(to + d + v * kLanes);
-    for (int64_t t = 0; t < count; ++t) {
-      const V w = splat<V>(weights[t]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kBlock; ++v) sum[v] += w * load<V>(x + t * stride + d + v * kLanes);
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < kBlock; ++v) store(to + d + v * kLanes, sum[v]);
+  for (; d + 4 * kLanes <= width; d += 4 * kLanes) {
+    add_columns<kBytes, 4>(to + d, weights, x + d, stride, count);
+  }
+  for (; d + kLanes <= width; d += kLanes) {
+    add_columns<kBytes, 1>(to + d, weights, x + d, stride, count);
   }
   if (d == width) return;
   for (int64_t t = 0; t < count; ++t) {

@@ -84,17 +84,24 @@ MG2L_INLINE Bits widen(const uint8_t* from) {
   return bits;
 }
 
-// Sum of the lanes, in halves: the same for every instruction set of one width.
+// Sum of the lanes, in halves: the same for every instruction set of one width. Halves are vectors
+// for as long as every processor has such vectors.
 template <typename scalar_t, int kLanes>
 MG2L_INLINE scalar_t sum_lanes(const Vec<scalar_t, kLanes>& v) {
-  scalar_t lanes[kLanes];
-  std::memcpy(lanes, &v, sizeof(v));
-#pragma GCC unroll 4
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  if constexpr (kLanes == 1) {
+    return v[0];
+  } else if constexpr (kLanes * sizeof(scalar_t) > 16) {
+    using Half = Vec<scalar_t, kLanes / 2>;
+    Half halves[2];
+    std::memcpy(halves, &v, sizeof(v));
+    return sum_lanes<scalar_t, kLanes / 2>(halves[0] + halves[1]);
+  } else if constexpr (kLanes == 2) {
+    return v[0] + v[1];
+  } else {
+    static_assert(kLanes == 4);
+    const Vec<scalar_t, 4> pairs = v + __builtin_shuffle(v, VecBits<scalar_t, 4>{2, 3, 0, 1});
+    return pairs[0] + pairs[1];
   }
-  return lanes[0];
 }
 
 // exp for float: argument reduction to |r| <= log(2) / 2, a polynomial of degree 6 (relative error
