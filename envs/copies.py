@@ -27,7 +27,8 @@ class CopiesEnv(VectorEnv):
 
     A family says how a copy begins (``_begin``), acts (``_advance``) and is seen (``_observe``),
     and what must be saved beyond tasks, clocks and streams (``_simulation``, ``_restore``).
-    Where agents can die, ``_alive`` says who lives.
+    Where agents can die, ``_alive`` says who lives; where the simulator has limits of its own,
+    ``_cut`` says whom they end.
     """
 
     def __init__(
@@ -79,6 +80,10 @@ class CopiesEnv(VectorEnv):
         """``[N, A]`` a new array of the agents alive, or None where nobody can die."""
         return None
 
+    def _cut(self) -> BoolArray | None:
+        """``[N, A]`` whose episode the simulator itself cut off in this step, or None."""
+        return None
+
     # The contract.
 
     def reset(
@@ -106,7 +111,8 @@ class CopiesEnv(VectorEnv):
             raise RuntimeError("call reset() before the first step")
         rewards, terminated = self._advance(_within(chosen, space))
         self._clock += 1
-        truncated = ~terminated & (self._clock >= self.max_ep_len)[:, None]
+        late, cut = (self._clock >= self.max_ep_len)[:, None], self._cut()
+        truncated = ~terminated & (late if cut is None else late | cut)
         final_obs = obs = self._observe()
         over = np.flatnonzero((terminated | truncated).all(axis=1))
         if len(over):

@@ -15,7 +15,9 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mg2l.envs.base import EnvConfig, VectorEnv
+from mg2l.schema import ConfigError
+
+GROUP = "mg2l.envs"
+"""Group of entry points: ``family-name = "package.module"``, a module that registers it."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +109,36 @@ def origin(name: str) -> str | None:
     return _origins.get(name)
 
 
+def _plugins() -> dict[str, EntryPoint]:
+    """Families of installed packages, by name: entry points of the group ``mg2l.envs``."""
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def _load_plugin(name: str) -> None:
+    """Import the package that registers a family, if one says so.
+
+    Raises:
+        ConfigError: its import fails, or does not register the family.
+    """
+    entry = _plugins().get(name)
+    if entry is None or name in _families:
+        return
+    origin = f"env {name!r} of the package {entry.dist.name if entry.dist else entry.module}"
+    try:
+        importlib.import_module(entry.module)
+    except Exception as error:
+        raise ConfigError(
+            f"{origin} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    if name not in _families:
+        raise ConfigError(f"{origin} is not registered by {entry.module}, which should do so")
+
+
 def names() -> list[str]:
-    """Names of all families."""
+    """Names of all families that have been registered, here or by an installed package."""
+    for name in _plugins():
+        with suppress(ConfigError):  # said when the family is asked for
+            _load_plugin(name)
     return sorted(_families)
 
 
@@ -114,6 +148,7 @@ def config_class(name: str) -> type[EnvConfig]:
     Raises:
         ValueError: there is no such family.
     """
+    _load_plugin(name)
     if name not in _families:
         near = difflib.get_close_matches(name, _families, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -5,9 +5,10 @@ import json
 
 import numpy as np
 import pytest
+from adapted_envs import TEST, TRAIN, make_walkers
 from gymnasium.spaces import Box, Discrete
 
-from mg2l.envs import registry
+from mg2l.envs import adapters, registry
 from mg2l.envs.base import EnvConfig, TaskSet, VectorEnv
 
 N, LENGTH = 5, 7
@@ -38,8 +39,11 @@ def assert_same(first, second):
         np.testing.assert_array_equal(a[4]["final_obs"], b[4]["final_obs"])
 
 
-@pytest.fixture(params=registry.names())
-def name(request):
+@pytest.fixture(params=[*registry.names(), "adapted"])
+def name(request, monkeypatch):
+    if request.param == "adapted":
+        monkeypatch.setattr(registry, "_families", dict(registry._families))
+        adapters.register("adapted", make_walkers, TRAIN, TEST)
     return request.param
 
 
@@ -331,4 +335,4 @@ def test_task_set_refusals():
 @pytest.mark.parametrize("key", ["max_ep_len", "n_agents"])
 def test_config_bounds(name, key):
     with pytest.raises(ValueError, match=key):
-        registry.config_class(name)(**{key: 0})
+        registry.config_class(name)(**{key: -1})

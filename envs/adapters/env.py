@@ -1,0 +1,259 @@
+"""Copies of a foreign environment as a ``VectorEnv``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from numpy.typing import NDArray
+
+from mg2l.envs.adapters.workers import CrashError, Request, Workers
+from mg2l.envs.base import BoolArray, EnvConfig, FloatArray, Info, Space, TaskSet
+from mg2l.envs.copies import CopiesEnv
+from mg2l.schema import ConfigError, bounded
+
+Make = Callable[[dict[str, Any]], Any]
+_MAX_CRASHES = 3  # of one worker, without a step between them
+
+
+@dataclass
+class AdapterConfig(EnvConfig):
+    """A foreign environment, in worker processes."""
+
+    n_agents: int = bounded(0, ge=0)
+    """Agents; 0 is as many as the environment has, and another number must be that."""
+
+    n_workers: int = bounded(0, ge=0)
+    """Worker processes; 0 is one per processor core."""
+
+
+class AdaptedEnv(CopiesEnv):
+    """``N`` copies of what a factory makes, in worker processes (see ``VectorEnv``).
+
+    Action space: ``Discrete`` with the largest number of actions of any agent (others' are masked),
+    or ``Box`` with the widest: in ``[-1, 1]`` and scaled to the agent's own bounds where all of
+    these are finite, as it is otherwise.
+
+    Observation space: each agent's observation, flat, one-hot where it is discrete; zeros at the
+    end where other agents see more, and of an agent that has left. Action masks are taken from
+    ``action_mask`` beside an observation, or from infos.
+
+    End: as the environment says, and truncated after ``max_ep_len`` steps. An episode whose worker
+    crashes is truncated: its last observation and no reward for the step.
+
+    Saved state is each copy's seed and its actions since: an episode is repeated to continue it,
+    exactly as far as the environment is determined by its seed.
+
+    Args:
+        name: of the family, for messages.
+        make: ``make(params)`` gives an environment.
+        tasks: its tasks.
+        config: keys.
+        num_envs: N.
+        seed: of all chance.
+
+    Raises:
+        ConfigError: ``n_agents`` is another number than the environment has, or its action spaces
+            are of several kinds.
+        RuntimeError: the environment cannot be made; the message holds its traceback.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        make: Make,
+        tasks: TaskSet,
+        config: AdapterConfig,
+        num_envs: int,
+        seed: int,
+    ) -> None:
+        self.name = name
+        workers = min(config.n_workers or os.cpu_count() or 1, num_envs)
+        self._workers = Workers(make, workers)
+        self._finalizer = weakref.finalize(self, Workers.close, self._workers)
+        self._parts = np.array_split(np.arange(num_envs), workers)
+        self._crashes = [0] * workers
+        spaces = self._described(tasks)
+        agents = len(spaces)
+        if config.n_agents not in (0, agents):
+            raise ConfigError(f"n_agents must be {agents} or 0 for {name}, got {config.n_agents}")
+        observation, actions = _common(name, spaces)
+        super().__init__(tasks, num_envs, agents, observation, actions, config.max_ep_len, seed)
+        assert actions.shape is not None
+        flags, chosen = (num_envs, agents), (num_envs, agents, *actions.shape)
+        layout = {
+            "obs": ("f4", (*flags, *observation.shape)),
+            "rewards": ("f4", flags),
+            "terminated": ("u1", flags),
+            "truncated": ("u1", flags),
+            "alive": ("u1", flags),
+            "actions": ("i8" if isinstance(actions, Discrete) else "f8", chosen),
+            "stepping": ("u1", (num_envs,)),
+            "at": ("i8", (workers,)),
+        }
+        if isinstance(actions, Discrete):
+            layout["mask"] = ("u1", (*flags, int(actions.n)))
+        self._shared = self._workers.attach(layout, spaces)
+        self._shared["alive"][:] = 1
+        self._seeds = np.zeros(num_envs, np.int64)
+        dtype = self._shared["actions"].dtype
+        self._past = np.zeros((num_envs, self.max_ep_len, *chosen[1:]), dtype)
+
+    def _described(self, tasks: TaskSet) -> list[Any]:
+        answers, crashes = self._workers.ask([(0, ("describe", tasks.params[0]))])
+        if crashes:
+            self._workers.close()
+            raise RuntimeError(
+                f"{self.name}, task {tasks.names[0]!r}: the environment cannot be made\n"
+                f"{crashes[0]}"
+            )
+        spaces: list[Any] = answers[0]
+        return spaces
+
+    # Talking to the workers.
+
+    def _ask(self, requests: list[tuple[int, Request]]) -> list[int]:
+        """Ask workers; returns those that crashed, after saying so."""
+        _, crashes = self._workers.ask(requests)
+        for crash in crashes:
+            self._report(crash)
+        return [crash.index for crash in crashes]
+
+    def _report(self, crash: CrashError) -> None:
+        copy = int(self._shared["at"][crash.index])
+        task = self.tasks.names[self.task_ids[copy]]
+        self._crashes[crash.index] += 1
+        text = f"{self.name}, copy {copy}, task {task!r}: worker {crash.index} crashed\n{crash}"
+        if self._crashes[crash.index] >= _MAX_CRASHES:
+            raise RuntimeError(
+                f"{text}\nIt has crashed {_MAX_CRASHES} times without a step between"
+            )
+        print(
+            f"{text}\nIt is started anew, its episodes are truncated", file=sys.stderr, flush=True
+        )
+
+    def _start(self, copies: NDArray[np.int64], seeds: NDArray[np.int64]) -> None:
+        """Begin episodes; a worker that crashes is started anew and asked again."""
+        self._seeds[copies] = seeds
+        wanted, lost = set(copies.tolist()), set[int]()
+        asked = list(range(len(self._workers)))
+        while asked:
+            requests: list[tuple[int, Request]] = []
+            for index in asked:
+                mine = [int(copy) for copy in self._parts[index] if copy in wanted | lost]
+                if mine:
+                    requests.append((index, ("begin", [self._episode(copy) for copy in mine])))
+            asked = self._ask(requests)
+            # A new process has lost all of its copies, not only those that were to begin.
+            lost |= {int(copy) for index in asked for copy in self._parts[index]} - wanted
+        self._repeat(np.array(sorted(lost), np.int64))
+
+    def _repeat(self, copies: NDArray[np.int64]) -> None:
+        """Bring copies whose episodes have begun again to where they were."""
+        for step in range(int(self._clock[copies].max(initial=0))):
+            self._shared["stepping"][:] = 0
+            self._shared["stepping"][copies] = self._clock[copies] > step
+            self._shared["actions"][:] = self._past[:, step]
+            if self._ask([(index, ("step",)) for index in range(len(self._workers))]):
+                raise RuntimeError(f"{self.name}: a worker crashed while episodes were repeated")
+
+    def _episode(self, copy: int) -> tuple[int, int, dict[str, Any], int]:
+        task = int(self.task_ids[copy])
+        return copy, task, self.tasks.params[task], int(self._seeds[copy])
+
+    # The hooks of CopiesEnv.
+
+    def _begin(self, copies: NDArray[np.int64]) -> None:
+        seeds = [int(self._streams.generators[copy].integers(2**31)) for copy in copies]
+        self._start(copies, np.array(seeds, np.int64))
+
+    def _advance(self, actions: NDArray[Any]) -> tuple[FloatArray, BoolArray]:
+        shared = self._shared
+        copies = np.arange(self.num_envs)
+        self._past[copies, self._clock] = actions
+        before = shared["obs"].copy()
+        shared["actions"][:] = actions
+        shared["stepping"][:] = 1
+        crashed = self._ask([(index, ("step",)) for index in range(len(self._workers))])
+        for index in range(len(self._workers)):
+            if index not in crashed:
+                self._crashes[index] = 0
+                continue
+            mine = self._parts[index]
+            shared["obs"][mine] = before[mine]
+            shared["rewards"][mine] = shared["terminated"][mine] = 0
+            shared["truncated"][mine] = 1
+        return shared["rewards"].copy(), shared["terminated"] != 0
+
+    def _cut(self) -> BoolArray:
+        return np.asarray(self._shared["truncated"] != 0)
+
+    def _alive(self) -> BoolArray | None:
+        return np.asarray(self._shared["alive"] != 0)
+
+    def _observe(self) -> FloatArray:
+        observed: FloatArray = self._shared["obs"].copy()
+        return observed
+
+    def _info(self) -> Info:
+        info = super()._info()
+        if "mask" in self._shared:
+            info["action_mask"] = self._shared["mask"] != 0
+        return info
+
+    def _simulation(self) -> dict[str, NDArray[Any]]:
+        return {"seeds": self._seeds.copy(), "past": self._past.copy()}
+
+    def _restore(self, state: dict[str, NDArray[Any]]) -> None:
+        self._past[:] = state["past"]
+        copies = np.arange(self.num_envs)
+        self._start(copies, state["seeds"])
+        self._repeat(copies)
+
+    def render(self, index: int = 0) -> NDArray[np.uint8]:
+        """See ``VectorEnv.render``; the factory must make environments that render arrays.
+
+        Raises:
+            RuntimeError: the environment gave no picture.
+        """
+        self._check_index(index)
+        if not self._started:
+            raise RuntimeError("call reset() before render()")
+        part = next(i for i, part in enumerate(self._parts) if index in part)
+        answers, crashes = self._workers.ask([(part, ("render", index))])
+        if crashes:
+            raise RuntimeError(f"{self.name}: render() failed\n{crashes[0]}")
+        if answers[0] is None:
+            raise RuntimeError(
+                f"{self.name} gave no picture: make(params) must create it with "
+                "render_mode='rgb_array'"
+            )
+        return np.asarray(answers[0], np.uint8)
+
+    def close(self) -> None:
+        """See ``VectorEnv.close``."""
+        self._finalizer()
+
+
+def _common(name: str, spaces: list[Any]) -> tuple[Box, Space]:
+    """Spaces that serve every agent."""
+    observation = Box(-np.inf, np.inf, (max(row[0] for row in spaces),), np.float32)
+    kinds = sorted({row[1] for row in spaces})
+    if len(kinds) > 1:
+        raise ConfigError(f"agents of {name} must act alike, all discrete or all continuous")
+    if kinds == ["discrete"]:
+        return observation, Discrete(max(row[2] for row in spaces))
+    limits = [np.array(row[2:]) for row in spaces]
+    size = max(limit.shape[1] for limit in limits)
+    if all(np.isfinite(limit).all() for limit in limits):
+        return observation, Box(-1.0, 1.0, (size,), np.float32)
+    if any(not np.array_equal(limit, limits[0]) for limit in limits):
+        raise ConfigError(f"agents of {name} have different action spaces that are not bounded")
+    low, high = limits[0].astype(np.float32)
+    return observation, Box(low, high, dtype=np.float32)

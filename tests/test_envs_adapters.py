@@ -1,0 +1,273 @@
+"""Foreign environments in worker processes: interfaces, crashes, saved state, plugins."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import adapted_envs
+import numpy as np
+import pytest
+from adapted_envs import TEST, TRAIN
+from gymnasium.spaces import Box, Discrete
+from method_helpers import TINY
+
+from mg2l import cli, train
+from mg2l.envs import adapters, registry
+from mg2l.envs.base import EnvConfig
+from mg2l.run.metrics import read_metrics
+from mg2l.schema import ConfigError
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def build(make, num_envs=4, seed=0, **keys):
+    config = adapters.AdapterConfig(**{"n_workers": 2, "max_ep_len": 50, **keys})
+    tasks = adapters.task_set(TRAIN, TEST, config)
+    return adapters.AdaptedEnv("adapted", make, tasks, config, num_envs, seed)
+
+
+@pytest.fixture
+def families(monkeypatch):
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(registry, "_families", dict(registry._families))
+
+
+def test_walkers_are_padded_and_scaled():
+    env = build(adapted_envs.make_walkers)
+    assert env.observation_spaces == (Box(-np.inf, np.inf, (3,), np.float32),) * 2
+    assert env.action_spaces == (Box(-1, 1, (1,), np.float32),) * 2
+    obs, _ = env.reset(seed=0)
+    assert (obs[:, 0, 2] == 0).all()
+    np.testing.assert_array_equal(obs[:, 0, 0], obs[:, 1, 1])
+    # 1 is the upper bound: 2 for one agent, 4 for the other.
+    after = env.step(np.ones((4, 2, 1)))[0]
+    moved = (after - obs)[:, :, 0]
+    np.testing.assert_allclose(moved[:, 0], 0.1, atol=0.05)
+    np.testing.assert_allclose(moved[:, 1], 0.3, atol=0.05)
+    env.close()
+
+
+def test_the_environments_own_limit_truncates():
+    env = build(adapted_envs.make_walkers, max_ep_len=99)
+    env.reset(seed=0)
+    for step in range(1, 51):
+        obs, _, terminated, truncated, info = env.step(np.zeros((4, 2, 1)))
+        assert not terminated.any()
+        assert truncated.all() == truncated.any() == (step == 50)
+    assert (info["final_obs"][:, 0, 1] == 50).all()
+    assert (obs[:, 0, 1] == 0).all()
+    env.close()
+
+
+def test_agents_that_leave_and_masks():
+    env = build(adapted_envs.make_mortals)
+    assert env.action_spaces[0] == Discrete(5)
+    _, info = env.reset(seed=0)
+    for step in range(1, 13):
+        time = (step - 1) % 6
+        mask = info["action_mask"]
+        assert (mask[:, :, time % 3] == 0).all() or time >= 3
+        assert not mask[:, 0, 3:].any() or time >= 3
+        actions = np.array([[row.argmax() for row in rows] for rows in mask])
+        obs, rewards, terminated, truncated, info = env.step(actions)
+        time += 1
+        assert (terminated[:, 0] == (time >= 3)).all()
+        assert not terminated[:, 1].any()
+        assert (truncated[:, 1] == (time == 6)).all()
+        assert (rewards[:, 0] == (time <= 3)).all()
+        assert (info["active"][:, 0] == (time < 3 or time == 6)).all()
+        assert info["active"][:, 1].all()
+        if 3 < time < 6:
+            assert not obs[:, 0].any()
+    env.close()
+
+
+@pytest.mark.parametrize("make", [adapted_envs.make_old, adapted_envs.make_new])
+def test_gym_interfaces(make):
+    env = build(make)
+    tasks = np.arange(4)
+    first, _ = env.reset(seed=1, task_ids=tasks)
+    assert first.shape == (4, 2, 4)
+    np.testing.assert_array_equal(first, env.reset(seed=1)[0])
+    for step in range(1, 5):
+        _, rewards, terminated, truncated, _ = env.step(np.array([[0, 1]] * 4))
+        old = make is adapted_envs.make_old
+        np.testing.assert_array_equal(rewards, [[0, 1] if old else [2, 2]] * 4)
+        by_time = np.array([old and TRAIN[0] != params for params in env.tasks.params])
+        np.testing.assert_array_equal(truncated[:, 0], by_time & (step == 4))
+        np.testing.assert_array_equal(terminated[:, 0], ~by_time & (step == 4))
+    env.close()
+
+
+def test_copies_do_not_depend_on_workers():
+    one, three = (build(adapted_envs.make_walkers, n_workers=n) for n in (1, 3))
+    rng = np.random.default_rng(0)
+    np.testing.assert_array_equal(one.reset(seed=3)[0], three.reset(seed=3)[0])
+    for _ in range(60):
+        actions = rng.uniform(-1, 1, (4, 2, 1))
+        for a, b in zip(one.step(actions)[:4], three.step(actions)[:4], strict=True):
+            np.testing.assert_array_equal(a, b)
+    one.close()
+    three.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (adapted_envs.make_fragile, "ZeroDivisionError: the walker has tripped"),
+        (adapted_envs.make_deadly, f"ended with status {-signal.SIGKILL}"),
+    ],
+)
+def test_a_crash_is_said_and_the_run_goes_on(make, what, capfd):
+    env = build(make)
+    env.reset(seed=0, task_ids=[0, 1, 2, 0])  # copy 2 crashes, and takes copy 3 with it
+    before = env._observe()
+    for step in range(1, 7):
+        obs, rewards, terminated, truncated, info = env.step(np.zeros((4, 2, 1)))
+        assert not terminated.any()
+        crashed = step in (3, 6)
+        assert (truncated == [[False] * 2] * 2 + [[crashed] * 2] * 2).all()
+        if crashed:
+            assert (rewards[2:] == 0).all()
+            assert (rewards[:2] != 0).all()
+            np.testing.assert_array_equal(info["final_obs"][2:], before[2:])
+            assert (obs[2:, 0, 1] == 0).all()
+            assert (obs[:2, 0, 1] == step).all()
+        before = obs
+    err = capfd.readouterr().err
+    assert err.count("adapted, copy 2, task 'goal=1': worker 1 crashed") == 2
+    assert err.count(what) == 2
+    env.close()
+
+
+def test_a_worker_that_is_killed_between_steps():
+    env = build(adapted_envs.make_walkers)
+    env.reset(seed=0)
+    env.step(np.zeros((4, 2, 1)))
+    victim = env._workers.pids[0]
+    os.kill(victim, signal.SIGKILL)
+    truncated = env.step(np.zeros((4, 2, 1)))[3]
+    assert truncated.tolist() == [[True] * 2] * 2 + [[False] * 2] * 2
+    assert not env.step(np.zeros((4, 2, 1)))[3].any()
+    assert victim not in env._workers.pids
+    assert len(env._workers.pids) == 2
+    env.close()
+
+
+def test_a_crash_when_an_episode_begins_loses_no_other_episode():
+    env, twin = build(adapted_envs.make_walkers), build(adapted_envs.make_walkers)
+    for each in (env, twin):
+        each.reset(seed=0)
+        each._clock[1] = 30  # copy 1's episode ends earlier than that of its neighbour, copy 0
+    env.max_ep_len = twin.max_ep_len = 40
+    begin = env._begin
+
+    def killed(copies):
+        os.kill(env._workers.pids[0], signal.SIGKILL)
+        begin(copies)
+
+    env._begin = killed
+    for _ in range(12):
+        actions = np.full((4, 2, 1), 0.5)
+        for a, b in zip(env.step(actions)[:4], twin.step(actions)[:4], strict=True):
+            np.testing.assert_array_equal(a, b)
+    env.close()
+    twin.close()
+
+
+def test_what_cannot_go_on_is_an_error():
+    env = build(adapted_envs.make_stillborn)
+    with pytest.raises(RuntimeError, match=r"no place to stand[^$]*3 times without a step"):
+        env.reset()
+    with pytest.raises(RuntimeError, match=r"adapted, task 'goal=0'.*cannot be made[^$]*TypeError"):
+        build(adapted_envs.make_nothing)
+    with pytest.raises(ConfigError, match="n_agents must be 2 or 0 for adapted, got 3"):
+        build(adapted_envs.make_walkers, n_agents=3)
+
+
+def test_workers_end_with_the_environment():
+    env = build(adapted_envs.make_walkers)
+    env.reset()
+    (first, second) = env._workers.pids
+    env.close()
+    for pid in (first, second):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_workers_import_no_torch(tmp_path):
+    code = (
+        "import sys; sys.argv = ['x']\n"
+        f"sys.path.insert(0, {str(Path(adapters.__file__).parent)!r})\n"
+        "import worker; assert 'torch' not in sys.modules and 'mg2l' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_tasks():
+    draw = adapters.sample(lambda rng: {"goal": float(rng.uniform()), "map": "a"}, 3, seed=1)
+    assert draw == adapters.sample(
+        lambda rng: {"goal": float(rng.uniform()), "map": "a"}, 3, seed=1
+    )
+    tasks = adapters.task_set(draw, [{"goal": 2.0, "map": "b"}], EnvConfig())
+    assert tasks.n_train == 3
+    np.testing.assert_allclose(tasks.features[:, 0], [*(task["goal"] for task in draw), 2.0])
+    assert tasks.features[:, 1:].tolist() == [[1, 0]] * 3 + [[0, 1]]
+    assert tasks.names[3] == "goal=2, map=b"
+    chosen = adapters.task_set(draw, [], EnvConfig(n_tasks=2, task_seed=3))
+    assert len(chosen) == 2
+    with pytest.raises(ConfigError, match="n_tasks must be at most 3, got 4"):
+        adapters.task_set(draw, [], EnvConfig(n_tasks=4))
+    with pytest.raises(ValueError, match=r"every task must have the parameters \['goal', 'map'\]"):
+        adapters.task_set(draw, [{"map": "b"}], EnvConfig())
+    with pytest.raises(ValueError, match="at least one task"):
+        adapters.task_set([], [], EnvConfig())
+
+
+@pytest.mark.usefixtures("families")
+def test_the_example_trains_on_an_unmodified_package(tmp_path, monkeypatch):
+    example = EXAMPLES / "third_party.py"
+    assert len(example.read_text().splitlines()) < 40
+    monkeypatch.setattr(registry, "_origins", dict(registry._origins))
+    values = {**TINY, "log_tensorboard": False, "main_save_path": tmp_path, "n_workers": 2}
+    texts = {k: json.dumps(v) if isinstance(v, (bool, list)) else v for k, v in values.items()}
+    texts.pop("n_agents", None)
+    words = ["--algo=mg2l", f"--env={EXAMPLES / 'third_party.yaml'}"]
+    assert train.train(*cli.parse([*words, *(f"{k}={v}" for k, v in texts.items())])) == 0
+    (folder,) = tmp_path.glob("*/*/*")
+    assert len(read_metrics(folder / "metrics.jsonl")) == 2
+    for name in [name for name in sys.modules if name.startswith("mg2l_family_")]:
+        del sys.modules[name]
+
+
+PLUGIN = """
+from mg2l.envs import adapters
+import adapted_envs
+adapters.register("plugged", adapted_envs.make_walkers, adapted_envs.TRAIN, adapted_envs.TEST)
+"""
+
+
+@pytest.mark.usefixtures("families")
+def test_an_installed_package_adds_families(tmp_path, monkeypatch):
+    (tmp_path / "plug.py").write_text(PLUGIN)
+    (tmp_path / "broken_plug.py").write_text("import a_package_that_is_missing")
+    (tmp_path / "idle_plug.py").write_text("")
+    info = tmp_path / "plug-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plug\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[mg2l.envs]\nplugged = plug\nbroken = broken_plug\nidle = idle_plug\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "plugged" in registry.names()
+    assert "broken" not in registry.names()
+    env = registry.make("plugged", 2)
+    assert env.num_agents == 2
+    env.close()
+    with pytest.raises(ConfigError, match=r"'broken' of the package plug .* ModuleNotFoundError"):
+        registry.config_class("broken")
+    with pytest.raises(ConfigError, match="is not registered by idle_plug"):
+        registry.config_class("idle")
