@@ -340,7 +340,7 @@ def test_yaml_blocks_load(text: str, tmp_path: Path) -> None:
 
 def test_only_known_languages_stand_in_blocks() -> None:
     assert {language for page in PAGES for language, _ in blocks(page)} <= {
-        "", "python", "yaml", "math",
+        "", "python", "yaml", "toml", "math",
     }  # fmt: skip
 
 
