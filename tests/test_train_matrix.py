@@ -21,6 +21,7 @@ MG2L = ("mi/global", *LOCAL)
 OWN: dict[str, tuple[str, ...]] = {
     "mappo": (),
     "oracle": (),
+    "ma-pearl": ("kl/global", "kl/local", "accuracy/fresh_local", "grad_norm/encoder_from_critic"),
     "mg2l-q-only": (*LOCAL, "grad_norm/encoder_from_critic"),
     "mg2l-local-only": LOCAL,
 }

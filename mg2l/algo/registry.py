@@ -12,6 +12,7 @@ _ALGORITHMS = {
     "mg2l": "mg2l:MG2L",
     "mappo": "inference:TaskInference",
     "oracle": "inference:GivenTask",
+    "ma-pearl": "ma_pearl:MAPearl",
 }
 """Where each class is, below ``mg2l.algo``. It is imported when it is asked for: algorithms import
 the schema, and the schema reads their names here."""
