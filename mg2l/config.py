@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mg2l.algo import registry
 from mg2l.envs.base import EnvConfig
-from mg2l.schema import Section, bounded
+from mg2l.schema import Section, bounded, one_of
 
 
 @dataclass
@@ -34,6 +35,10 @@ class RolloutConfig(Section):
 
     sample_ae_interval: int = bounded(5, ge=1)
     """Iterations between two exploration rollouts."""
+
+    episodes_per_task: int = bounded(1, ge=1)
+    """Episodes of one task, one after the other, in a rollout: with more than one, what is
+    remembered of the first helps in the others. The number of steps grows accordingly."""
 
     context_refresh: Literal["step", "episode"] = "step"
     """When each agent draws a fresh context and infers its representation anew."""
@@ -161,6 +166,9 @@ class PolicyConfig(Section):
     recurrent_N: int = bounded(1, ge=1)
     """Layers of the GRU."""
 
+    recurrent_reset: Literal["episode", "task"] = "episode"
+    """Where the GRU begins anew: with every episode, or with every rollout, which is one task's."""
+
     data_chunk_length: int = bounded(10, ge=1)
     """Steps through which a recurrent policy is trained back in time."""
 
@@ -223,6 +231,10 @@ class EncoderConfig(Section):
     kl_weight: float = bounded(0.1, ge=0)
     """Weight of KL(q(z|c) || N(0, I)) [nats]."""
 
+    global_objective: Literal["mi", "none"] = "mi"
+    """What trains the global representation beside KL and value loss: the bound on its information
+    about the task, or nothing. In the latter case the local losses train learned keys."""
+
     local_objective: Literal["conditional_mi", "mi", "kl", "none"] = "conditional_mi"
     """What trains the local inference networks: the bound on the conditional mutual information
     reduction, the information about the global representation, closeness to it, or nothing."""
@@ -230,6 +242,16 @@ class EncoderConfig(Section):
     local_query: Literal["own", "joint"] = "own"
     """With ``conditional_mi``: what is contrasted, an agent's own representation, as it must do
     without the global one when it acts, or both together (the literal form)."""
+
+    local_to_encoder: bool = False
+    """The local losses also train transition encoder and aggregation."""
+
+    told_actors: Literal["local", "global"] = "local"
+    """What actors are told: each its own representation, or all of them the global one, for which
+    execution must be centralised."""
+
+    told_critics: Literal["local", "global"] = "global"
+    """What critics are told: the global representation, or all agents' own."""
 
     target_decay: float = bounded(0.99, ge=0, lt=1)
     """Decay per update of the slow copy of the encoder that actors listen to, and critics that do
@@ -275,6 +297,11 @@ class EncoderConfig(Section):
         super().__post_init__()
         if not self.hidden_sizes_mlp:
             raise ValueError("hidden_sizes_mlp must have at least one layer, got []")
+        if self.told_critics == "local" and self.critic_to_encoder:
+            raise ValueError(
+                "told_critics=local and critic_to_encoder=true exclude each other; set "
+                "critic_to_encoder=false"
+            )
         attends = self.aggregator == "transformer" or (self.aggregator == "pia" and self.n_blocks)
         if attends and self.context_dim % self.n_heads:
             raise ValueError(f"n_heads={self.n_heads} must divide context_dim={self.context_dim}")
@@ -284,8 +311,9 @@ class EncoderConfig(Section):
 class Config(Section):
     """One training run."""
 
-    algo_name: Literal["mg2l", "mappo", "oracle"] = "mg2l"
-    """``mg2l`` infers the task, ``mappo`` knows nothing of it, ``oracle`` is told."""
+    algo_name: str = one_of("mg2l", registry.names())
+    """What actors and critics are told of the task: ``mappo`` nothing, ``oracle`` the task, the
+    others what they infer."""
 
     seed: int = bounded(0, ge=0)
     """Seed of everything random."""
@@ -342,10 +370,11 @@ class Config(Section):
         super().__post_init__()
         if self.load_model and not self.load_model_path:
             raise ValueError("load_model=true needs load_model_path, got an empty path")
-        envs, steps = self.rollout.n_rollout_threads, self.env.max_ep_len
+        envs, steps = self.rollout.n_rollout_threads, self.rollout_steps
         if self.policy.use_recurrent_policy and steps % self.policy.data_chunk_length:
             raise ValueError(
-                f"data_chunk_length={self.policy.data_chunk_length} must divide max_ep_len={steps}"
+                f"data_chunk_length={self.policy.data_chunk_length} must divide "
+                f"{self._rollout_steps_shown}={steps}"
             )
         rows, unit = envs * steps, "steps"
         if self.policy.use_naive_recurrent_policy:
@@ -355,5 +384,15 @@ class Config(Section):
         if self.ppo.num_mini_batch > rows:
             raise ValueError(
                 f"num_mini_batch={self.ppo.num_mini_batch} exceeds the rollout's {rows} {unit} "
-                f"(n_rollout_threads={envs} x max_ep_len={steps})"
+                f"(n_rollout_threads={envs} x {self._rollout_steps_shown}={steps})"
             )
+
+    @property
+    def rollout_steps(self) -> int:
+        """T: steps of a rollout."""
+        return self.env.max_ep_len * self.rollout.episodes_per_task
+
+    @property
+    def _rollout_steps_shown(self) -> str:
+        many = self.rollout.episodes_per_task > 1
+        return "max_ep_len x episodes_per_task" if many else "max_ep_len"

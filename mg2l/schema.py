@@ -65,6 +65,11 @@ def bounded(
     return field(default=default, metadata=metadata)
 
 
+def one_of(default: str, choices: Iterable[str]) -> Any:
+    """A text field that must be one of ``choices``, where a ``Literal`` cannot list them."""
+    return field(default=default, metadata={"choices": tuple(choices)})
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` with the word of ``words`` most like ``word``, or nothing."""
     near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.55)
@@ -131,7 +136,11 @@ def check_value(name: str, hint: Any, value: Any, bounds: Bounds | None = None) 
 
 
 def _hints(section: type[Section]) -> dict[str, Any]:
-    return get_type_hints(section)
+    hints = get_type_hints(section)
+    for item in fields(section):
+        if "choices" in item.metadata:
+            hints[item.name] = Literal.__getitem__(item.metadata["choices"])
+    return hints
 
 
 def _is_section(hint: Any) -> bool:

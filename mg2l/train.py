@@ -46,7 +46,8 @@ def iterate(learner: Learner, iteration: int) -> dict[str, Any]:
         metrics |= learner.update_inference()
     if (iteration + 1) % config.rollout.sample_ae_interval == 0:
         metrics |= learner.explore()
-    metrics |= returns_of(rollout, tasks) | learner.take_times()
+    metrics |= returns_of(rollout, tasks, config.rollout.episodes_per_task)
+    metrics |= learner.take_times()
     seconds = time.perf_counter() - start
     metrics["time/iteration"] = seconds
     metrics["env_steps"] = learner.env_steps
@@ -54,9 +55,9 @@ def iterate(learner: Learner, iteration: int) -> dict[str, Any]:
     return metrics
 
 
-def returns_of(rollout: Rollout, tasks: np.ndarray) -> dict[str, Any]:
-    """Mean return over the environments, and of each task among them."""
-    returns = rollout.returns.cpu().numpy()
+def returns_of(rollout: Rollout, tasks: np.ndarray, episodes: int = 1) -> dict[str, Any]:
+    """Mean return of an episode over the environments, and of each task among them."""
+    returns = rollout.returns.cpu().numpy() / episodes
     by_task = {str(task): float(returns[tasks == task].mean()) for task in np.unique(tasks)}
     return {"return": float(returns.mean()), "return_by_task": by_task}
 

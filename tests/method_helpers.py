@@ -229,7 +229,7 @@ def collect(
     steps = steps or learner.config.env.max_ep_len
     told = learner.inference.tell_actors(tasks, steps)
     rollout = learner.collector.collect(steps, tasks, told)
-    return rollout, learner.inference.tell_critic(tasks)
+    return rollout, learner.inference.tell_critic(tasks, rollout)
 
 
 def prepared(learner: Learner, steps: int | None = None) -> tuple[Batch, TaskForCritic]:

@@ -262,12 +262,13 @@ def test_recurrent_minibatches_are_of_whole_chunks(monkeypatch, chunk, parts):
     ppo, batch, steps, envs = numbered(monkeypatch, num_mini_batch=parts, ends_at=4, **options)
     length = chunk or steps
     seen = []
-    for part, env in ppo._minibatches(batch):
-        assert env is not None
+    for part, where in ppo._minibatches(batch):
+        assert where is not None
         number = part.advantages[0].long()  # [chunk, sequences]
         assert number.shape[0] == length
         time, environment = number // envs, number % envs
-        assert torch.equal(env.view(length, -1), environment)
+        assert torch.equal(where[0].view(length, -1), time)
+        assert torch.equal(where[1].view(length, -1), environment)
         assert (time[0] % length == 0).all()
         assert torch.equal(time - time[0], torch.arange(length)[:, None].expand_as(time))
         assert (environment == environment[0]).all()

@@ -10,13 +10,22 @@ import numpy as np
 import pytest
 from method_helpers import TINY
 
-from mg2l import cli, train
+from mg2l import cli, loading, train
 from mg2l.envs.particle.spread import Spread
 from mg2l.run.metrics import read_metrics
 
 SMALL = {**TINY, "log_tensorboard": False, "save_interval": 1}
 EVERYWHERE = ("return", "loss/policy", "loss/value", "kl", "clip_fraction", "time/iteration")
-MG2L = ("mi/global", "mi/local", "loss/global", "loss/local", "grad_norm/encoder")
+LOCAL = ("mi/local", "loss/local", "loss/global", "grad_norm/encoder")
+MG2L = ("mi/global", *LOCAL)
+OWN: dict[str, tuple[str, ...]] = {
+    "mappo": (),
+    "oracle": (),
+    "ma-pearl": ("kl/global", "kl/local", "accuracy/fresh_local", "grad_norm/encoder_from_critic"),
+    "mg2l-q-only": (*LOCAL, "grad_norm/encoder_from_critic"),
+    "mg2l-local-only": LOCAL,
+}
+"""Metrics that an algorithm adds to ``EVERYWHERE``; else those of ``mg2l``."""
 
 ENCODER: list[dict[str, Any]] = [
     *({"aggregator": name} for name in ("pia", "transformer", "rnn", "gaussian_product", "mean")),
@@ -57,7 +66,7 @@ POLICY: list[dict[str, Any]] = [
 ]
 CASES = [
     *(("mg2l", case) for case in ENCODER),
-    ("mg2l-paper", {}),
+    *((algo, {}) for algo in loading.available("algo")),
     *itertools.product(("mg2l", "mappo", "oracle"), POLICY),
     *((algo, {"env": "mpe-hunting"}) for algo in ("mg2l", "mappo", "oracle")),
 ]
@@ -82,7 +91,7 @@ def test_trains(algo, case, tmp_path):
     assert len(rows) == 2
     for row in rows:
         trains = case.get("ae_updates_per_iter", 1) and case.get("train_ae_interval", 1) == 1
-        wanted = EVERYWHERE + (MG2L if algo.startswith("mg2l") and trains else ())
+        wanted = EVERYWHERE + (OWN.get(algo, MG2L) if trains else ())
         for name in wanted:
             assert math.isfinite(row[name]), name
         assert None not in flat(row).values()  # what NaN is written as

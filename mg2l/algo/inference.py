@@ -11,11 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mg2l.algo.rollout import Rollout
+from mg2l.algo.rollout import Listener, Rollout
+from mg2l.algo.setting import Setting
 
 
 class TaskInference(nn.Module):
-    """Base: nothing is known of the task (``mappo``)."""
+    """Base: nothing is known of the task (``mappo``).
+
+    Args:
+        setting: the run and the sizes of its environment.
+    """
 
     actor_width: int = 0
     """Width of what an actor is told."""
@@ -29,7 +34,11 @@ class TaskInference(nn.Module):
     optimiser: torch.optim.Optimizer | None = None
     """Trains the inference networks, if there are any."""
 
-    def tell_actors(self, tasks: np.ndarray, steps: int) -> Tensor | None:
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.agents = setting.agents
+
+    def tell_actors(self, tasks: np.ndarray, steps: int) -> Tensor | Listener | None:
         """What each actor is told at each step of a rollout.
 
         Args:
@@ -37,11 +46,15 @@ class TaskInference(nn.Module):
             steps: T.
 
         Returns:
-            ``[T, N, A, D]``, or ``[1, N, A, D]`` for the same at every step, or None for nothing.
+            ``[T, N, A, D]``, or ``[1, N, A, D]`` for the same at every step, or None for nothing,
+            or who says it step by step from what happens.
         """
         return None
 
-    def tell_critic(self, tasks: np.ndarray) -> TaskForCritic:
+    def remember(self, rollout: Rollout, tasks: np.ndarray) -> None:
+        """Take in a rollout that the policies are trained on, before `tell_critic`."""
+
+    def tell_critic(self, tasks: np.ndarray, rollout: Rollout) -> TaskForCritic:
         """What the critic is told of the tasks ``[N]`` of a rollout's environments."""
         return TaskForCritic(None)
 
@@ -80,36 +93,42 @@ class TaskForCritic:
     """What the critic is told while one rollout is trained on.
 
     Args:
-        told: ``[N, D]``, or None for nothing.
+        told: ``[N, D]``, or ``[T + 1, N, D]`` for something else at every step, or None.
     """
 
     def __init__(self, told: Tensor | None) -> None:
         self._told = told
 
+    @classmethod
+    def as_actors(cls, rollout: Rollout) -> TaskForCritic:
+        """At every step all that the actors were told, and after the last step the same again."""
+        assert rollout.task is not None
+        told = rollout.task.flatten(2)
+        return cls(torch.cat([told, told[-1:]]))
+
     def __call__(self) -> Tensor | None:
-        """``[N, D]``, with the graph to the networks that made it where these are trained."""
+        """``told``, with the graph to the networks that made it where these are trained."""
         return self._told
+
+    def penalty(self) -> Tensor | None:
+        """What is minimised together with the value loss, of what was told last; or None."""
+        return None
 
 
 class GivenTask(TaskInference):
-    """The task is told to everybody (``oracle``).
-
-    Args:
-        features: ``[K, task_dim]`` numbers that describe each task.
-        agents: A.
-    """
+    """The task is told to everybody (``oracle``)."""
 
     features: Tensor
 
-    def __init__(self, features: np.ndarray, agents: int) -> None:
-        super().__init__()
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        features = setting.tasks.features
         self.register_buffer("features", torch.as_tensor(features).float(), persistent=False)
-        self.agents = agents
         self.actor_width = self.critic_width = features.shape[1]
 
     def tell_actors(self, tasks: np.ndarray, steps: int) -> Tensor:
         told = self.features[torch.as_tensor(tasks, device=self.features.device)]
         return told[None, :, None].expand(-1, -1, self.agents, -1)
 
-    def tell_critic(self, tasks: np.ndarray) -> TaskForCritic:
+    def tell_critic(self, tasks: np.ndarray, rollout: Rollout) -> TaskForCritic:
         return TaskForCritic(self.features[torch.as_tensor(tasks, device=self.features.device)])

@@ -12,11 +12,12 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from mg2l.algo.inference import GivenTask, TaskInference
-from mg2l.algo.mg2l import MG2L
+from mg2l.algo import registry as algorithms
+from mg2l.algo.inference import TaskInference
 from mg2l.algo.policy import Actor, Critic
 from mg2l.algo.ppo import PPO
 from mg2l.algo.rollout import Collector, Rollout
+from mg2l.algo.setting import Setting
 from mg2l.config import Config
 from mg2l.envs import registry
 from mg2l.envs.base import VectorEnv
@@ -51,7 +52,18 @@ class Learner:
         self.tasks = self.env.tasks.n_train
         observation, action_space = _common_spaces(self.env)
         agents = self.env.num_agents
-        self.inference = self._make_inference(agents, observation, action_space).to(device)
+        setting = Setting(
+            config,
+            self.env.tasks,
+            agents,
+            observation,
+            action_space,
+            self.noise,
+            self.draws,
+            self.path,
+        )
+        algorithm = algorithms.load(config.algo_name)
+        self.inference: TaskInference = algorithm(setting).to(device)
         joint = observation * agents if config.policy.use_centralized_V else observation
         told = self.inference
         self.actor = Actor(config.policy, agents, observation, told.actor_width, action_space).to(
@@ -87,25 +99,6 @@ class Learner:
     def generators(self) -> dict[str, np.random.Generator | torch.Generator]:
         """Every stream of random numbers but the environments', whose state is with them."""
         return {"tasks": self.rng, "noise": self.noise, "draws": self.draws}
-
-    def _make_inference(
-        self, agents: int, observation: int, action_space: spaces.Space[Any]
-    ) -> TaskInference:
-        name = self.config.algo_name
-        if name == "mappo":
-            return TaskInference()
-        if name == "oracle":
-            return GivenTask(self.env.tasks.features, agents)
-        return MG2L(
-            self.config,
-            self.tasks,
-            agents,
-            observation,
-            action_space,
-            self.noise,
-            self.draws,
-            self.path,
-        )
 
     # The phases of an iteration, in the order of `mg2l.train`.
 
@@ -159,15 +152,17 @@ class Learner:
     def collect(self, tasks: np.ndarray) -> Rollout:
         """Each agent acts on what it infers of its environment's task."""
         with self.timed("rollout"):
-            steps = self.config.env.max_ep_len
+            steps = self.config.rollout_steps
             told = self.inference.tell_actors(tasks, steps)
             self.env_steps += self.env.num_envs * steps
-            return self.collector.collect(steps, tasks, told)
+            rollout = self.collector.collect(steps, tasks, told)
+            self.inference.remember(rollout, tasks)
+            return rollout
 
     def update_policy(self, rollout: Rollout, tasks: np.ndarray) -> dict[str, float]:
         """PPO of all agents; the value loss reaches the encoder."""
         with self.timed("ppo"):
-            tell = self.inference.tell_critic(tasks)
+            tell = self.inference.tell_critic(tasks, rollout)
             with torch.no_grad():
                 told = tell()
             metrics = self.ppo.update(self.ppo.prepare(rollout, told), tell)

@@ -40,6 +40,7 @@ class _Body(nn.Module):
             else None
         )
         self.state_shape = (config.recurrent_N, config.algo_hidden_size) if recurrent else (0, 0)
+        self.remembers_episodes = config.recurrent_reset == "task"
 
     def inputs(self, observation: Tensor, task: Tensor | None) -> Tensor:
         """Join what a network reads.

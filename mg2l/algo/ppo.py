@@ -77,6 +77,20 @@ def mean_per_agent(x: Tensor, weight: Tensor | None) -> Tensor:
     return (x.flatten(1) * kept).sum(1) / kept.sum(1).clamp(min=1)
 
 
+def _told_at_steps(told: Tensor | None, steps: int) -> Tensor | None:
+    """What the critic is told at the first ``steps`` steps, ``[steps N, D]``."""
+    if told is None:
+        return None
+    return told.repeat(steps, 1) if told.dim() == 2 else told[:steps].flatten(0, 1)
+
+
+def _told_at(told: Tensor | None, where: tuple[Tensor, Tensor]) -> Tensor | None:
+    """What the critic is told at steps ``[rows]`` of environments ``[rows]``, ``[rows, D]``."""
+    if told is None:
+        return None
+    return told[where[1]] if told.dim() == 2 else told[where]
+
+
 class PPO:
     """Updates actors and critics from rollouts.
 
@@ -136,16 +150,17 @@ class PPO:
 
         Args:
             rollout: what happened.
-            task: what the critic is told, ``[N, D]``, or None.
+            task: what the critic is told, as by `TaskForCritic`.
         """
         config = self.config
         steps, envs, agents = rollout.rewards.shape
         observations = self._critic_observations(rollout.observations)
         finals = self._critic_observations(rollout.final_observations)
         ended = rollout.truncated.any(-1)
-        values, final_values, states = self._values(
-            observations, finals, ended, rollout.first, task
-        )
+        first = rollout.first
+        if self.actor.body.remembers_episodes:
+            first = torch.cat([first[:1], torch.zeros_like(first[1:])])
+        values, final_values, states = self._values(observations, finals, ended, first, task)
         terminated, truncated = rollout.terminated, rollout.truncated
         if not config.use_proper_time_limits:
             terminated, truncated = terminated | truncated, torch.zeros_like(truncated)
@@ -194,7 +209,7 @@ class PPO:
             advantages=advantages.contiguous(),
             returns=returns.contiguous(),
             values=values.contiguous(),
-            first=rollout.first[:-1],
+            first=first[:-1],
             actor_states=None if rollout.states is None else rollout.states.movedim(0, 1),
             critic_states=states,
             action_mask=None if rollout.action_mask is None else rollout.action_mask.movedim(2, 0),
@@ -217,10 +232,10 @@ class PPO:
             ``[A, T, N, layers, H]``.
         """
         agents, rows, envs, _ = observations.shape
-        told = None if task is None else task.repeat(rows, 1)
+        told = _told_at_steps(task, rows)
         final_values = observations.new_zeros(agents, rows - 1, envs)
         t, n = ended.nonzero(as_tuple=True)
-        final_inputs = self._critic_inputs(finals[:, t, n], None if task is None else task[n])
+        final_inputs = self._critic_inputs(finals[:, t, n], _told_at(task, (t, n)))
         if self.critic.body.gru is None:
             values, _ = self.critic(
                 self._critic_inputs(observations.flatten(1, 2), told), None, None
@@ -254,11 +269,12 @@ class PPO:
             if inferred is not None:
                 told = inferred.detach().requires_grad_(inferred.requires_grad)
             found = [
-                self._update_actor(part) | self._update_critic(part, envs, told)
-                for part, envs in self._minibatches(batch)
+                self._update_actor(part) | self._update_critic(part, where, told)
+                for part, where in self._minibatches(batch)
             ]
             if told is not None and told.grad is not None:
-                found.append(self._update_encoder(inferred, told.grad / len(found)))
+                penalty = task.penalty()
+                found.append(self._update_encoder(inferred, told.grad / len(found), penalty))
             for one in found:
                 for name, value in one.items():
                     metrics.setdefault(name, []).append(value.detach())
@@ -301,13 +317,12 @@ class PPO:
             }
 
     def _update_critic(
-        self, part: Batch, envs: Tensor | None, told: Tensor | None
+        self, part: Batch, where: tuple[Tensor, Tensor] | None, told: Tensor | None
     ) -> dict[str, Tensor]:
-        """``told``: what the critic is told of each environment's task, ``[N, D]``."""
+        """``told``: what the critic is told of each environment's task, as by `TaskForCritic`."""
         config = self.config
-        if told is not None:
-            _, steps, _, _ = part.critic_observations.shape
-            told = told.repeat(steps, 1) if envs is None else told[envs]
+        steps = part.critic_observations.shape[1]
+        told = _told_at_steps(told, steps) if where is None else _told_at(told, where)
         inputs = self._critic_inputs(part.critic_observations.flatten(1, 2), told)
         values, _ = self.critic(inputs, part.critic_states, part.first)
         elementwise = value_loss(values, part.values.flatten(1), part.returns.flatten(1), config)
@@ -317,11 +332,16 @@ class PPO:
         norms = self._step(self.critic_optimiser, self.critic, config.value_loss_coef * losses)
         return {"loss/value": losses.mean(), "grad_norm/critic": norms.mean()}
 
-    def _update_encoder(self, inferred: Any, gradient: Tensor) -> dict[str, Tensor]:
+    def _update_encoder(
+        self, inferred: Any, gradient: Tensor, penalty: Tensor | None
+    ) -> dict[str, Tensor]:
         """One step on the value losses, whose gradient by what was inferred is given."""
         assert self.encoder_optimiser is not None
         self.encoder_optimiser.zero_grad()
-        inferred.backward(gradient)
+        if penalty is None:
+            inferred.backward(gradient)
+        else:
+            torch.autograd.backward([inferred, penalty], [gradient, torch.ones_like(penalty)])
         norm = nn.utils.clip_grad_norm_(self.encoder_parameters, self._max_norm)
         self.encoder_optimiser.step()
         return {"grad_norm/encoder_from_critic": norm}
@@ -339,8 +359,8 @@ class PPO:
         optimiser.step()
         return norms
 
-    def _minibatches(self, batch: Batch) -> Iterator[tuple[Batch, Tensor | None]]:
-        """Parts of a batch and, unless it is the whole, the environment of each of its rows."""
+    def _minibatches(self, batch: Batch) -> Iterator[tuple[Batch, tuple[Tensor, Tensor] | None]]:
+        """Parts of a batch and, unless it is the whole, step and environment of its rows."""
         parts = self.config.num_mini_batch
         recurrent = batch.critic_states is not None
         if parts == 1 and not recurrent:
@@ -379,5 +399,5 @@ class PPO:
                     action_mask=take(batch.action_mask),
                     active=take(batch.active),
                 ),
-                env.expand_as(time).flatten(),
+                (time.flatten(), env.expand_as(time).flatten()),
             )

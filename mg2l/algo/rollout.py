@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class Rollout:
     """``[T + 1, N]`` bool, an episode begins at this step."""
 
     task: Tensor | None
-    """``[T, N, A, D]`` what the actors were told of the task when they acted."""
+    """``[T, N, A, D]``: what the actors were told of the task when they acted."""
 
     states: Tensor | None
     """``[T, A, N, layers, H]`` recurrent state before each step."""
@@ -58,6 +58,26 @@ class Rollout:
     def returns(self) -> Tensor:
         """``[N]`` sum over steps of the mean over agents of the reward."""
         return self.rewards.mean(2).sum(0)
+
+
+class Listener(Protocol):
+    """Says what actors are told in the course of a rollout, from what happens in it."""
+
+    def tell(self) -> Tensor:
+        """What each actor is told at this step, ``[N, A, D]``."""
+
+    def see(
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        rewards: Tensor,
+        final_observations: Tensor,
+        over: Tensor,
+    ) -> None:
+        """Take in a step: a row of each field of a `Rollout`.
+
+        ``over``: ``[N]`` bool, an episode ended with it.
+        """
 
 
 class Collector:
@@ -80,7 +100,7 @@ class Collector:
         self,
         steps: int,
         task_ids: np.ndarray,
-        task: Tensor | None,
+        task: Tensor | Listener | None,
         deterministic: bool = False,
         seeds: Sequence[int] | None = None,
     ) -> Rollout:
@@ -90,23 +110,31 @@ class Collector:
             steps: T.
             task_ids: ``[N]``.
             task: what the actors are told: ``[T, N, A, D]``, or ``[1, N, A, D]`` for the same at
-                every step, or None.
+                every step, or None, or who says it in the course of the rollout.
             deterministic: act on the most likely action instead of a sample.
             seeds: of the environment's copies; None goes on with their streams.
         """
         env, body = self.env, self.actor.body
         buffers: dict[str, list[Any]] = {name: [] for name in _FIELDS}
+        heard: list[Tensor] = []
         state = None
         if body.gru is not None:
             state = torch.zeros(env.num_agents, env.num_envs, *body.state_shape, device=self.device)
         observation, info = env.reset(seeds, task_ids)
         first = np.ones(env.num_envs, dtype=bool)
         for t in range(steps):
-            told = None if task is None else task[min(t, len(task) - 1)].transpose(0, 1)
-            seen = self._tensor(observation).transpose(0, 1)
+            if isinstance(task, Tensor):
+                heard.append(task[min(t, len(task) - 1)])
+            elif task is not None:
+                heard.append(task.tell())
+            told = heard[-1].transpose(0, 1) if heard else None
+            rows = self._tensor(observation)
+            seen = rows.transpose(0, 1)
             mask = info.get("action_mask")
             allowed = None if mask is None else self._tensor(mask).transpose(0, 1)
             begins = torch.as_tensor(first[None], device=self.device)
+            if t > 0 and body.remembers_episodes:
+                begins = torch.zeros_like(begins)
             buffers["states"].append(state)
             action, log_prob, state = self.actor.act(
                 body.inputs(seen, told), state, begins, allowed, self.generator, deterministic
@@ -124,11 +152,16 @@ class Collector:
             buffers["terminated"].append(terminated)
             buffers["truncated"].append(truncated)
             buffers["final_observations"].append(info["final_obs"])
+            if task is not None and not isinstance(task, Tensor):
+                final, gained = self._tensor(info["final_obs"]), self._tensor(reward)
+                task.see(rows, action, gained, final, self._tensor(first))
         buffers["observations"].append(observation)
         buffers["first"].append(first)
         stacked = {name: self._stack(rows) for name, rows in buffers.items()}
-        if task is not None:
+        if isinstance(task, Tensor):
             task = task.expand(steps, *task.shape[1:])
+        elif task is not None:
+            task = torch.stack(heard)
         return Rollout(task=task, **stacked)
 
     def _tensor(self, array: np.ndarray) -> Tensor:

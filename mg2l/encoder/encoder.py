@@ -76,20 +76,50 @@ class TransitionMoments(nn.Module):
         return weight, bias - weight @ self.mean.to(weight.dtype)
 
 
-class TransitionAggregator(nn.Module):
+class TransitionEncoder(nn.Module):
+    """Features of single transitions, which are standardised first; shared by all agents.
+
+    Args:
+        config: hidden layers.
+        transition: width F of a transition.
+        outputs: width of the layer after the hidden ones.
+    """
+
+    def __init__(self, config: EncoderConfig, transition: int, outputs: int) -> None:
+        super().__init__()
+        sizes = [transition, *config.hidden_sizes_mlp]
+        self.moments = TransitionMoments(transition)
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
+        self.output = nn.Linear(sizes[-1], outputs)
+
+    def forward(self, context: Context | Tensor) -> Tensor:
+        """``[B, A, T, outputs]`` of B contexts."""
+        features: Tensor = self.output(self._hidden(context))
+        return features
+
+    def _layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of every hidden layer, the first one on transitions as they are."""
+        layers = [(x.weight, x.bias) for x in self.layers if isinstance(x, nn.Linear)]
+        return [self.moments.fold(*layers[0]), *layers[1:]]
+
+    def _hidden(self, context: Context | Tensor) -> Tensor:
+        """Hidden features ``[B, A, T, H]`` of standardised transitions."""
+        hidden = as_context(context).gather()
+        for weight, bias in self._layers():
+            hidden = F.gelu(F.linear(hidden, weight, bias))
+        return hidden.transpose(1, 2)
+
+
+class TransitionAggregator(TransitionEncoder):
     """Transition encoder and aggregation encoder: ``c^i = {(o, a, r, o')_t}_t -> x^i``.
 
     Shared by all agents; no agent's transitions reach another agent's ``x^i``.
     """
 
     def __init__(self, config: EncoderConfig, transition: int, path: Path = NATIVE) -> None:
-        super().__init__()
-        self.path = path
         width = config.context_dim
-        sizes = [transition, *config.hidden_sizes_mlp]
-        self.moments = TransitionMoments(transition)
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
-        self.output = nn.Linear(sizes[-1], width)
+        super().__init__(config, transition, width)
+        self.path = path
         self.blocks = nn.Sequential()
         self.aggregate: nn.Module
         if config.aggregator == "pia":
@@ -111,7 +141,7 @@ class TransitionAggregator(nn.Module):
         head = self.aggregate
         if isinstance(head, PIAHead) and len(self.blocks) == 0:
             return head.read_out(self._pool(context, False).pooled, self.output)
-        x: Tensor = head(self.blocks(self.output(self._hidden(context))))
+        x: Tensor = head(self.blocks(super().forward(context)))
         return x
 
     def _pool(self, context: Context | Tensor, weights: bool) -> EncodedContext:
@@ -127,18 +157,6 @@ class TransitionAggregator(nn.Module):
             return_weights=weights,
         )
 
-    def _layers(self) -> list[tuple[Tensor, Tensor]]:
-        """Weight and bias of every hidden layer, the first one on transitions as they are."""
-        layers = [(x.weight, x.bias) for x in self.layers if isinstance(x, nn.Linear)]
-        return [self.moments.fold(*layers[0]), *layers[1:]]
-
-    def _hidden(self, context: Context | Tensor) -> Tensor:
-        """Hidden features ``[B, A, T, H]`` of standardised transitions."""
-        hidden = as_context(context).gather()
-        for weight, bias in self._layers():
-            hidden = F.gelu(F.linear(hidden, weight, bias))
-        return hidden.transpose(1, 2)
-
     def priorities(self, context: Context | Tensor) -> Tensor:
         """How much each transition says of the task: B contexts -> ``[B, A, T]``, summing to 1.
 
@@ -148,17 +166,21 @@ class TransitionAggregator(nn.Module):
         if not isinstance(self.aggregate, PIAHead):
             raise ValueError("priorities need aggregator 'pia'")
         if len(self.blocks) > 0:
-            return self.aggregate.pool(self.blocks(self.output(self._hidden(context))))[1]
+            return self.aggregate.pool(self.blocks(super().forward(context)))[1]
         weights = self._pool(context, True).weights
         assert weights is not None
         return weights
 
 
 class LocalInference(nn.Module):
-    """One network per agent, ``x^i -> (mu^i, sigma^i)``, on inputs cut off from the graph."""
+    """One network per agent, ``x^i -> (mu^i, sigma^i)``, on inputs cut off from the graph.
+
+    They are not cut off with ``local_to_encoder``.
+    """
 
     def __init__(self, config: EncoderConfig, agents: int) -> None:
         super().__init__()
+        self.to_encoder = config.local_to_encoder
         sizes = [config.context_dim, *config.hidden_sizes_mlp]
         self.layers = nn.ModuleList(
             StackedLinear(agents, inputs, outputs, 2**0.5)
@@ -168,7 +190,7 @@ class LocalInference(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x``: ``[B, A, D]``; returns ``[B, A, 2 D]``, raw means and spreads."""
-        hidden = x.detach().transpose(0, 1)
+        hidden = (x if self.to_encoder else x.detach()).transpose(0, 1)
         for layer in self.layers:
             hidden = F.gelu(layer(hidden))
         raw: Tensor = self.head(hidden).transpose(0, 1)

@@ -16,7 +16,8 @@ from mg2l.replay import Context
 class Objective(nn.Module):
     """Global and local losses of the encoder.
 
-    - Global: ``L_G = -I_NCE(z; task) + kl_weight KL(q(z|c) || N(0, I))``.
+    - Global: ``L_G = -I_NCE(z; task) + kl_weight KL(q(z|c) || N(0, I))``; without the first term
+      where ``global_objective`` is ``none``.
     - Local: ``I_L1Out(z; c) - I_NCE(z^i; task)`` per agent, an upper bound on the conditional
       mutual information reduction, through ``z^i`` alone. The leave-one-out term has no gradient
       there, so only the second is in the loss; their difference is the metric ``mi/gap``.
@@ -79,15 +80,15 @@ class Objective(nn.Module):
                 key = key_encoder(keys)
         positive = tasks.to(query.task.mean.device)
         z = self._pick(query.task)
-        bound = info_nce(self._scores(z, self._global_keys(key)), positive)
+        metrics: dict[str, Tensor] = {}
+        loss = z.new_zeros(())
+        if config.global_objective == "mi":
+            bound = info_nce(self._scores(z, self._global_keys(key)), positive)
+            loss = -bound.bound
+            metrics |= {"mi/global": bound.bound, "accuracy/global": bound.accuracy}
         kl = kl_to_standard(self._spread(query.task)).mean()
-        loss = -bound.bound + config.kl_weight * kl
-        metrics = {
-            "loss/global": loss,
-            "mi/global": bound.bound,
-            "kl/global": kl,
-            "accuracy/global": bound.accuracy,
-        }
+        loss = loss + config.kl_weight * kl
+        metrics |= {"loss/global": loss, "kl/global": kl}
         local, about_local = self._local(query, key, z.detach(), positive)
         metrics |= about_local
         if measure_gap and len(tasks) > 1 and config.dist == "gaussian":
@@ -143,7 +144,8 @@ class Objective(nn.Module):
             assert key is not None
             return self._arranged(self._pick(key.task)).detach()
         if self.config.keys == "task":
-            return self._global_keys(key).detach()
+            keys = self._global_keys(key)
+            return keys.detach() if self.config.global_objective == "mi" else keys
         assert key is not None
         return self._arranged(self._pick(key.local).transpose(0, 1))
 

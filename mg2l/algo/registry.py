@@ -1,0 +1,36 @@
+"""Every algorithm by the name that ``algo_name`` gives it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mg2l.algo.inference import TaskInference
+
+_ALGORITHMS = {
+    "mg2l": "mg2l:MG2L",
+    "mappo": "inference:TaskInference",
+    "oracle": "inference:GivenTask",
+    "ma-pearl": "ma_pearl:MAPearl",
+}
+"""Where each class is, below ``mg2l.algo``. It is imported when it is asked for: algorithms import
+the schema, and the schema reads their names here."""
+
+
+def names() -> list[str]:
+    """Names of all algorithms."""
+    return list(_ALGORITHMS)
+
+
+def load(name: str) -> type[TaskInference]:
+    """The class of an algorithm.
+
+    Raises:
+        ValueError: there is no such algorithm.
+    """
+    if name not in _ALGORITHMS:
+        raise ValueError(f"unknown algorithm {name!r}; choose one of {names()}")
+    module, _, title = _ALGORITHMS[name].partition(":")
+    found: type[TaskInference] = getattr(importlib.import_module(f"mg2l.algo.{module}"), title)
+    return found

@@ -1,0 +1,53 @@
+"""Transitions ``(o, a, r, o')`` as task inference reads them."""
+
+from __future__ import annotations
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+from torch.nn import functional as F
+
+from mg2l.algo.rollout import Rollout
+from mg2l.algo.setting import Setting
+
+
+class Transitions:
+    """Joins observations, actions and rewards to rows of width F.
+
+    Args:
+        setting: the sizes, and the action space.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.space, self.width = setting.action_space, setting.transition
+        self.observation, self.action = setting.observation, setting.action
+
+    def actions(self, actions: Tensor) -> Tensor:
+        """Actions as the environment takes them: clipped to their space, or one-hot."""
+        if isinstance(self.space, spaces.Discrete):
+            return F.one_hot(actions, self.action).float()
+        assert isinstance(self.space, spaces.Box)
+        low, high = (
+            torch.as_tensor(bound, device=actions.device)
+            for bound in (self.space.low, self.space.high)
+        )
+        return actions.clamp(low, high)
+
+    def join(
+        self, observations: Tensor, actions: Tensor, rewards: Tensor, final_observations: Tensor
+    ) -> Tensor:
+        """``[*, F]`` of observations ``[*, O]``, actions as drawn and rewards ``[*]``."""
+        parts = [observations, self.actions(actions), rewards.unsqueeze(-1), final_observations]
+        return torch.cat(parts, -1)
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        """All transitions of a rollout, ``[T, N, A, F]``."""
+        return self.join(
+            rollout.observations[:-1], rollout.actions, rollout.rewards, rollout.final_observations
+        )
+
+    def split(self, transitions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``[*, F]`` taken apart: ``[*, O]``, ``[*, action]``, ``[*, 1]``, ``[*, O]``."""
+        sizes = [self.observation, self.action, 1, self.observation]
+        observations, actions, rewards, final_observations = transitions.split(sizes, -1)
+        return observations, actions, rewards, final_observations

@@ -1,0 +1,40 @@
+"""Every algorithm goes on from a checkpoint bit for bit."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from method_helpers import tiny_config
+
+from mg2l import loading, train
+from mg2l.algo.learner import Learner
+from mg2l.run.folder import RunFolder
+
+
+def next_metrics(learner: Learner, iteration: int) -> str:
+    """Metrics of an iteration as text, without those that tell the time."""
+    metrics = train.iterate(learner, iteration)
+    timeless = {k: v for k, v in metrics.items() if "time/" not in k and "per_s" not in k}
+    return json.dumps(timeless, sort_keys=True)
+
+
+def folder_at(path: Path) -> RunFolder:
+    return cast("RunFolder", SimpleNamespace(path=path, checkpoints=path / "checkpoints"))
+
+
+@pytest.mark.parametrize("algo", loading.available("algo"))
+def test_goes_on_bit_for_bit(algo: str, tmp_path: Path) -> None:
+    config = tiny_config(algo, n_iters=9, n_agents=2)
+    undisturbed = Learner(config, torch.device("cpu"))
+    undisturbed.prepare()
+    before = [next_metrics(undisturbed, iteration) for iteration in range(2)]
+    assert before[0] != before[1]
+    train.save(undisturbed, folder_at(tmp_path), 2)
+    torch.rand(3)  # whatever else draws from torch's own stream
+    resumed: Any = Learner(config, torch.device("cpu"))
+    assert train.restore(resumed, folder_at(tmp_path), previous=False) == 2
+    for iteration in (2, 3):
+        assert next_metrics(resumed, iteration) == next_metrics(undisturbed, iteration)

@@ -1,0 +1,86 @@
+"""MA-PEARL: products of Gaussians, and a belief that the value loss makes informative."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from learning_helpers import iterate, paid_learner
+from method_helpers import collect
+
+from mg2l.algo.ma_pearl import MAPearl, product_of_gaussians
+from mg2l.replay import Context
+
+
+def pearl(monkeypatch: pytest.MonkeyPatch, **values: Any) -> tuple[Any, MAPearl]:
+    learner = paid_learner(monkeypatch, "ma-pearl", **values)
+    learner.prepare()
+    assert isinstance(learner.inference, MAPearl)
+    return learner, learner.inference
+
+
+def test_a_product_of_gaussians_is_the_normalised_product_of_densities():
+    means, variances = torch.randn(5, 1), torch.rand(5, 1) + 0.5
+    product = product_of_gaussians(means, variances)
+    z = torch.linspace(-15, 15, 30001, dtype=torch.float64)
+    logs = torch.distributions.Normal(means.double(), variances.double().sqrt()).log_prob(z)
+    density = torch.softmax(logs.sum(0), -1)
+    mean = (density * z).sum()
+    torch.testing.assert_close(product.mean[0].double(), mean, atol=1e-5, rtol=0)
+    std = (density * (z - mean).square()).sum().sqrt()
+    torch.testing.assert_close(product.std[0].double(), std, atol=1e-5, rtol=0)
+
+
+def test_an_agent_infers_from_its_own_transitions_alone(monkeypatch):
+    _, inference = pearl(monkeypatch)
+    context = inference.contexts(torch.tensor([0, 1])).gather()
+    before = inference.infer(Context(context))
+    context[:, :, 1] += 1
+    after = inference.infer(Context(context))
+    assert torch.equal(before.local.mean[:, 0], after.local.mean[:, 0])
+    assert not torch.equal(before.local.mean[:, 1], after.local.mean[:, 1])
+    assert not torch.equal(before.task.mean, after.task.mean)
+
+
+def test_the_order_of_transitions_is_of_no_account(monkeypatch):
+    _, inference = pearl(monkeypatch)
+    context = inference.contexts(torch.tensor([0, 1])).gather()
+    shuffled = context[:, torch.randperm(context.shape[1])]
+    torch.testing.assert_close(
+        inference.infer(Context(context)).task, inference.infer(Context(shuffled)).task
+    )
+
+
+def test_one_sample_is_held_for_a_rollout(monkeypatch):
+    learner, _ = pearl(monkeypatch)
+    rollout, _ = collect(learner)
+    assert rollout.task is not None
+    assert torch.equal(rollout.task[0], rollout.task[-1])
+
+
+def test_the_encoders_step_is_on_value_loss_and_kl_together(monkeypatch):
+    """With a value loss that says nothing, it goes down the gradient of the KL alone."""
+    learner, inference = pearl(monkeypatch, use_max_grad_norm=False)
+    _, tell = collect(learner)
+    told, penalty = tell(), tell.penalty()
+    assert told is not None
+    assert penalty is not None
+    wanted = torch.autograd.grad(penalty, inference.trained, retain_graph=True)
+    assert max(float(gradient.abs().max()) for gradient in wanted) > 0
+    learner.ppo._update_encoder(told, torch.zeros_like(told), penalty)
+    for parameter, gradient in zip(inference.trained, wanted, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_the_value_loss_falls_and_the_tasks_come_apart(monkeypatch):
+    """What an episode pays depends on the task alone."""
+    learner, inference = pearl(
+        monkeypatch, lr=1e-2, critic_lr=5e-3, ppo_epoch=10, use_valuenorm=False, gamma=0.5
+    )
+    ids = torch.arange(2).repeat_interleave(8)
+    losses = [iterate(learner)["loss/value"] for _ in range(15)]
+    assert np.mean(losses[-3:]) < 0.2 * losses[0]
+    found = inference.recognise(inference.contexts(ids), ids)
+    assert found["accuracy/global"] > 0.9
+    assert found["accuracy/local"] > 0.9
