@@ -340,6 +340,16 @@ class Config(Section):
     save_interval: int = bounded(50, ge=1)
     """Iterations between two checkpoints; the last iteration always has one."""
 
+    eval_interval: int = bounded(0, ge=0)
+    """Iterations between two meta-tests in the course of training; 0 is never. They change nothing
+    of the training."""
+
+    eval_episodes: int = bounded(4, ge=1)
+    """Episodes per task in such a meta-test."""
+
+    eval_shots: list[int] = bounded([0, 1, 2], ge=0)  # noqa: RUF009
+    """Episodes of exploration before acting in such a meta-test."""
+
     keep_checkpoints: int = bounded(2, ge=1)
     """Latest checkpoints that stay on disk."""
 

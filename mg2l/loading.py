@@ -28,6 +28,7 @@ DEFAULTS = {"expt": "default", "algo": "mg2l", "env": "mpe-spread"}
 RESUMABLE = frozenset([
     "gpu_id", "n_training_threads", "n_iters", "log_interval", "save_interval", "save_model",
     "keep_checkpoints", "main_save_path", "log_wandb", "log_tensorboard",
+    "eval_interval", "eval_episodes", "eval_shots",
 ])  # fmt: skip
 """Keys that may change when a run is resumed: none of them changes what it has done so far."""
 
@@ -43,7 +44,6 @@ RETIRED = {
     ),
     "use_stacked_frames": "observations are not stacked; use_recurrent_policy=true gives memory",
     "stacked_frames": "observations are not stacked; use_recurrent_policy=true gives memory",
-    "eval_interval": "training does not stop to evaluate; every iteration logs its return",
     "load_buffer_path": "a checkpoint holds the context replay, and --resume goes on with it",
 }
 """Keys of the original code that have no meaning any more, and what there is instead."""

@@ -19,6 +19,7 @@ import torch
 from mg2l import cli
 from mg2l.algo.finite import NonFiniteLossError
 from mg2l.algo.learner import Learner
+from mg2l.algo.meta_test import PeriodicTest
 from mg2l.algo.rollout import Rollout
 from mg2l.config import Config
 from mg2l.loading import about, flat
@@ -32,8 +33,10 @@ from mg2l.run.random_state import random_state, set_random_state
 from mg2l.run.stop import GracefulStop
 
 
-def iterate(learner: Learner, iteration: int) -> dict[str, Any]:
-    """One iteration of meta-training; returns its metrics."""
+def iterate(
+    learner: Learner, iteration: int, periodic: PeriodicTest | None = None
+) -> dict[str, Any]:
+    """One iteration of meta-training, and a meta-test where one is due; returns its metrics."""
     start = time.perf_counter()
     steps_before = learner.env_steps
     config = learner.config
@@ -52,6 +55,8 @@ def iterate(learner: Learner, iteration: int) -> dict[str, Any]:
     metrics["time/iteration"] = seconds
     metrics["env_steps"] = learner.env_steps
     metrics["env_steps_per_s"] = (learner.env_steps - steps_before) / seconds
+    if periodic and config.eval_interval and (iteration + 1) % config.eval_interval == 0:
+        metrics |= periodic.measure()
     return metrics
 
 
@@ -138,12 +143,13 @@ def train(config: Config, options: cli.Options) -> int:
             wandb=config.log_wandb,
             config=flat(config),
         )
+        periodic = PeriodicTest(learner)
         progress = RunProgress(config.n_iters, start, config.log_interval)
         with log, progress, GracefulStop() as stop:
             progress.note(f"{options.algo} on {options.env}, {device}: {folder.path}")
             for iteration in range(start, config.n_iters):
                 with saving_what_is_not_finite(iteration + 1, folder):
-                    metrics = iterate(learner, iteration)
+                    metrics = iterate(learner, iteration, periodic)
                 log.log(metrics)
                 progress.update(iteration + 1, metrics)
                 done = iteration + 1
@@ -155,6 +161,7 @@ def train(config: Config, options: cli.Options) -> int:
                     how = f"; go on with --resume={folder.path}" if config.save_model else ""
                     progress.note(f"stopped after iteration {done}{how}")
                     break
+        periodic.close()
         learner.close()
         return stop.exit_code
 

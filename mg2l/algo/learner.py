@@ -22,6 +22,7 @@ from mg2l.config import Config
 from mg2l.envs import registry
 from mg2l.envs.base import VectorEnv
 from mg2l.ops import path
+from mg2l.run.random_state import random_state, set_random_state
 
 LR_FLOOR = 0.05
 """Share of a learning rate that is left at the end of a run with linear decay."""
@@ -172,6 +173,21 @@ class Learner:
         """Global and local losses of the task encoder."""
         with self.timed("encoder"):
             return self.inference.update()
+
+    @contextmanager
+    def apart(self, seed: int) -> Iterator[None]:
+        """A block whose random numbers come from ``seed`` and leave the run's own as they were."""
+        before = random_state(self.generators)
+        fresh = np.random.SeedSequence(seed).generate_state(len(self.generators))
+        for stream, word in zip(self.generators.values(), fresh.tolist(), strict=True):
+            if isinstance(stream, torch.Generator):
+                stream.manual_seed(word)
+            else:
+                stream.bit_generator.state = np.random.default_rng(word).bit_generator.state
+        try:
+            yield
+        finally:
+            set_random_state(before, self.generators)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

@@ -72,7 +72,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Replace a file at once: a reader sees the old one or the new one."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
@@ -144,7 +144,7 @@ class RunFolder:
             partial.mkdir(parents=True)
             (partial / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
             started = {"names": names, "started": environment(), "resumed": []}
-            _write_json(partial / "environment.json", started)
+            write_json(partial / "environment.json", started)
             path, attempt = parent / name, 1
             while True:
                 try:
@@ -182,7 +182,7 @@ class RunFolder:
             partial.replace(folder.config_path)
         notes = json.loads(folder.environment_path.read_text(encoding="utf-8"))
         notes["resumed"].append(environment())
-        _write_json(folder.environment_path, notes)
+        write_json(folder.environment_path, notes)
         return folder
 
     @classmethod

@@ -1,0 +1,247 @@
+"""Meta-test a run: ``python -m mg2l.evaluate RUN --oracle ORACLE_RUN``.
+
+On the held-out tasks and on those of training, after 0, 1, 2 and 5 episodes of exploration under
+the prior, each agent infers the task from its own transitions and acts; also with transitions
+drawn by their priority, and online, the context growing within the episode. All of them meet the
+same episodes. Writes ``evaluation.json`` and ``evaluation.csv`` (a row per episode and agent) into
+the run's folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mg2l import cli
+from mg2l.algo.learner import Learner
+from mg2l.algo.meta_test import MetaTest
+from mg2l.run import checkpoint
+from mg2l.run.device import select_device
+from mg2l.run.folder import write_json
+from mg2l.schema import ConfigError
+
+SPLITS = ("test", "train")
+RESAMPLES = 2000
+MISMATCHED = 12
+"""Tasks of the mismatch matrix at most: it plays the square of their number."""
+
+
+@dataclass(frozen=True)
+class Played:
+    """Episodes of one way of acting."""
+
+    split: str
+    mode: str
+    """``shots``, ``online`` or ``random``."""
+
+    shots: int
+    sampling: str
+    names: list[str]
+    """``[K]`` of the tasks."""
+
+    returns: NDArray[np.float64]
+    """``[K, episodes, A]`` sum of each agent's rewards."""
+
+
+def interval(returns: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over tasks, stratified by task.
+
+    Args:
+        returns: ``[K, episodes]``.
+        seed: of the resampling.
+    """
+    tasks, episodes = returns.shape
+    drawn = np.random.default_rng(seed).integers(episodes, size=(RESAMPLES, tasks, episodes))
+    means = np.take_along_axis(returns[None], drawn, 2).mean((1, 2))
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def play_all(
+    learner: Learner, split: str, shots: list[int], episodes: int, seed: int, deterministic: bool
+) -> Iterator[Played]:
+    """Every way of acting that the algorithm knows, on the tasks of a split."""
+    tasks = learner.env.tasks
+    ids = tasks.test_ids if split == "test" else tasks.train_ids
+    names = [tasks.names[i] for i in ids]
+    test = MetaTest(learner, ids.tolist(), episodes, seed, deterministic)
+
+    def played(mode: str, count: int, sampling: str, rewards: Any) -> Played:
+        returns = np.asarray(rewards.cpu() if isinstance(rewards, torch.Tensor) else rewards)
+        returns = returns.astype(np.float64).sum(0).reshape(len(ids), episodes, -1)
+        return Played(split, mode, count, sampling, names, returns)
+
+    try:
+        for count in shots:
+            yield played("shots", count, "uniform", test.play(count).rewards)
+            if count and test.prioritises:
+                yield played("shots", count, "priority", test.play(count, "priority").rewards)
+        if test.infers:
+            yield played("online", 0, "uniform", test.play_online().rewards)
+        yield played("random", 0, "none", test.play_random())
+    finally:
+        test.close()
+
+
+def mismatch(learner: Learner, shots: int, episodes: int, seed: int) -> dict[str, Any]:
+    """Context of one task, acting in another: mean returns, rows are the contexts' tasks."""
+    tasks = learner.env.tasks
+    ids = tasks.train_ids[:MISMATCHED].tolist()
+    test = MetaTest(learner, ids, episodes, seed)
+    try:
+        returns = test.play_mismatched(shots)
+    finally:
+        test.close()
+    return {"shots": shots, "tasks": [tasks.names[i] for i in ids], "returns": returns.tolist()}
+
+
+def summary(played: Played, scale: tuple[float, float] | None) -> dict[str, Any]:
+    """Means and intervals of one way of acting; ``scale`` is what counts as 0 and as 1."""
+    team = played.returns.mean(2)
+    found: dict[str, Any] = {
+        "split": played.split,
+        "mode": played.mode,
+        "shots": played.shots,
+        "sampling": played.sampling,
+        "return": float(team.mean()),
+        "interval": interval(team),
+        "by_agent": played.returns.mean((0, 1)).tolist(),
+        "by_task": {
+            name: {"return": float(row.mean()), "interval": interval(row[None])}
+            for name, row in zip(played.names, team, strict=True)
+        },
+    }
+    if scale is not None and scale[1] != scale[0]:
+        found["normalised"] = (found["return"] - scale[0]) / (scale[1] - scale[0])
+    return found
+
+
+def load(path: Path) -> Learner:
+    """The learner of a run, at its last checkpoint.
+
+    Raises:
+        ConfigError: no run lies at ``path``.
+        CheckpointError: it has no whole checkpoint.
+    """
+    config = cli.config_from_yaml(path / "config.yaml")
+    learner = Learner(config, select_device(config.gpu_id))
+    learner.load_networks(checkpoint.load_networks(path, learner.networks()))
+    return learner
+
+
+def evaluate(
+    run: Path, oracle: Path | None, shots: list[int], episodes: int, seed: int, deterministic: bool
+) -> tuple[dict[str, Any], list[Played]]:
+    """Everything that ``evaluation.json`` holds, and the episodes behind it.
+
+    Raises:
+        ConfigError: the oracle's environment is another one.
+    """
+    learner = load(run)
+    told = None if oracle is None else load(oracle)
+    if told is not None and told.config.env != learner.config.env:
+        raise ConfigError(f"--oracle must be a run in the same environment, got {oracle}")
+    episodes_played: list[Played] = []
+    results, scales = [], {}
+    for split in SPLITS:
+        if split == "test" and not len(learner.env.tasks.test_ids):
+            continue
+        rows = list(play_all(learner, split, shots, episodes, seed, deterministic))
+        random = rows[-1].returns.mean()
+        scale = None
+        if told is not None:
+            best = next(play_all(told, split, [0], episodes, seed, deterministic))
+            scale = (float(random), float(best.returns.mean()))
+            scales[split] = {"random": scale[0], "oracle": scale[1]}
+        results += [summary(row, scale) for row in rows]
+        episodes_played += rows
+    found: dict[str, Any] = {
+        "algorithm": learner.config.algo_name,
+        "seed": seed,
+        "episodes_per_task": episodes,
+        "deterministic": deterministic,
+        "results": results,
+        "scale": scales,
+    }
+    if MetaTest(learner, [0], 1, seed).infers and max(shots) > 0:
+        found["mismatch"] = mismatch(learner, max(shots), episodes, seed)
+    learner.close()
+    if told is not None:
+        told.close()
+    return found, episodes_played
+
+
+def write_csv(path: Path, played: list[Played]) -> None:
+    """A row per task, episode and agent."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["split", "task", "mode", "shots", "sampling", "episode", "agent", "return"]
+        )
+        for rows in played:
+            for (task, episode, agent), value in np.ndenumerate(rows.returns):
+                way = [rows.mode, rows.shots, rows.sampling]
+                name = rows.names[task]
+                writer.writerow([rows.split, name, *way, episode, agent, f"{value:.6g}"])
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print a line per way of acting."""
+    for row in found["results"]:
+        low, high = row["interval"]
+        how = f"{row['shots']} shots, {row['sampling']}" if row["mode"] == "shots" else row["mode"]
+        share = f"   normalised {row['normalised']:.2f}" if "normalised" in row else ""
+        print(
+            f"{row['split']:5}  {how:19}  return {row['return']:8.1f}  "
+            f"[{low:.1f}, {high:.1f}]{share}"
+        )
+
+
+def main() -> None:
+    """Entry point of ``python -m mg2l.evaluate``."""
+    parser = argparse.ArgumentParser(prog="python -m mg2l.evaluate", description=__doc__)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--oracle", type=Path, help="run of the oracle, to normalise by")
+    parser.add_argument(
+        "--shots",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2, 5],
+        help="episodes of exploration before acting (default: 0 1 2 5)",
+    )
+    parser.add_argument(
+        "--episodes", type=int, default=32, help="episodes per task (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all chance (default: 0)")
+    parser.add_argument(
+        "--deterministic", action="store_true", help="act on the most likely action"
+    )
+    arguments = parser.parse_args()
+    for name in ("shots", "episodes", "seed"):
+        least = 1 if name == "episodes" else 0
+        if np.min(getattr(arguments, name)) < least:
+            parser.error(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
+    with cli.report_errors():
+        found, played = evaluate(
+            arguments.run,
+            arguments.oracle,
+            sorted(set(arguments.shots)),
+            arguments.episodes,
+            arguments.seed,
+            arguments.deterministic,
+        )
+        show(found)
+        write_csv(arguments.run / "evaluation.csv", played)
+        write_json(arguments.run / "evaluation.json", found)
+
+
+if __name__ == "__main__":
+    main()

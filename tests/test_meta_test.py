@@ -1,0 +1,223 @@
+"""Meta-test: decentralised inference from own experience, the same episodes, nothing disturbed."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from method_helpers import TINY, tiny_learner
+
+from mg2l import cli, evaluate, train
+from mg2l.algo import registry as algorithms
+from mg2l.algo.learner import Learner
+from mg2l.algo.meta_test import MetaTest, last_episode
+from mg2l.envs import registry
+from mg2l.run.metrics import read_metrics
+
+SHOTS, EPISODES = 2, 3
+
+
+def build(learner: Learner, **values) -> MetaTest:
+    ids = [*learner.env.tasks.train_ids, *learner.env.tasks.test_ids]
+    return MetaTest(learner, ids, **{"episodes": EPISODES, "seed": 5, **values})
+
+
+@pytest.fixture(scope="module")
+def learner() -> Learner:
+    return tiny_learner()
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "priority"])
+def test_an_agent_infers_from_its_own_transitions_alone(learner, sampling):
+    test = build(learner)
+    with learner.apart(0):
+        experience = test.explore(SHOTS)
+    assert experience is not None
+    assert experience.shape[:3] == (len(test.ids), SHOTS * 10, 2)
+    for agent in (0, 1):
+        changed = experience.clone()
+        changed[:, :, 1 - agent] = torch.randn_like(changed[:, :, 1 - agent])
+        told = []
+        for transitions in (experience, changed):
+            with learner.apart(1):
+                told.append(test.infer(transitions, sampling)[0])
+        torch.testing.assert_close(told[0][:, agent], told[1][:, agent], rtol=0, atol=0)
+        assert not torch.equal(told[0][:, 1 - agent], told[1][:, 1 - agent])
+
+
+def test_a_copy_learns_of_the_task_from_its_own_episodes_alone(learner):
+    test = build(learner)
+    with learner.apart(0):
+        experience = test.explore(1)
+    assert experience is not None
+    changed = experience.clone()
+    changed[1:] += 1
+    told = []
+    for transitions in (experience, changed):
+        with learner.apart(1):
+            told.append(test.infer(transitions, "uniform")[0, 0])
+    torch.testing.assert_close(*told, rtol=0, atol=0)
+
+
+def test_the_learner_is_left_as_it_was(learner):
+    before = {name: stream for name, stream in learner.state_dict().items() if name != "env"}
+    streams = [learner.noise.get_state(), learner.draws.get_state()]
+    rng = learner.rng.bit_generator.state
+    test = build(learner)
+    first = test.play(SHOTS).returns
+    torch.testing.assert_close(first, test.play(SHOTS).returns, rtol=0, atol=0)
+    test.play_online()
+    test.play_mismatched(1)
+    assert learner.rng.bit_generator.state == rng
+    for stream, state in zip((learner.noise, learner.draws), streams, strict=True):
+        assert torch.equal(stream.get_state(), state)
+    after = learner.state_dict()
+    for name, value in before["networks"]["inference"].items():
+        assert torch.equal(value, after["networks"]["inference"][name])
+
+
+def test_all_ways_of_acting_meet_the_same_episodes(learner):
+    test = build(learner)
+    begins = [test.play(k).observations[0] for k in (0, 1)]
+    begins.append(test.play_online().observations[0])
+    begins.append(build(tiny_learner("mappo")).play(0).observations[0])
+    for other in begins[1:]:
+        assert torch.equal(begins[0], other)
+    assert not torch.equal(test.explore(1)[:, 0, :, :10].flatten(), begins[0].flatten())  # type: ignore[index]
+
+
+def test_mismatch_has_the_matched_returns_on_its_diagonal(learner):
+    test = build(learner)
+    matrix = test.play_mismatched(SHOTS)
+    tasks = len(learner.env.tasks)
+    assert matrix.shape == (tasks, tasks)
+    matched = test.play(SHOTS).returns.view(tasks, EPISODES).mean(1)
+    np.testing.assert_allclose(np.diag(matrix), matched, rtol=1e-5)
+
+
+def test_online_begins_with_the_prior_and_goes_on_with_what_was_seen(learner):
+    told = build(learner).play_online().task
+    assert told is not None
+    assert not torch.equal(told[0], told[1])
+    assert not torch.equal(told[1], told[2])
+
+
+def test_zero_shots_is_a_draw_from_the_prior_held_for_the_episode(learner):
+    told = build(learner).play(0).task
+    assert told is not None
+    assert (told == told[0]).all()
+    norms = told[0].norm(dim=-1)
+    torch.testing.assert_close(norms, torch.full_like(norms, 8**0.5))
+
+
+@pytest.mark.parametrize("name", algorithms.names())
+def test_every_algorithm(name):
+    learner = tiny_learner(name)
+    test = build(learner)
+    for shots in (0, 1):
+        rollout = test.play(shots)
+        assert rollout.rewards.shape == (10, len(test.ids), 2)
+        assert rollout.returns.isfinite().all()
+    test.close()
+
+
+def test_discrete_actions_at_random_respect_masks():
+    learner = tiny_learner("mappo", "rware-layout", n_agents=2)
+    test = MetaTest(learner, [0, 1], 2, seed=0)
+    assert test.play_random().shape == (10, 4, 2)
+
+
+def test_last_episode(learner):
+    rollout = build(learner).play(0)
+    last = last_episode(rollout, 4)
+    assert torch.equal(last.rewards, rollout.rewards[-4:])
+    assert torch.equal(last.observations, rollout.observations[-5:])
+    assert last.states is None
+
+
+def test_interval():
+    assert evaluate.interval(np.full((2, 5), 3.0)) == (3, 3)
+    data = np.random.default_rng(0).normal(size=(4, 400)) + 10 * np.arange(4)[:, None]
+    low, high = evaluate.interval(data)
+    error = 1.96 / math.sqrt(data.size)  # differences between tasks do not widen it
+    assert low == pytest.approx(data.mean() - error, abs=0.01)
+    assert high == pytest.approx(data.mean() + error, abs=0.01)
+
+
+def words(algo, root, **values):
+    pairs = {**TINY, "save_model": True, "main_save_path": root, **values}
+    texts = {k: json.dumps(v) if isinstance(v, (bool, list)) else v for k, v in pairs.items()}
+    return [f"--algo={algo}", *(f"{k}={v}" for k, v in texts.items())]
+
+
+def run(algo, root, **values):
+    assert train.train(*cli.parse(words(algo, root, **values))) == 0
+    (folder,) = root.glob(f"*/{algo}/*")
+    return folder
+
+
+def test_evaluate(tmp_path, monkeypatch, capsys):
+    folders = {algo: run(algo, tmp_path) for algo in ("mg2l", "oracle")}
+    monkeypatch.setattr(
+        "sys.argv",
+        ["evaluate", str(folders["mg2l"]), "--oracle", str(folders["oracle"]),
+         "--shots", "0", "2", "--episodes", "3"],
+    )  # fmt: skip
+    evaluate.main()
+    found = json.loads((folders["mg2l"] / "evaluation.json").read_text())
+    ways = [(r["split"], r["mode"], r["shots"], r["sampling"]) for r in found["results"]]
+    expected = [
+        ("shots", 0, "uniform"), ("shots", 2, "uniform"), ("shots", 2, "priority"),
+        ("online", 0, "uniform"), ("random", 0, "none"),
+    ]  # fmt: skip
+    assert ways == [(split, *way) for split in ("test", "train") for way in expected]
+    for row in found["results"]:
+        assert row["interval"][0] <= row["return"] <= row["interval"][1]
+        scale = found["scale"][row["split"]]
+        share = (row["return"] - scale["random"]) / (scale["oracle"] - scale["random"])
+        assert row["normalised"] == pytest.approx(share)
+        assert np.mean(row["by_agent"]) == pytest.approx(row["return"], abs=1e-4)
+        by_task = [task["return"] for task in row["by_task"].values()]
+        assert np.mean(by_task) == pytest.approx(row["return"], abs=1e-4)
+    assert found["results"][-1]["normalised"] == pytest.approx(0)
+    assert np.shape(found["mismatch"]["returns"]) == (3, 3)
+    rows = list(csv.DictReader((folders["mg2l"] / "evaluation.csv").open()))
+    tasks = registry.make("mpe-spread", 1).tasks
+    assert len(rows) == len(expected) * len(tasks) * 3 * 2
+    assert "test   online" in capsys.readouterr().out
+
+    monkeypatch.setattr("sys.argv", ["evaluate", str(folders["oracle"]), "--episodes", "2"])
+    evaluate.main()
+    found = json.loads((folders["oracle"] / "evaluation.json").read_text())
+    assert "mismatch" not in found
+    assert len({row["return"] for row in found["results"] if row["mode"] == "shots"}) == 2
+
+
+def test_evaluate_refuses(tmp_path, monkeypatch, capsys):
+    mine = run("mappo", tmp_path / "a")
+    other = run("oracle", tmp_path / "b", n_landmarks=4, n_tasks=3)
+    for arguments, message in (
+        ([str(mine), "--oracle", str(other)], "same environment"),
+        ([str(tmp_path)], "config.yaml"),
+        ([str(mine), "--episodes", "0"], "--episodes must be at least 1, got 0"),
+    ):
+        monkeypatch.setattr("sys.argv", ["evaluate", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            evaluate.main()
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_meta_tests_in_the_course_of_training_change_nothing_of_it(tmp_path):
+    quiet = run("mg2l", tmp_path / "quiet")
+    tested = run("mg2l", tmp_path / "tested", eval_interval=2, eval_episodes=2, eval_shots=[0, 1])
+    rows = [read_metrics(folder / "metrics.jsonl") for folder in (quiet, tested)]
+    added = {"eval/train_0_shots", "eval/train_1_shots", "eval/test_0_shots", "eval/test_1_shots"}
+    assert added <= set(rows[1][1]) - set(rows[0][1])
+    assert not added & set(rows[1][0])
+    for plain, with_tests in zip(*rows, strict=True):
+        for name, value in plain.items():
+            if not name.startswith(("time/", "env_steps_per_s")):
+                assert with_tests[name] == value, name
