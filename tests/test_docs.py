@@ -19,7 +19,7 @@ import yaml
 from packaging.requirements import Requirement
 from setuptools.config.pyprojecttoml import read_configuration
 
-from mg2l import cli, compare, info, loading, probe
+from mg2l import cli, compare, evaluate, info, loading, probe
 from mg2l.envs import registry
 from mg2l.envs import replay as envs_replay
 from mg2l.loading import RESUMABLE, Schema, load_config
@@ -181,7 +181,8 @@ def test_readme_commands(
     monkeypatch.setattr(probe, "EPISODES", 6)
     replaced = {"RUN": str(tiny_run), "runs/mpe-spread": str(tiny_run.parents[1])}
     monkeypatch.setattr(sys, "argv", [module, *(replaced.get(word, word) for word in arguments)])
-    {"mg2l.info": info, "mg2l.probe": probe, "mg2l.compare": compare}[module].main()
+    programs = {"mg2l.info": info, "mg2l.probe": probe, "mg2l.compare": compare}
+    {**programs, "mg2l.evaluate": evaluate}[module].main()
     assert ("--plot" in arguments) == (tmp_path / "curves.png").exists()
 
 
