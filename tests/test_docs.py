@@ -179,7 +179,8 @@ def test_readme_commands(
         return
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(probe, "EPISODES", 6)
-    replaced = {"RUN": str(tiny_run), "runs/mpe-spread": str(tiny_run.parents[1])}
+    run = shutil.copytree(tiny_run, tmp_path / "run")  # for what is written beside it
+    replaced = {"RUN": str(run), "runs/mpe-spread": str(tiny_run.parents[1])}
     monkeypatch.setattr(sys, "argv", [module, *(replaced.get(word, word) for word in arguments)])
     programs = {"mg2l.info": info, "mg2l.probe": probe, "mg2l.compare": compare}
     {**programs, "mg2l.evaluate": evaluate}[module].main()
