@@ -22,6 +22,10 @@ OWN: dict[str, tuple[str, ...]] = {
     "mappo": (),
     "oracle": (),
     "ma-pearl": ("kl/global", "kl/local", "accuracy/fresh_local", "grad_norm/encoder_from_critic"),
+    **{
+        f"mate-{kind}": ("belief/observation_error", "belief/reward_error", "belief/kl")
+        for kind in ("ind", "cen", "mix")
+    },
     "mg2l-q-only": (*LOCAL, "grad_norm/encoder_from_critic"),
     "mg2l-local-only": LOCAL,
 }
