@@ -339,6 +339,12 @@ class BeliefConfig(Section):
     update_trajectories: int = bounded(32, ge=1)
     """Trajectories in an update."""
 
+    elbo_terms: int = bounded(10, ge=1)
+    """Steps of a trajectory at whose beliefs VariBAD's bound is evaluated in an update."""
+
+    decoded_steps: int = bounded(20, ge=1)
+    """Steps, past and to come, that are decoded from each of these beliefs."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         sizes = self.decoder_sizes_mlp
