@@ -281,7 +281,7 @@ def help_text(argv: Sequence[str] = ()) -> str:
     lines += [_key_lines(key, chosen) for key in keys(Config)]
     for group, section in sources.schema.groups.items():
         if group != "env":
-            lines += ["", f"{group}: {_summary(section)}"]
+            lines += ["", _wrap(f"{group}: {_summary(section)}", 0)]
             lines += [_key_lines(key, chosen) for key in keys(section, group)]
     for family in registry.names():
         section = registry.config_class(family)

@@ -308,6 +308,51 @@ class EncoderConfig(Section):
 
 
 @dataclass
+class BeliefConfig(Section):
+    """Beliefs that follow an episode step by step.
+
+    Their width, weight of the KL, learning rate and updates per iteration are the encoder's.
+    """
+
+    mate_encoding: Literal["own", "joint", "mixed"] = "own"
+    """Whose transitions an embedding of MATE is made of, and what is decoded from it: each agent's
+    own; everybody's; or each agent's own, from a mixture of which everybody's are decoded."""
+
+    belief_hidden: int = bounded(64, ge=1)
+    """Width of the GRU."""
+
+    decoder_sizes_mlp: list[int] = bounded([64, 64], ge=1)  # noqa: RUF009
+    """Hidden layers of the decoders, all of one width."""
+
+    belief_reset: Literal["episode", "task"] = "episode"
+    """Where a belief begins anew: with every episode, or with every rollout, of one task."""
+
+    observation_weight: float = bounded(1.0, ge=0)
+    """Weight of the error of decoded next observations, in units of their variance."""
+
+    reward_weight: float = bounded(1.0, ge=0)
+    """Weight of the error of decoded rewards, in units of their variance."""
+
+    kept_trajectories: int = bounded(32, ge=1)
+    """Trajectories, each a rollout of one environment, that updates learn from: the latest."""
+
+    update_trajectories: int = bounded(32, ge=1)
+    """Trajectories in an update."""
+
+    elbo_terms: int = bounded(10, ge=1)
+    """Steps of a trajectory at whose beliefs VariBAD's bound is evaluated in an update."""
+
+    decoded_steps: int = bounded(20, ge=1)
+    """Steps, past and to come, that are decoded from each of these beliefs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes = self.decoder_sizes_mlp
+        if not sizes or len(set(sizes)) > 1:
+            raise ValueError(f"decoder_sizes_mlp must be of one width, as in [64, 64]; got {sizes}")
+
+
+@dataclass
 class Config(Section):
     """One training run."""
 
@@ -375,6 +420,7 @@ class Config(Section):
     ppo: PPOConfig = field(default_factory=PPOConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    belief: BeliefConfig = field(default_factory=BeliefConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,10 +18,13 @@ SMALL = {**TINY, "log_tensorboard": False, "save_interval": 1}
 EVERYWHERE = ("return", "loss/policy", "loss/value", "kl", "clip_fraction", "time/iteration")
 LOCAL = ("mi/local", "loss/local", "loss/global", "grad_norm/encoder")
 MG2L = ("mi/global", *LOCAL)
+BELIEF = ("loss/belief", "belief/observation_error", "belief/reward_error", "belief/kl")
 OWN: dict[str, tuple[str, ...]] = {
     "mappo": (),
     "oracle": (),
+    "rl2": (),
     "ma-pearl": ("kl/global", "kl/local", "accuracy/fresh_local", "grad_norm/encoder_from_critic"),
+    **dict.fromkeys(("mate-ind", "mate-cen", "mate-mix", "varibad"), BELIEF),
     "mg2l-q-only": (*LOCAL, "grad_norm/encoder_from_critic"),
     "mg2l-local-only": LOCAL,
 }

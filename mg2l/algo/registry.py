@@ -13,6 +13,9 @@ _ALGORITHMS = {
     "mappo": "inference:TaskInference",
     "oracle": "inference:GivenTask",
     "ma-pearl": "ma_pearl:MAPearl",
+    "mate": "mate:MATE",
+    "varibad": "varibad:VariBAD",
+    "rl2": "rl2:RL2",
 }
 """Where each class is, below ``mg2l.algo``. It is imported when it is asked for: algorithms import
 the schema, and the schema reads their names here."""

@@ -59,6 +59,16 @@ class TransitionMoments(nn.Module):
         self.mean += share * (rows.mean(0) - self.mean)
         self.square += share * (rows.square().mean(0) - self.square)
 
+    def standardise(self, transitions: Tensor) -> Tensor:
+        """``(x - mean) / std`` of transitions ``[*, F]``; unchanged before the first update."""
+        if not bool(self.count):
+            return transitions
+        kind = transitions.dtype
+        return (transitions - self.mean.to(kind)) / self._std().to(kind)
+
+    def _std(self) -> Tensor:
+        return (self.square - self.mean.square()).clamp(min=1e-6).sqrt()
+
     def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """A layer on standardised transitions as a layer on transitions as they are.
 
@@ -71,8 +81,7 @@ class TransitionMoments(nn.Module):
         """
         if not bool(self.count):
             return weight, bias
-        std = (self.square - self.mean.square()).clamp(min=1e-6).sqrt()
-        weight = weight / std.to(weight.dtype)
+        weight = weight / self._std().to(weight.dtype)
         return weight, bias - weight @ self.mean.to(weight.dtype)
 
 

@@ -1,0 +1,86 @@
+"""VariBAD: its bound, and a belief that is kept across episodes."""
+
+from typing import Any
+
+import pytest
+import torch
+from learning_helpers import iterate, paid_learner
+from method_helpers import collect
+
+from mg2l.algo.belief import Follower
+from mg2l.algo.learner import Learner
+from mg2l.algo.varibad import VariBAD, _before
+from mg2l.encoder.gaussian import Gaussian, kl_between, kl_to_standard
+
+
+def varibad(patch: pytest.MonkeyPatch, **values: Any) -> tuple[Learner, VariBAD]:
+    learner = paid_learner(patch, "varibad", **values)
+    assert isinstance(learner.inference, VariBAD)
+    return learner, learner.inference
+
+
+def test_the_prior_of_a_belief_is_the_one_before(monkeypatch):
+    q = Gaussian(torch.randn(2, 6, 3, 4), torch.rand(2, 6, 3, 4) + 0.1)
+    first = torch.zeros(6, 3, dtype=torch.bool)
+    first[0] = True
+    first[3, 1] = True
+    prior = _before(q, first)
+    kl = kl_between(q, prior)
+    for t in range(6):
+        for b in range(3):
+            now = Gaussian(q.mean[:, t, b], q.std[:, t, b])
+            last = Gaussian(q.mean[:, t - 1, b], q.std[:, t - 1, b])
+            wanted = kl_to_standard(now) if first[t, b] else kl_between(now, last)
+            torch.testing.assert_close(kl[:, t, b], wanted)
+
+
+def test_the_bound_decodes_the_whole_trajectory_from_every_belief(monkeypatch):
+    learner, inference = varibad(monkeypatch, elbo_terms=20, decoded_steps=20, kl_weight=0.5)
+    rollout, _ = collect(learner, 20)
+    transitions = inference.transitions(rollout)
+    first = torch.zeros(20, 8, dtype=torch.bool)
+    first[0] = True
+    state = inference.noise.get_state()
+    loss, metrics = inference.elbo(transitions, first)
+    inference.noise.set_state(state)
+    q = inference.beliefs(transitions, first)
+    z = q.sample(inference.noise)
+    o, a, r, following = (part.movedim(2, 0) for part in inference.transitions.split(transitions))
+    wanted = torch.zeros(())
+    for t in range(20):
+        for s in range(20):
+            found = inference.dynamics(torch.cat([o[:, s], a[:, s], z[:, t]], -1))
+            pay = inference.reward(torch.cat([o[:, s], a[:, s], following[:, s], z[:, t]], -1))
+            wanted = wanted + (found - following[:, s]).square().mean() / 400
+            wanted = wanted + (pay - r[:, s]).square().mean() / 400
+    torch.testing.assert_close(loss, wanted + 0.5 * metrics["belief/kl"])
+
+
+def test_a_belief_lasts_for_two_episodes(monkeypatch):
+    learner, inference = varibad(monkeypatch)
+    assert learner.collect(learner.draw_tasks()).rewards.shape[0] == 20
+    assert bool(inference.kept.data[0, 0, 0, :, -1].all())
+    assert not bool(inference.kept.data[0, 0, 1:, :, -1].any())
+    follower = Follower(inference, 2)
+    nothing = follower.tell()
+    rows = torch.ones(2, 2, 4)
+    follower.see(rows, torch.ones(2, 2, 2), torch.ones(2, 2), rows, torch.tensor([True, False]))
+    torch.testing.assert_close(follower.tell()[0], follower.tell()[1])
+    assert not torch.equal(follower.tell(), nothing)
+
+
+def test_its_bound_tightens_and_later_beliefs_tell_the_tasks_apart(monkeypatch):
+    learner, inference = varibad(
+        monkeypatch, lr=1e-2, ae_updates_per_iter=30, ppo_epoch=1, kl_weight=0.01,
+        observation_weight=0.1, belief_hidden=16, decoder_sizes_mlp=[16],
+    )  # fmt: skip
+    losses = [iterate(learner) for _ in range(6)]
+    assert losses[-1]["loss/belief"] < 0.7 * losses[0]["loss/belief"]
+    assert losses[-1]["belief/reward_error"] < 0.3
+    transitions, first = inference.trajectories()
+    q = inference.beliefs(transitions, first)
+    paid = transitions[0, :, 0, 4 + 2] > 0
+    means = q.mean.detach()[:, [0, 15]]  # before the first step, and in the second episode
+    apart = (means[:, :, paid].mean(2) - means[:, :, ~paid].mean(2)).norm(dim=(0, 2))
+    assert apart[0] < 1e-5
+    assert apart[1] > 0.3
