@@ -1,10 +1,11 @@
-import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-os.environ.setdefault("MUJOCO_GL", "egl")  # before a test's import of mujoco: no display is needed
+from mg2l.envs.mujoco import opengl
+
+opengl.choose()  # before a test's import of mujoco
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

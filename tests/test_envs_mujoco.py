@@ -1,6 +1,9 @@
 """Robots: the original's trajectories, partitions and observations of others, tasks, training."""
 
 import math
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ from method_helpers import TINY
 from mg2l import cli, train
 from mg2l.envs import registry
 from mg2l.envs.mujoco import config as keys
+from mg2l.envs.mujoco import opengl
 from mg2l.envs.mujoco.robots import ANT, CHEETAH, HOPPER, WALKER
 from mg2l.envs.mujoco.simulator import Simulator, load_model
 from mg2l.envs.replay import main, replay
@@ -236,6 +240,58 @@ def test_pictures():
     assert first.std() > 10
     assert not np.array_equal(first, second)
     env.close()
+
+
+def test_without_opengl_all_but_pictures_works(tmp_path):
+    """As on a machine without its libraries, where importing MuJoCo with it would fail."""
+    script = """
+from mg2l.envs import registry
+env = registry.make("mujoco-ant-dir", 2)
+env.reset(seed=0)
+env.step([[[0.0, 0.0]] * 4] * 2)
+try:
+    env.render(0)
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "MUJOCO_GL": "disable"},
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert "no OpenGL to draw with (MUJOCO_GL=disable)" in line
+    assert line.endswith("apt-get install libegl1 libopengl0 libgl1-mesa-dri")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("here", "chosen"),
+    [
+        ({"libEGL.so.1", "libGL.so.1"}, "egl"),
+        ({"libEGL.so.1", "libOpenGL.so.0", "libOSMesa.so.8"}, "egl"),
+        ({"libEGL.so.1"}, "disable"),
+        ({"libEGL.so.1", "libOSMesa.so.8"}, "osmesa"),
+        (set(), "disable"),
+    ],
+)
+def test_choice_of_opengl(here, chosen, monkeypatch):
+    def load(name):
+        if name not in here:
+            raise OSError(name)
+
+    monkeypatch.setattr("ctypes.CDLL", load)
+    monkeypatch.setenv("MUJOCO_GL", "")
+    opengl.choose()
+    assert os.environ["MUJOCO_GL"] == chosen
+    for name in ("egl", "osmesa", "glfw"):
+        monkeypatch.setenv("MUJOCO_GL", name)
+        if name in ("glfw", chosen):
+            opengl.choose()
+        elif not here:
+            with pytest.raises(ConfigError, match=rf"\(MUJOCO_GL={name}\); install it with: apt"):
+                opengl.choose()
+        assert os.environ["MUJOCO_GL"] == name
 
 
 def test_nothing_is_written_into_the_working_directory(tmp_path, monkeypatch):

@@ -4,20 +4,19 @@ Multi-agent MuJoCo is Peng et al., 2021 (FACMAC, arXiv:2003.06709); the tasks ar
 et al., 2019 (PEARL, arXiv:1903.08254).
 """
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 from mg2l.envs import optional, registry
 from mg2l.envs.base import VectorEnv
 from mg2l.envs.mujoco import config as keys
+from mg2l.envs.mujoco import opengl
 from mg2l.envs.mujoco.replay import replay, replays
 
 
 def _factory(name: str) -> Callable[[Any, int, int], VectorEnv]:
     def build(config: Any, num_envs: int, seed: int) -> VectorEnv:
-        # Pictures need no display; MuJoCo reads this when it is imported.
-        os.environ.setdefault("MUJOCO_GL", "egl")
+        opengl.choose()
         optional.load("mujoco", "mujoco")
         from mg2l.envs.mujoco import env
 

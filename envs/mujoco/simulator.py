@@ -10,9 +10,11 @@ import mujoco.batch
 import numpy as np
 from numpy.typing import NDArray
 
+from mg2l.envs.mujoco import opengl
 from mg2l.envs.mujoco.config import FIELDS, RobotConfig
 from mg2l.envs.mujoco.inertias import V2
 from mg2l.envs.mujoco.robots import ASSETS
+from mg2l.schema import ConfigError
 
 Doubles = NDArray[np.float64]
 
@@ -106,15 +108,16 @@ class Simulator:
             values[:] = state[name]
 
     def render(self, copy: int) -> NDArray[np.uint8]:
-        """Picture ``[240, 320, 3]``, from the model's own camera where it has one."""
+        """Picture ``[240, 320, 3]``, from the model's own camera where it has one.
+
+        Raises:
+            ConfigError: there is no OpenGL; one line that says what to install.
+        """
         if self._renderer is None:
             try:
                 self._renderer = mujoco.Renderer(self.model, 240, 320)
-            except mujoco.FatalError as error:
-                raise RuntimeError(
-                    "MuJoCo found no OpenGL to draw with; set MUJOCO_GL=egl (or osmesa) before "
-                    "anything imports mujoco"
-                ) from error
+            except Exception as error:  # MuJoCo and PyOpenGL raise anything where a part is missing
+                raise ConfigError(opengl.missing()) from error
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 self._renderer.scene.flags[flag] = 0  # most of the time of a picture
         data = mujoco.MjData(self.model)
