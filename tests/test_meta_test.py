@@ -9,8 +9,7 @@ import pytest
 import torch
 from method_helpers import TINY, tiny_learner
 
-from mg2l import cli, evaluate, train
-from mg2l.algo import registry as algorithms
+from mg2l import cli, evaluate, loading, train
 from mg2l.algo.learner import Learner
 from mg2l.algo.meta_test import MetaTest, last_episode
 from mg2l.envs import registry
@@ -112,7 +111,7 @@ def test_zero_shots_is_a_draw_from_the_prior_held_for_the_episode(learner):
     torch.testing.assert_close(norms, torch.full_like(norms, 8**0.5))
 
 
-@pytest.mark.parametrize("name", algorithms.names())
+@pytest.mark.parametrize("name", loading.available("algo"))
 def test_every_algorithm(name):
     learner = tiny_learner(name)
     test = build(learner)
