@@ -20,7 +20,9 @@ from packaging.requirements import Requirement
 from setuptools.config.pyprojecttoml import read_configuration
 
 from mg2l import cli, compare, evaluate, info, loading, probe
+from mg2l.envs import benchmark as envs_benchmark
 from mg2l.envs import registry
+from mg2l.envs import render as envs_render
 from mg2l.envs import replay as envs_replay
 from mg2l.loading import RESUMABLE, Schema, load_config
 from mg2l.run.metrics import read_metrics, scalars
@@ -176,6 +178,13 @@ def test_readme_commands(
         return
     if module == "mg2l.envs.replay":
         run_replay(arguments)
+        return
+    if module in ("mg2l.envs.benchmark", "mg2l.envs.render"):
+        monkeypatch.chdir(tmp_path)
+        words = [f"--run={tiny_run}" if word == "--run=RUN" else word for word in arguments]
+        command = envs_benchmark if module.endswith("benchmark") else envs_render
+        more = ["--copies=2", "--steps=3"] if command is envs_benchmark else []
+        assert command.main([*words, *more]) == 0
         return
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(probe, "EPISODES", 6)

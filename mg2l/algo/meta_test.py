@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from gymnasium.spaces import Discrete
 from torch import Tensor
 
 from mg2l.algo.context import ContextInference
@@ -20,6 +19,7 @@ from mg2l.algo.learner import Learner
 from mg2l.algo.mg2l import MG2L
 from mg2l.algo.rollout import Collector, Listener, Rollout
 from mg2l.envs import registry
+from mg2l.envs.random_actions import random_actions
 from mg2l.replay import Context
 
 Sampling = Literal["uniform", "priority"]
@@ -116,17 +116,11 @@ class MetaTest:
 
     def play_random(self) -> np.ndarray:
         """Rewards ``[T, N, A]`` of an episode of actions drawn uniformly from their space."""
-        space, shape = self.env.action_spaces[0], (len(self.ids), self.env.num_agents)
         rng = np.random.default_rng(self.seed)
         rewards = []
         info = self.env.reset(self._seeds(-1), self.ids)[1]
         for _ in range(self.steps):
-            if isinstance(space, Discrete):
-                allowed = info.get("action_mask", np.ones((*shape, int(space.n)), np.bool_))
-                actions = np.where(allowed, rng.random(allowed.shape), -1.0).argmax(2)
-            else:
-                low, high = np.maximum(space.low, -1e3), np.minimum(space.high, 1e3)
-                actions = rng.uniform(low, high, (*shape, *low.shape))
+            actions = random_actions(self.env, rng, info)
             _, reward, _, _, info = self.env.step(actions)
             rewards.append(reward)
         return np.stack(rewards)

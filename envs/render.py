@@ -1,0 +1,110 @@
+"""Film an environment: ``python -m mg2l.envs.render mpe-spread --task=3 --out=spread.gif``.
+
+Random behaviour, or with ``--run=RUN`` that of a trained team, after it has explored the task for
+``--shots`` episodes and inferred what it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from mg2l import cli
+from mg2l.envs import EnvConfig, registry, video
+from mg2l.envs.base import TaskSet
+from mg2l.envs.command import env_config, positive
+from mg2l.envs.random_actions import random_actions
+from mg2l.schema import ConfigError
+
+
+def _check_task(task: int, tasks: TaskSet) -> None:
+    if not 0 <= task < len(tasks):
+        raise ConfigError(
+            f"--task must be in [0, {len(tasks)}), of which the first {tasks.n_train} are for "
+            f"training, got {task}"
+        )
+
+
+def film_random(config: EnvConfig, task: int, seed: int) -> video.Frames:
+    """An episode's length of random behaviour.
+
+    Raises:
+        ConfigError: there is no such task, or what draws the pictures is missing.
+    """
+    env = video.Filmed(registry.make(config, 1, seed))
+    try:
+        _check_task(task, env.tasks)
+        rng = np.random.default_rng(seed)
+        _, info = env.reset(seed, [task])
+        for _ in range(env.max_ep_len):
+            _, _, _, _, info = env.step(random_actions(env, rng, info))
+        return env.frames
+    finally:
+        env.close()
+
+
+def film_trained(run: Path, name: str | None, task: int, seed: int, shots: int) -> video.Frames:
+    """An episode of a trained team, each agent acting on what it infers.
+
+    Raises:
+        ConfigError: no run lies there, it is of another family, or as in `film_random`.
+        CheckpointError: the run has no whole checkpoint.
+    """
+    # Only here: everything of learning is above the environments.
+    from mg2l.algo.meta_test import MetaTest
+    from mg2l.evaluate import load
+
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(f"--run={run}: no run lies there (it has no config.yaml)")
+    learner = load(run)
+    try:
+        _check_task(task, learner.env.tasks)
+        if name is not None and type(env_config(name)) is not type(learner.config.env):
+            raise ConfigError(f"{name} conflicts with --run={run}, a run of another family")
+        test = MetaTest(learner, [task], 1, seed)
+        try:
+            film = test.collector.env = video.Filmed(test.env)
+            test.play(shots)
+        finally:
+            test.close()
+        return film.frames[-test.steps :]
+    finally:
+        learner.close()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m mg2l.envs.render", description=__doc__)
+    parser.add_argument("name", nargs="?", metavar="NAME", help="environment, or a YAML file")
+    parser.add_argument("--task", type=int, default=0, help="number of the task (default 0)")
+    parser.add_argument("--run", type=Path, help="folder of a run: film its team")
+    parser.add_argument(
+        "--shots", type=int, default=1, help="episodes a team explores before (default 1)"
+    )
+    parser.add_argument("--out", type=Path, help=".gif or .mp4 (default NAME.gif)")
+    parser.add_argument("--fps", type=positive, default=20, help="pictures per second (default 20)")
+    parser.add_argument("--seed", type=int, default=0, help="of all chance (default 0)")
+    options = parser.parse_args(arguments)
+    with cli.report_errors():
+        if options.shots < 0 or options.seed < 0:
+            raise ConfigError("--shots and --seed must be at least 0")
+        if options.run is None and options.name is None:
+            raise ConfigError("give the NAME of an environment, or --run=RUN")
+        stem = Path(options.name).stem if options.name else options.run.resolve().parents[1].name
+        path = options.out or Path(f"{stem}.gif")
+        video.check(path)
+        if options.run is not None:
+            frames = film_trained(
+                options.run, options.name, options.task, options.seed, options.shots
+            )
+        else:
+            frames = film_random(env_config(options.name), options.task, options.seed)
+        video.write(path, frames, options.fps)
+    print(f"{path}: {len(frames)} pictures")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

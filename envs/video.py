@@ -1,0 +1,113 @@
+"""Films of environments: pictures taken while somebody acts, and files made of them.
+
+GIF is written by pillow; MP4 by imageio and the ffmpeg that the package imageio-ffmpeg brings.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mg2l.envs.base import FloatArray, Info, StepResult, VectorEnv
+from mg2l.schema import ConfigError
+
+Frames = Sequence[NDArray[np.uint8]]
+
+PACKAGES = {".gif": ("PIL",), ".mp4": ("imageio", "imageio_ffmpeg")}
+"""What a film with this ending needs."""
+
+
+class Filmed(VectorEnv):
+    """An environment that takes a picture of a copy before every step.
+
+    Attributes:
+        frames: pictures since the last ``reset``, ``[height, width, 3]`` each.
+    """
+
+    def __init__(self, env: VectorEnv, index: int = 0) -> None:
+        self.env, self.index = env, index
+        self.frames: list[NDArray[np.uint8]] = []
+        self.num_envs, self.num_agents = env.num_envs, env.num_agents
+        self.observation_spaces, self.action_spaces = env.observation_spaces, env.action_spaces
+        self.tasks, self.max_ep_len = env.tasks, env.max_ep_len
+
+    @property
+    def task_ids(self) -> NDArray[np.int64]:  # type: ignore[override]
+        """Those of what is filmed."""
+        return self.env.task_ids
+
+    def reset(
+        self, seed: int | Sequence[int] | None = None, task_ids: ArrayLike | None = None
+    ) -> tuple[FloatArray, Info]:
+        self.frames = []
+        return self.env.reset(seed, task_ids)
+
+    def step(self, actions: ArrayLike) -> StepResult:
+        self.frames.append(self.env.render(self.index))
+        return self.env.step(actions)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.env.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.env.load_state_dict(state)
+
+    def render(self, index: int = 0) -> NDArray[np.uint8]:
+        return self.env.render(index)
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def check(path: Path) -> None:
+    """Judge a film's name before anything is filmed.
+
+    Raises:
+        ConfigError: it ends neither in ``.gif`` nor in ``.mp4``, or what writes it is missing.
+    """
+    kind = path.suffix.lower()
+    if kind not in PACKAGES:
+        raise ConfigError(f"a film must end in {' or '.join(PACKAGES)}, got {path}")
+    if not all(map(importlib.util.find_spec, PACKAGES[kind])):
+        raise ConfigError(
+            f"{kind} needs packages that are missing; install them with: "
+            'pip install -c constraints.txt -e ".[video]"'
+        )
+
+
+def write(path: Path, frames: Frames, fps: float = 20) -> None:
+    """Write a film.
+
+    Args:
+        path: ends in ``.gif`` or ``.mp4``.
+        frames: pictures of one size.
+        fps: pictures per second; a GIF's are whole hundredths of a second long.
+
+    Raises:
+        ConfigError: see `check`.
+        ValueError: there are no frames.
+    """
+    check(path)
+    if not len(frames):
+        raise ValueError("frames must hold at least one picture, got none")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() == ".gif":
+        from PIL import Image
+
+        first, *rest = map(Image.fromarray, frames)
+        first.save(path, save_all=True, append_images=rest, duration=1000 / fps, loop=0)
+        return
+    import imageio.v2 as imageio
+
+    # The codec wants even sizes: an odd one gets its last row or column again.
+    height, width = frames[0].shape[:2]
+    odd = ((0, height % 2), (0, width % 2), (0, 0))
+    film: Any = imageio.get_writer(path, format="FFMPEG", fps=fps, macro_block_size=1)
+    with film:
+        for frame in frames:
+            film.append_data(np.pad(frame, odd, mode="edge"))
