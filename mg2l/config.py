@@ -258,6 +258,21 @@ class EncoderConfig(Section):
     not train it, and that encodes the keys of ``keys: context`` (He et al., 2020,
     arXiv:1911.05722); 0 is no copy."""
 
+    distance_power: float = bounded(2.0, gt=0)
+    """FOCAL: n of what keeps tasks apart, 1 / (distance^n + ``distance_floor``)."""
+
+    distance_floor: float = bounded(0.1, gt=0)
+    """FOCAL: what bounds the above where two tasks coincide."""
+
+    distance_weight: float = bounded(1.0, ge=0)
+    """FOCAL: weight of keeping tasks apart against keeping a task's contexts together."""
+
+    generated_negatives: int = bounded(16, ge=1)
+    """CORRO: transitions of other tasks that are made up for each that is contrasted."""
+
+    generator_dim: int = bounded(8, ge=1)
+    """CORRO: width of the variable that stands for the task where transitions are made up."""
+
     lr: float = bounded(2e-3, gt=0)
     """Learning rate of the encoder."""
 

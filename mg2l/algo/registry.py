@@ -13,6 +13,8 @@ _ALGORITHMS = {
     "mappo": "inference:TaskInference",
     "oracle": "inference:GivenTask",
     "ma-pearl": "ma_pearl:MAPearl",
+    "focal": "focal:FOCAL",
+    "corro": "corro:CORRO",
     "mate": "mate:MATE",
     "varibad": "varibad:VariBAD",
     "rl2": "rl2:RL2",

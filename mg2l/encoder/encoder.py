@@ -66,6 +66,13 @@ class TransitionMoments(nn.Module):
         kind = transitions.dtype
         return (transitions - self.mean.to(kind)) / self._std().to(kind)
 
+    def restore(self, standardised: Tensor) -> Tensor:
+        """What `standardise` was given."""
+        if not bool(self.count):
+            return standardised
+        kind = standardised.dtype
+        return standardised * self._std().to(kind) + self.mean.to(kind)
+
     def _std(self) -> Tensor:
         return (self.square - self.mean.square()).clamp(min=1e-6).sqrt()
 

@@ -1,0 +1,61 @@
+"""FOCAL: the distance metric loss, and embeddings that it pulls together and apart."""
+
+import pytest
+import torch
+from learning_helpers import paid_learner
+
+from mg2l.algo.focal import FOCAL, distance_metric_loss
+from mg2l.config import EncoderConfig
+from mg2l.replay import Context
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
+def test_the_loss_is_a_loop_over_pairs(power):
+    config = EncoderConfig(distance_power=power, distance_floor=0.2, distance_weight=0.7)
+    z, tasks = torch.randn(2, 6, 3), torch.tensor([0, 1, 0, 2, 1, 0])
+    losses, within, between = [], [], []
+    for agent in range(2):
+        for i in range(6):
+            for j in range(6):
+                square = (z[agent, i] - z[agent, j]).square().sum()
+                if i == j:
+                    continue
+                if tasks[i] == tasks[j]:
+                    losses.append(square)
+                    within.append(square)
+                else:
+                    losses.append(0.7 / (square ** (power / 2) + 0.2))
+                    between.append(square)
+    found = distance_metric_loss(z, tasks, config)
+    for value, wanted in zip(found, (losses, within, between), strict=True):
+        torch.testing.assert_close(value, torch.stack(wanted).mean())
+
+
+def test_gradients_are_finite_where_contexts_coincide():
+    z = torch.zeros(4, 3, requires_grad=True)
+    for power in (1.0, 2.0):
+        config = EncoderConfig(distance_power=power)
+        loss, _, _ = distance_metric_loss(z, torch.tensor([0, 0, 1, 1]), config)
+        (gradient,) = torch.autograd.grad(loss, z)
+        assert torch.isfinite(gradient).all()
+
+
+def test_the_loss_falls_and_agents_recognise_the_task_alone(monkeypatch):
+    learner = paid_learner(monkeypatch, "focal", n_init_updates=0, update_contexts=32, lr=1e-2)
+    learner.prepare()
+    inference = learner.inference
+    assert isinstance(inference, FOCAL)
+    first = inference.update()
+    for _ in range(30):
+        last = inference.update()
+    assert last["focal/loss"] < 0.3 * first["focal/loss"]
+    assert last["focal/between"] > 10 * last["focal/within"]
+    ids = torch.arange(2).repeat_interleave(8)
+    context = inference.contexts(ids)
+    assert inference.recognise(context, ids) == {"accuracy/global": 1.0, "accuracy/local": 1.0}
+    rows = context.gather().clone()
+    before = inference.infer(Context(rows)).local.mean
+    rows[:, :, 1] += 1
+    after = inference.infer(Context(rows)).local.mean
+    assert torch.equal(before[:, 0], after[:, 0])
+    assert not torch.equal(before[:, 1], after[:, 1])
