@@ -1,6 +1,5 @@
 """Robots: the original's trajectories, partitions and observations of others, tasks, training."""
 
-import math
 import os
 import subprocess
 import sys
@@ -10,9 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from gymnasium_robotics import mamujoco_v1
-from method_helpers import TINY
 
-from mg2l import cli, train
 from mg2l.envs import registry
 from mg2l.envs.mujoco import config as keys
 from mg2l.envs.mujoco import opengl
@@ -20,7 +17,6 @@ from mg2l.envs.mujoco.robots import ANT, CHEETAH, HOPPER, WALKER
 from mg2l.envs.mujoco.simulator import Simulator, load_model
 from mg2l.envs.replay import main, replay
 from mg2l.loading import CONFIGS, load_config
-from mg2l.run.metrics import read_metrics
 from mg2l.schema import ConfigError
 
 FAMILIES = [name for name in registry.names() if name.startswith("mujoco-")]
@@ -76,8 +72,9 @@ def theirs(scenario, conf, obsk):
         ("mujoco-walker-param", "Walker2d", "2x3", 1),
     ],
 )
-def test_agents_see_what_they_see_elsewhere(name, scenario, conf, obsk):
+def test_agents_see_what_they_see_elsewhere(name, scenario, conf, obsk, tmp_path, monkeypatch):
     """Each agent sees the numbers that gymnasium_robotics shows the agent with its joints."""
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes its log there when others load what is deprecated
     other = theirs(scenario, conf, obsk)
     other.reset(seed=0)
     data = other.unwrapped.single_agent_env.unwrapped.data
@@ -312,14 +309,3 @@ def test_config_file(name):
     assert type(config) is registry.config_class(name)
     shipped = yaml.safe_load((CONFIGS / f"env/{name}.yaml").read_text())
     assert shipped["agent_conf"] == getattr(config, "agent_conf")  # noqa: B009
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_trains(name, tmp_path):
-    values = {**TINY, "main_save_path": tmp_path, "hidden_sizes_mlp": "[16]", "max_ep_len": 20}
-    words = [f"{key}={value}".replace("=False", "=false") for key, value in values.items()]
-    assert train.train(*cli.parse(["--algo=mg2l", f"--env={name}", *words])) == 0
-    (folder,) = tmp_path.glob("*/*/*")
-    rows = read_metrics(folder / "metrics.jsonl")
-    assert len(rows) == 2
-    assert all(math.isfinite(row["loss/policy"]) for row in rows)
