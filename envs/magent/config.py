@@ -101,7 +101,7 @@ class PursuitConfig(GridConfig):
     n_agents: int = bounded(8, ge=1)
     """Predators."""
 
-    n_prey: int = bounded(3, ge=2, le=6)
+    prey_kinds: int = bounded(3, ge=2, le=6)
     """Kinds of prey."""
 
     prey_per_kind: int = bounded(4, ge=1)
@@ -116,7 +116,7 @@ class PursuitConfig(GridConfig):
     @property
     def sizes(self) -> tuple[int, ...]:
         """See ``GridConfig.sizes``."""
-        return (self.n_agents, *[self.prey_per_kind] * self.n_prey)
+        return (self.n_agents, *[self.prey_per_kind] * self.prey_kinds)
 
 
 def paying_tasks(what: str, kinds: int, config: EnvConfig) -> TaskSet:

@@ -40,7 +40,7 @@ class PursuitEnv(GridEnv):
     others_act = True
 
     def __init__(self, config: PursuitConfig, num_envs: int, seed: int = 0) -> None:
-        super().__init__(config, paying_tasks("prey", config.n_prey, config), num_envs, seed)
+        super().__init__(config, paying_tasks("prey", config.prey_kinds, config), num_envs, seed)
         self._moves = moves(_PREY_SPEED)
 
     def _rules(self, params: dict[str, Any]) -> gridworld.Config:

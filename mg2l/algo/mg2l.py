@@ -24,7 +24,7 @@ from mg2l.encoder.encoder import TaskEncoder
 from mg2l.encoder.gaussian import Gaussian
 from mg2l.encoder.objective import Objective
 from mg2l.ops.path import Path
-from mg2l.replay import Context, ContextReplay
+from mg2l.replay import Context, ContextReplay, lived_through
 
 _DRIFT_CONTEXTS = 16
 
@@ -70,8 +70,9 @@ class MG2L(TaskInference):
         self.actor_width = self.critic_width = self.options.context_dim
 
         device = noise.device
-        self.encoder = TaskEncoder(self.options, agents, width, path).to(device)
-        self.objective = Objective(self.options, tasks, self.encoder, noise, path).to(device)
+        share = config.policy.share_policy
+        self.encoder = TaskEncoder(self.options, agents, width, path, share).to(device)
+        self.objective = Objective(self.options, tasks, self.encoder, noise, path, share).to(device)
         self.target: TaskEncoder | None = None
         if self.options.target_decay > 0:
             self.target = copy.deepcopy(self.encoder).requires_grad_(False)
@@ -177,7 +178,7 @@ class MG2L(TaskInference):
         }
 
     def transitions(self, rollout: Rollout) -> Tensor:
-        """Transitions ``(o, a, r, o')`` of a rollout, ``[T, N, A, F]``.
+        """Transitions ``(o, a, r, o')`` of a rollout, ``[T, N, A, F]``, none of them of the dead.
 
         Actions are as the environment takes them, clipped to their space, or one-hot.
         """
@@ -196,7 +197,7 @@ class MG2L(TaskInference):
             rollout.rewards.unsqueeze(-1),
             rollout.final_observations,
         ]
-        return torch.cat(parts, -1)
+        return lived_through(torch.cat(parts, -1), rollout.active)
 
     def ready(self) -> bool:
         return bool((self.replay.added > 0).all())
