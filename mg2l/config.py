@@ -134,7 +134,8 @@ class PolicyConfig(Section):
     """Actor and critic networks."""
 
     share_policy: bool = False
-    """One network for all agents (given the agent's index) instead of one each."""
+    """One network for all agents (policies are given the agent's index) instead of one each, in
+    policies, critics and local inference."""
 
     use_centralized_V: bool = True
     """The critic sees the observations of all agents; false: its own agent's only."""

@@ -29,6 +29,32 @@ def as_context(context: Context | Tensor) -> Context:
     return context if isinstance(context, Context) else Context(context)
 
 
+def lived_through(transitions: Tensor, active: Tensor | None) -> Tensor:
+    """Transitions in which no agent is dead, for contexts.
+
+    Where an agent was dead, the transitions that it lived through are repeated in turn. A context
+    is a set drawn with replacement, each agent's on its own, so that this is to draw from its
+    living transitions alone.
+
+    Args:
+        transitions: ``[T, N, A, F]``.
+        active: ``[T, N, A]`` bool, who was alive; None is everybody.
+
+    Raises:
+        ValueError: an agent was never alive.
+    """
+    if active is None or bool(active.all()):
+        return transitions
+    lived = active.sum(0)
+    if not bool(lived.all()):
+        _, agent = (lived == 0).nonzero()[0].tolist()
+        raise ValueError(f"every agent must be alive when an episode begins, agent {agent} is not")
+    living_first = active.byte().argsort(dim=0, descending=True, stable=True)
+    steps = torch.arange(len(active), device=active.device).view(-1, 1, 1)
+    index = living_first.gather(0, steps % lived)
+    return transitions.gather(0, index.unsqueeze(-1).expand_as(transitions))
+
+
 class ContextReplay:
     """Ring of transitions ``(o, a, r, o')`` per task: one tensor ``[K, capacity, A, F]``.
 

@@ -35,8 +35,11 @@ class MG2L(ContextInference):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         options, device, path = self.options, setting.device, setting.path
-        self.encoder = TaskEncoder(options, self.agents, setting.transition, path).to(device)
-        self.objective = Objective(options, self.tasks, self.encoder, self.noise, path).to(device)
+        share = setting.config.policy.share_policy
+        self.encoder = TaskEncoder(options, self.agents, setting.transition, path, share).to(device)
+        self.objective = Objective(options, self.tasks, self.encoder, self.noise, path, share).to(
+            device
+        )
         self.target: TaskEncoder | None = None
         if options.target_decay > 0:
             self.target = copy.deepcopy(self.encoder).requires_grad_(False)

@@ -11,7 +11,7 @@ from mg2l.algo.networks import StackedLinear
 class ValueNorm(nn.Module):
     """Debiased exponential moments of the value targets, one pair per agent.
 
-    ``mean`` and ``std`` are ``[G]``; before the first update they are 0 and 1.
+    ``mean`` and ``std`` are ``[G]``; before a group's first target they are 0 and 1.
     """
 
     weight: Tensor
@@ -21,7 +21,7 @@ class ValueNorm(nn.Module):
     def __init__(self, groups: int, beta: float = 0.99999, floor: float = 1e-2) -> None:
         super().__init__()
         self.beta, self.floor = beta, floor
-        self.register_buffer("weight", torch.zeros(()))
+        self.register_buffer("weight", torch.zeros(groups))
         self.register_buffer("first", torch.zeros(groups))
         self.register_buffer("second", torch.zeros(groups))
 
@@ -38,20 +38,24 @@ class ValueNorm(nn.Module):
         return torch.where(self.weight > 0, std, torch.ones_like(std))
 
     @torch.no_grad()
-    def update(self, targets: Tensor, predictions: Tensor) -> Tensor:
-        """Fold in targets ``[A, rows]``.
+    def update(self, targets: Tensor, predictions: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Fold in targets ``[A, rows]``, of which only those count that ``kept`` is true for.
 
         Returns:
             The predictions ``[A, rows]`` as the critic would make them now.
         """
-        self._fold(targets)
+        self._fold(targets, kept)
         return predictions
 
-    def _fold(self, targets: Tensor) -> None:
+    def _fold(self, targets: Tensor, kept: Tensor | None) -> None:
         rows = targets.reshape(len(self.first), -1)
-        self.weight.mul_(self.beta).add_(1 - self.beta)
-        self.first.mul_(self.beta).add_(rows.mean(1), alpha=1 - self.beta)
-        self.second.mul_(self.beta).add_(rows.square().mean(1), alpha=1 - self.beta)
+        counted = torch.ones_like(rows) if kept is None else kept.reshape_as(rows).to(rows.dtype)
+        total = counted.sum(1)
+        share = counted / total.clamp(min=1).unsqueeze(1)
+        rate = (1 - self.beta) * (total > 0).to(rows.dtype)  # no targets, no change
+        self.weight.lerp_(torch.ones_like(rate), rate)
+        self.first.lerp_((share * rows).sum(1), rate)
+        self.second.lerp_((share * rows.square()).sum(1), rate)
 
     def normalise(self, targets: Tensor) -> Tensor:
         """``(targets - mean) / std`` for targets ``[A, rows]``."""
@@ -71,9 +75,9 @@ class PopArt(ValueNorm):
         self._output = [output]  # in a list: the critic owns the parameters
 
     @torch.no_grad()
-    def update(self, targets: Tensor, predictions: Tensor) -> Tensor:
+    def update(self, targets: Tensor, predictions: Tensor, kept: Tensor | None = None) -> Tensor:
         mean, std = self.mean, self.std
-        self._fold(targets)
+        self._fold(targets, kept)
         output = self._output[0]
         output.weight.mul_((std / self.std)[:, None, None])
         output.bias.mul_(std[:, None]).add_((mean - self.mean)[:, None]).div_(self.std[:, None])

@@ -194,7 +194,8 @@ class PPO:
         )
         values, returns = values[:, :-1], result.returns.movedim(-1, 0)
         if normaliser is not None:
-            values = normaliser.update(returns.flatten(1), values.flatten(1)).view_as(returns)
+            kept = active if config.use_value_active_masks else None
+            values = normaliser.update(returns.flatten(1), values.flatten(1), kept).view_as(returns)
             returns = normaliser.normalise(returns.flatten(1)).view_as(returns)
         told = None if rollout.task is None else rollout.task.permute(2, 0, 1, 3)
         rows = rollout.observations[:-1].permute(2, 0, 1, 3)

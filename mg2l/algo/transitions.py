@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from mg2l.algo.rollout import Rollout
 from mg2l.algo.setting import Setting
+from mg2l.replay import lived_through
 
 
 class Transitions:
@@ -41,10 +42,11 @@ class Transitions:
         return torch.cat(parts, -1)
 
     def __call__(self, rollout: Rollout) -> Tensor:
-        """All transitions of a rollout, ``[T, N, A, F]``."""
-        return self.join(
+        """All transitions of a rollout, ``[T, N, A, F]``, none of them of the dead."""
+        transitions = self.join(
             rollout.observations[:-1], rollout.actions, rollout.rewards, rollout.final_observations
         )
+        return lived_through(transitions, rollout.active)
 
     def split(self, transitions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``[*, F]`` taken apart: ``[*, O]``, ``[*, action]``, ``[*, 1]``, ``[*, O]``."""

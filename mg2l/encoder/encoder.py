@@ -189,20 +189,21 @@ class TransitionAggregator(TransitionEncoder):
 
 
 class LocalInference(nn.Module):
-    """One network per agent, ``x^i -> (mu^i, sigma^i)``, on inputs cut off from the graph.
+    """``x^i -> (mu^i, sigma^i)``, on inputs cut off from the graph unless ``local_to_encoder``.
 
-    They are not cut off with ``local_to_encoder``.
+    There is one network per agent, or one for all of them where they share it.
     """
 
-    def __init__(self, config: EncoderConfig, agents: int) -> None:
+    def __init__(self, config: EncoderConfig, agents: int, share: bool) -> None:
         super().__init__()
         self.to_encoder = config.local_to_encoder
+        groups = 1 if share else agents
         sizes = [config.context_dim, *config.hidden_sizes_mlp]
         self.layers = nn.ModuleList(
-            StackedLinear(agents, inputs, outputs, 2**0.5)
+            StackedLinear(groups, inputs, outputs, 2**0.5)
             for inputs, outputs in itertools.pairwise(sizes)
         )
-        self.head = StackedLinear(agents, sizes[-1], 2 * config.context_dim, 1.0)
+        self.head = StackedLinear(groups, sizes[-1], 2 * config.context_dim, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x``: ``[B, A, D]``; returns ``[B, A, 2 D]``, raw means and spreads."""
@@ -221,16 +222,22 @@ class TaskEncoder(nn.Module):
         agents: A.
         transition: width F of a transition ``(o, a, r, o')``.
         path: operators to compute with.
+        share: one local inference network for all agents.
     """
 
     def __init__(
-        self, config: EncoderConfig, agents: int, transition: int, path: Path = NATIVE
+        self,
+        config: EncoderConfig,
+        agents: int,
+        transition: int,
+        path: Path = NATIVE,
+        share: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
         self.aggregator = TransitionAggregator(config, transition, path)
         self.over_agents = PIAHead(config.context_dim, 2 * config.context_dim, path)
-        self.local = LocalInference(config, agents)
+        self.local = LocalInference(config, agents, share)
 
     def forward(self, context: Context | Tensor) -> Encoding:
         """``context``: B contexts, as drawn from a replay or ``[B, T, A, F]`` float32."""

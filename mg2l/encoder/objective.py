@@ -28,6 +28,7 @@ class Objective(nn.Module):
         encoder: what is trained.
         noise: source of samples, on the encoder's device.
         path: operators to compute with.
+        share: all agents have one local inference network.
     """
 
     def __init__(
@@ -37,9 +38,10 @@ class Objective(nn.Module):
         encoder: TaskEncoder,
         noise: torch.Generator,
         path: Path = NATIVE,
+        share: bool = False,
     ) -> None:
         super().__init__()
-        self.path = path
+        self.path, self.share = path, share
         self.config, self.tasks, self.encoder, self.noise = config, tasks, encoder, noise
         self.needs_keys = config.keys == "context" or config.local_objective == "mi"
         self.task_keys: nn.Parameter | None = None
@@ -102,8 +104,13 @@ class Objective(nn.Module):
     def _local(
         self, query: Encoding, key: Encoding | None, z: Tensor, positive: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum of the agents' losses; gradients reach the local heads alone."""
+        """The agents' losses; gradients reach the local heads alone.
+
+        They are summed, so that each trains a network of its own as if it were alone, but averaged
+        where all train one.
+        """
         config = self.config
+        total = torch.mean if self.share else torch.sum
         own = self._pick(query.local).transpose(0, 1)
         with torch.set_grad_enabled(config.local_objective in ("conditional_mi", "mi")):
             scores = self._scores(own, self._local_keys(key), train_score=False)
@@ -117,10 +124,10 @@ class Objective(nn.Module):
         elif config.local_objective == "kl":
             told = self._spread(query.task)
             wide = Gaussian(told.mean.detach().unsqueeze(1), told.std.detach().unsqueeze(1))
-            loss = kl_between(self._spread(query.local), wide).mean(0).sum()
+            loss = total(kl_between(self._spread(query.local), wide).mean(0))
         else:
-            kl = kl_to_standard(self._spread(query.local)).mean(0).sum()
-            loss = -bound.bound.sum() + config.kl_weight * kl
+            kl = total(kl_to_standard(self._spread(query.local)).mean(0))
+            loss = config.kl_weight * kl - total(bound.bound)
         metrics["loss/local"] = loss
         return loss, metrics
 
