@@ -19,7 +19,7 @@ import yaml
 from packaging.requirements import Requirement
 from setuptools.config.pyprojecttoml import read_configuration
 
-from mg2l import cli, compare, evaluate, info, loading, probe
+from mg2l import cli, compare, evaluate, info, loading, probe, sweep
 from mg2l.envs import benchmark as envs_benchmark
 from mg2l.envs import registry
 from mg2l.envs import render as envs_render
@@ -175,6 +175,9 @@ def test_readme_commands(
     module, arguments = words[2], words[3:]
     if module == "mg2l.train":
         check_train(arguments, tiny_run, tmp_path)
+        return
+    if module == "mg2l.sweep":
+        assert sweep.grid(sweep.parser().parse_intermixed_args(arguments))
         return
     if module == "mg2l.envs.replay":
         run_replay(arguments)

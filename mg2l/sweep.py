@@ -1,0 +1,408 @@
+"""Train a grid of runs: ``python -m mg2l.sweep --algos mg2l mappo --envs mpe-spread --seeds 0 1``.
+
+Algorithms x environments x seeds, all of one seed before any of the next. What is done is read from
+the runs themselves, so the same command, killed at any moment, goes on where it was; with more
+seeds or a larger ``n_iters`` it continues. ``sweep.jsonl`` in the folder has a line per run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from mg2l import cli
+from mg2l.run import checkpoint
+from mg2l.run.stop import GracefulStop
+from mg2l.schema import ConfigError
+
+ATTEMPTS = 3
+"""Times that a run is started within one sweep before it counts as failed."""
+
+LEAST_MEMORY = 2 * 2**30
+"""Bytes that must be free before a run is started beside another, or the most one has taken."""
+
+POLL = 0.2  # [s]
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class Job:
+    """One run of the grid.
+
+    Attributes:
+        words: the command line of ``mg2l.train``, without folder, threads and resumption.
+        n_iters: iterations that make it complete.
+        state: ``waiting``, ``running``, ``done``, ``failed`` or ``stopped``.
+        attempts: times it was started by this sweep.
+        error: the last line of its log when it failed.
+    """
+
+    algo: str
+    env: str
+    seed: int
+    words: list[str]
+    n_iters: int
+    folder: Path
+    state: str = "waiting"
+    attempts: int = 0
+    error: str = ""
+
+    @property
+    def name(self) -> str:
+        """As its log is called."""
+        return f"{self.env}-{self.algo}-sd{self.seed}"
+
+    @property
+    def log(self) -> Path:
+        """Output of all its attempts."""
+        return self.folder / "logs" / f"{self.name}.log"
+
+    def run(self) -> Path | None:
+        """Its run folder: of several, the one that has come furthest."""
+        ending = re.compile(rf".*-sd{self.seed}(-\d+)?")
+        found = [
+            path
+            for path in sorted((self.folder / self.env / self.algo).glob("*/"))
+            if ending.fullmatch(path.name) and (path / "config.yaml").is_file()
+        ]
+        return max(found, key=saved, default=None)
+
+    def complete(self) -> bool:
+        """Whether the checkpoint of its last iteration is there."""
+        run = self.run()
+        return run is not None and saved(run) >= self.n_iters
+
+    def command(self, threads: int) -> list[str]:
+        """What begins the run, or goes on with it."""
+        run = self.run()
+        words = [*self.words, f"n_training_threads={threads}"]
+        if run is not None:
+            kept = [word for word in words if not word.startswith(("--algo=", "--env="))]
+            words = [f"--resume={run}", "--resume-previous", *kept]
+        else:
+            words.append(f"main_save_path={self.folder}")
+        return [sys.executable, "-m", "mg2l.train", *words]
+
+    def line(self) -> str:
+        """Its state as one line of JSON."""
+        run = self.run()
+        return json.dumps(
+            {
+                "algo": self.algo,
+                "env": self.env,
+                "seed": self.seed,
+                "state": self.state,
+                "iterations": 0 if run is None else logged(run),
+                "n_iters": self.n_iters,
+                "attempts": self.attempts,
+                "run": None if run is None else str(run.relative_to(self.folder)),
+                "error": self.error,
+            }
+        )
+
+
+def saved(run: Path) -> int:
+    """Iteration of a run's last checkpoint, 0 before the first."""
+    return max(checkpoint.iterations(run / "checkpoints"), default=0)
+
+
+def logged(run: Path) -> int:
+    """Iterations that a run has logged."""
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def locked(run: Path) -> bool:
+    """Whether a process is at work in a run."""
+    with (run / ".lock").open("w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def merged(general: Sequence[str], *special: Sequence[str]) -> list[str]:
+    """Overrides in which those that are special to something replace the general ones."""
+    found = list(general)
+    for words in special:
+        keys = {word.partition("=")[0].rpartition(".")[2] for word in words}
+        found = [w for w in found if w.partition("=")[0].rpartition(".")[2] not in keys]
+        found += words
+    return found
+
+
+def grid(arguments: argparse.Namespace) -> list[Job]:
+    """The runs, seed by seed.
+
+    Raises:
+        ConfigError: a command line that ``mg2l.train`` refuses, or one that saves nothing.
+    """
+    names = {*arguments.algos, *arguments.envs}
+    special: dict[str, list[str]] = {name: [] for name in names}
+    for word in arguments.set:
+        name, colon, override = word.partition(":")
+        if not colon or name not in names:
+            raise ConfigError(f"--set={word}: expected NAME:KEY=VALUE, NAME one of {sorted(names)}")
+        special[name].append(override)
+    jobs = []
+    for seed in arguments.seeds:
+        for env in arguments.envs:
+            for algo in arguments.algos:
+                overrides = merged(arguments.overrides, special[env], special[algo])
+                words = [f"--algo={algo}", f"--env={env}", *overrides, f"seed={seed}"]
+                found = cli.read(words)
+                if found is None:
+                    raise ConfigError("--help is an option of its own")
+                config, options = found
+                if not config.save_model:
+                    raise ConfigError("save_model=false: a sweep goes on from checkpoints")
+                job = Job(options.algo, options.env, seed, words, config.n_iters, arguments.folder)
+                jobs.append(job)
+    if len({job.name for job in jobs}) < len(jobs):
+        raise ConfigError("--algos, --envs and --seeds must not name anything twice")
+    return jobs
+
+
+def dies_with(parent: int) -> Callable[[], None]:
+    """What a new process calls so that it is asked to stop when this one ends in any way."""
+    libc = ctypes.CDLL(None)
+
+    def request() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it has ended meanwhile
+            os._exit(1)
+
+    return request
+
+
+def start(job: Job, threads: int) -> subprocess.Popen[bytes]:
+    """Begin or go on with a run, in a session of its own, where a terminal's Ctrl-C is not seen."""
+    job.state, job.attempts = "running", job.attempts + 1
+    job.log.parent.mkdir(exist_ok=True)
+    with job.log.open("ab") as log:
+        return subprocess.Popen(
+            job.command(threads),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            preexec_fn=dies_with(os.getpid()),
+        )
+
+
+def _kib(path: str, field: str) -> int:
+    """Bytes that a file of /proc tells in KiB, 0 where the process is gone."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    found = re.search(rf"^{field}:\s*(\d+) kB", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+class Sweep:
+    """Runs jobs, several at a time, until all are done or have failed.
+
+    Args:
+        jobs: in the order in which they are to start.
+        folder: of the sweep, with all runs below it.
+        at_once: jobs that run beside each other, where memory allows.
+    """
+
+    def __init__(self, jobs: Sequence[Job], folder: Path, at_once: int) -> None:
+        self.jobs = jobs
+        self.folder = folder
+        self.at_once = at_once
+        self.threads = max(1, len(os.sched_getaffinity(0)) // at_once)
+        self.running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
+        self.console = Console()
+        self._most_memory = LEAST_MEMORY
+
+    def write(self) -> None:
+        """Replace ``sweep.jsonl``, so that a reader sees the old one or the new one."""
+        path = self.folder / "sweep.jsonl"
+        partial = path.with_name("sweep.jsonl.partial")
+        partial.write_text("".join(job.line() + "\n" for job in self.jobs), encoding="utf-8")
+        partial.replace(path)
+
+    def note(self, text: str) -> None:
+        """A line of its own."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.file.flush()
+
+    def room(self) -> bool:
+        """Whether one more job may run."""
+        if len(self.running) >= self.at_once:
+            return False
+        for _, process in self.running.values():
+            peak = _kib(f"/proc/{process.pid}/status", "VmHWM")
+            self._most_memory = max(self._most_memory, peak)
+        return not self.running or _kib("/proc/meminfo", "MemAvailable") > self._most_memory
+
+    def next(self) -> Job | None:
+        """The next job to start; one that a process of an earlier sweep still holds must wait."""
+        for job in self.jobs:
+            if job.state == "waiting":
+                run = job.run()
+                if run is None or not locked(run):
+                    return job
+        return None
+
+    def collect(self, stopping: bool) -> bool:
+        """Note what has ended; returns whether anything has."""
+        pairs = list(self.running.values())
+        ended = [(job, process) for job, process in pairs if process.poll() is not None]
+        for job, process in ended:
+            del self.running[job.name]
+            if job.complete():
+                job.state, job.error = "done", ""
+            elif stopping:
+                job.state = "stopped"
+            else:
+                lines = job.log.read_text(encoding="utf-8", errors="replace").split("\n")
+                said = next((line for line in reversed(lines) if line.strip()), "")
+                job.error = f"status {process.returncode}: {said.strip()}"
+                job.state = "failed" if job.attempts >= ATTEMPTS else "waiting"
+            self.note(
+                f"{job.name}: {job.state if job.state != 'waiting' else 'starts again'}"
+                + (f" ({job.error})" if job.error else "")
+            )
+        return bool(ended)
+
+    def begin(self, job: Job) -> None:
+        """Start a job."""
+        self.note(f"{job.name}: {'begins' if job.run() is None else 'goes on'}")
+        self.running[job.name] = (job, start(job, self.threads))
+
+    def table(self) -> Table:
+        """The jobs at work, and how many there are of each state."""
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for job, _ in self.running.values():
+            run = job.run()
+            done = 0 if run is None else logged(run)
+            table.add_row(job.name, f"{done}/{job.n_iters}", "━" * (20 * done // job.n_iters))
+        states = [job.state for job in self.jobs]
+        counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
+        table.add_row(", ".join(counts), f"of {len(states)}", "")
+        return table
+
+    def ticks(self) -> Generator[None, None, None]:
+        """Moments to look at the jobs, with a live display on a terminal."""
+        if not self.console.is_terminal or self.console.is_dumb_terminal:
+            while True:
+                yield
+                time.sleep(POLL)
+        with Live(console=self.console, auto_refresh=False) as live:
+            while True:
+                live.update(self.table(), refresh=True)
+                yield
+                time.sleep(POLL)
+
+    def go(self) -> int:
+        """Run the jobs; returns the exit status: 0 when all are done, 1 when some failed."""
+        for job in self.jobs:
+            if job.complete():
+                job.state = "done"
+        todo = sum(job.state == "waiting" for job in self.jobs)
+        self.note(
+            f"{self.folder}: {todo} of {len(self.jobs)} runs to do, {self.at_once} at once, "
+            f"{self.threads} threads each"
+        )
+        asked = False
+        with GracefulStop() as stop:
+            self.write()
+            last = time.monotonic()
+            ticks = self.ticks()
+            for _ in ticks:
+                changed = self.collect(stop.requested)
+                if stop.requested and not asked:
+                    asked = True
+                    for _, process in self.running.values():
+                        process.terminate()
+                while not stop.requested and self.room():
+                    following = self.next()
+                    if following is None:
+                        break
+                    self.begin(following)
+                    changed = True
+                if changed or time.monotonic() - last > 5:
+                    self.write()
+                    last = time.monotonic()
+                waiting = any(job.state == "waiting" for job in self.jobs)
+                if not self.running and (stop.requested or not waiting):
+                    break
+            ticks.close()
+        states = [job.state for job in self.jobs]
+        self.note(f"{states.count('done')} of {len(states)} done, {states.count('failed')} failed")
+        return stop.exit_code or int("failed" in states)
+
+
+def own(folder: Path) -> IO[str]:
+    """Take the lock of a sweep's folder, made where there is none.
+
+    Raises:
+        ConfigError: another sweep is at work in it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w", encoding="utf-8")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"--folder={folder}: another sweep is at work there") from None
+    except OSError as error:
+        raise ConfigError(f"--folder={folder}: {error.strerror or error}") from None
+    return lock
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    words = argparse.ArgumentParser(prog="python -m mg2l.sweep", description=__doc__)
+    words.add_argument("--algos", nargs="+", required=True, help="as for mg2l.train --algo")
+    words.add_argument("--envs", nargs="+", required=True, help="as for mg2l.train --env")
+    words.add_argument("--seeds", nargs="+", type=int, default=[0], help="(default: 0)")
+    words.add_argument("--jobs", type=int, default=1, help="runs at once (default: 1)")
+    words.add_argument("--folder", type=Path, required=True, help="where all of it is kept")
+    words.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME:KEY=VALUE",
+        help="override for one environment or algorithm only",
+    )
+    words.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for mg2l.train")
+    return words
+
+
+def main() -> None:
+    """Entry point of ``python -m mg2l.sweep``."""
+    words = parser()
+    arguments = words.parse_intermixed_args()
+    if arguments.jobs < 1:
+        words.error(f"--jobs must be at least 1, got {arguments.jobs}")
+    with cli.report_errors():
+        jobs = grid(arguments)
+        with own(arguments.folder):
+            status = Sweep(jobs, arguments.folder, arguments.jobs).go()
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
