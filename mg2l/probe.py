@@ -1,27 +1,30 @@
 """What a trained representation says of the task, on contexts that it was never trained on.
 
 ``python -m mg2l.probe RUN`` explores every training task anew under the prior, draws contexts from
-those episodes, and fits a linear classifier of the task to half of the representations: ``z`` of
-everybody's experience, and each ``z^i`` of one agent's own. The accuracy is that on the other half.
+those episodes, and measures how well half of the representations tell the tasks of the other half:
+``z`` of everybody's experience, and each ``z^i`` of one agent's own. Also the bounds on information
+that training logs, on these fresh contexts. Writes ``probe.json`` into the run's folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mg2l import cli
+from mg2l import cli, evaluate
+from mg2l.algo.context import ContextInference
 from mg2l.algo.learner import Learner
 from mg2l.algo.mg2l import MG2L
 from mg2l.replay import ContextReplay
-from mg2l.run import checkpoint
+from mg2l.representation import describe, plane
 from mg2l.run.checkpoint import CheckpointError
-from mg2l.run.device import select_device
+from mg2l.schema import ConfigError
 
 EPISODES = 600
 """Fresh episodes per task, half of them for fitting.
@@ -33,29 +36,7 @@ CONTEXTS = 128
 """Contexts per task, for fitting and for testing each."""
 
 
-def linear_probe(
-    fit: np.ndarray, fit_tasks: np.ndarray, test: np.ndarray, test_tasks: np.ndarray
-) -> float:
-    """Accuracy on ``test`` of a logistic regression fitted to ``fit``.
-
-    Args:
-        fit: ``[M, D]`` representations.
-        fit_tasks: ``[M]`` their tasks.
-        test: ``[M', D]``.
-        test_tasks: ``[M']``.
-
-    Raises:
-        ModuleNotFoundError: scikit-learn is not installed (``pip install "mg2l[analysis]"``).
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    return float(model.fit(fit, fit_tasks).score(test, test_tasks))
-
-
-def fresh_episodes(learner: Learner, inference: MG2L, episodes: int) -> ContextReplay:
+def fresh_episodes(learner: Learner, inference: ContextInference, episodes: int) -> ContextReplay:
     """Transitions of ``episodes`` new exploration episodes of every task."""
     assert learner.explorer is not None
     env, steps = learner.explorer.env, learner.config.env.max_ep_len
@@ -74,13 +55,19 @@ def fresh_episodes(learner: Learner, inference: MG2L, episodes: int) -> ContextR
 
 
 @torch.no_grad()
-def probe(learner: Learner, inference: MG2L, episodes_per_context: int) -> dict[str, float]:
-    """Linear-probe accuracy of ``z`` (``global``) and of each ``z^i`` (``agent_0``, ...).
+def probe(
+    learner: Learner, inference: ContextInference, episodes_per_context: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What `describe` says of ``z`` (``global``) and of each ``z^i`` (``agent_0``, ...).
 
     Args:
         learner: a trained run.
         inference: its task inference.
         episodes_per_context: fresh episodes that a context's transitions come from.
+
+    Returns:
+        The figures, for ``mg2l`` also ``mi/*`` [nats]; and the representations measured,
+        ``[K * CONTEXTS, D]`` each, task after task.
     """
     ids = torch.arange(learner.tasks).repeat_interleave(CONTEXTS)
     length = inference.options.ae_batch_size
@@ -88,29 +75,68 @@ def probe(learner: Learner, inference: MG2L, episodes_per_context: int) -> dict[
     for _ in range(2):
         episodes = fresh_episodes(learner, inference, EPISODES // 2)
         context = episodes.sample(ids, length, episodes_per_context, inference.draws)
-        encoding = inference.acting(context)
+        encoding = inference.infer(context)
         half = {"global": encoding.task.mean.cpu().numpy()}
         for agent in range(encoding.local.mean.shape[1]):
             half[f"agent_{agent}"] = encoding.local.mean[:, agent].cpu().numpy()
         halves.append(half)
-    tasks = ids.numpy()
-    return {name: linear_probe(x, tasks, halves[1][name], tasks) for name, x in halves[0].items()}
+    tasks, features = ids.numpy(), learner.env.tasks.features[: learner.tasks]
+    figures: dict[str, Any] = {
+        name: describe(x, tasks, halves[1][name], tasks, features) for name, x in halves[0].items()
+    }
+    if isinstance(inference, MG2L):
+        keys = None
+        if inference.objective.needs_keys:
+            keys = inference.contexts(inference.objective.key_tasks(ids))
+        bounds = inference.objective(context, ids, keys, inference.acting)[1]
+        figures |= {name: float(x) for name, x in bounds.items() if name.startswith("mi/")}
+    return figures, halves[1]
 
 
-def load(path: Path) -> tuple[Learner, MG2L]:
+def draw(path: Path, z: dict[str, np.ndarray], names: Sequence[str]) -> None:
+    """Write a picture of the representations, coloured by task, one panel each.
+
+    Args:
+        path: of the picture; its ending says the format.
+        z: what `probe` returns.
+        names: ``[K]`` of the tasks.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(z), figsize=(4 * len(z), 4), squeeze=False)
+    for axis, (name, rows) in zip(axes[0], z.items(), strict=True):
+        points = plane(rows).reshape(len(names), -1, 2)
+        for task, of_task in zip(names, points, strict=True):
+            axis.scatter(*of_task.T, s=8, label=task)
+        axis.set_title(name)
+    if len(names) <= 12:
+        axes[0, 0].legend()
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def load(path: Path) -> tuple[Learner, ContextInference]:
     """The learner of a run, at its last checkpoint.
 
     Raises:
-        ConfigError: no run lies at ``path``.
+        ConfigError: no run lies at ``path``, or it has one training task only.
         CheckpointError: it has no whole checkpoint, or its algorithm infers nothing.
     """
-    config = cli.config_from_yaml(path / "config.yaml")
-    learner = Learner(config, select_device(config.gpu_id))
-    if not isinstance(learner.inference, MG2L):
+    learner = evaluate.load(path)
+    if not isinstance(learner.inference, ContextInference):
         raise CheckpointError(
-            f"{path}: {config.algo_name} infers no task, there is nothing to probe"
+            f"{path}: {learner.config.algo_name} infers no task from contexts, "
+            "there is nothing to probe"
         )
-    learner.load_networks(checkpoint.load_networks(path, learner.networks()))
+    if learner.tasks < 2:
+        raise ConfigError(f"{path}: probing needs at least 2 training tasks, got {learner.tasks}")
     return learner, learner.inference
 
 
@@ -125,16 +151,27 @@ def main() -> None:
         default=[1, 5, 10],
         help="fresh episodes that a context is drawn from (default: 1 5 10)",
     )
+    parser.add_argument(
+        "--map",
+        type=Path,
+        help="picture of the representations' principal components, of the last of --episodes",
+    )
     arguments = parser.parse_args()
     with cli.report_errors():
         learner, inference = load(arguments.run)
         results: dict[str, Any] = {}
         for episodes in arguments.episodes:
-            results[str(episodes)] = probe(learner, inference, episodes)
-            shown = "  ".join(
-                f"{name} {value:.3f}" for name, value in results[str(episodes)].items()
-            )
-            print(f"contexts of {episodes:2} fresh episodes: {shown}")
+            figures, z = probe(learner, inference, episodes)
+            results[str(episodes)] = figures
+            print(f"contexts of {episodes:2} fresh episodes")
+            for name in z:
+                shown = "  ".join(f"{what} {value:.3f}" for what, value in figures[name].items())
+                print(f"  {name:8}  {shown}")
+            shown = "  ".join(f"{name} {x:.3f}" for name, x in figures.items() if name not in z)
+            if shown:
+                print(f"  {shown}")
+        if arguments.map is not None:
+            draw(arguments.map, z, learner.env.tasks.names[: learner.tasks])
         (arguments.run / "probe.json").write_text(json.dumps(results, indent=2) + "\n")
 
 

@@ -1,0 +1,74 @@
+"""How well representations tell their tasks: figures by scikit-learn (extra ``analysis``).
+
+All of them are fitted to one half of the contexts and taken on the other, which shares no episode
+with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+NEIGHBOURS = 5
+
+
+def describe(
+    fit: NDArray[Any],
+    fit_tasks: NDArray[np.int64],
+    test: NDArray[Any],
+    test_tasks: NDArray[np.int64],
+    features: NDArray[Any],
+) -> dict[str, float]:
+    """Figures of one representation, of at least two tasks.
+
+    Args:
+        fit: ``[M, D]`` representations.
+        fit_tasks: ``[M]`` their tasks.
+        test: ``[M', D]``.
+        test_tasks: ``[M']``.
+        features: ``[K, task_dim]`` numbers that describe each task.
+
+    Returns:
+        ``linear`` and ``nearest``, shares of ``test`` whose task a logistic regression and the 5
+        nearest of ``fit`` tell; ``silhouette`` of ``test`` by task, in ``[-1, 1]``; and ``r2`` of a
+        linear regression of the features where these are more than zeros and ones.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is not installed (``pip install "mg2l[analysis]"``).
+    """
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.metrics import silhouette_score
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    models = {
+        "linear": LogisticRegression(max_iter=1000),
+        "nearest": KNeighborsClassifier(min(NEIGHBOURS, len(fit))),
+    }
+    figures = {
+        name: float(
+            make_pipeline(StandardScaler(), model).fit(fit, fit_tasks).score(test, test_tasks)
+        )
+        for name, model in models.items()
+    }
+    figures["silhouette"] = float(silhouette_score(test, test_tasks))
+    varied = features[:, features.std(0) > 0]
+    if not np.isin(features, (0, 1)).all() and varied.shape[1]:
+        model = make_pipeline(StandardScaler(), Ridge()).fit(fit, varied[fit_tasks])
+        figures["r2"] = float(model.score(test, varied[test_tasks]))
+    return figures
+
+
+def plane(z: NDArray[Any]) -> NDArray[np.float64]:
+    """The first two principal components of representations ``[M, D]``, ``[M, 2]``.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is not installed.
+    """
+    from sklearn.decomposition import PCA
+
+    found: NDArray[np.float64] = PCA(2, random_state=0).fit_transform(z)
+    return found

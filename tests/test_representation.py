@@ -1,0 +1,58 @@
+"""Figures of representations whose quality is known, and of a run's."""
+
+import numpy as np
+import pytest
+from method_helpers import inference_of, tiny_learner
+
+from mg2l import probe
+from mg2l.representation import describe, plane
+
+TASKS = np.arange(4).repeat(50)
+SCALES = np.array([[-1.0, 3], [0.3, 3], [0.5, 3], [2.0, 3]])
+
+
+def halves(signal: float) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    axis = np.concatenate([SCALES[TASKS, :1], np.eye(4)[TASKS]], 1)
+    return [signal * axis + rng.normal(size=(200, 5)) for _ in range(2)]
+
+
+def test_separate_tasks_are_told_and_features_read():
+    fit, test = halves(50)
+    found = describe(fit, TASKS, test, TASKS, SCALES)
+    assert found["linear"] == found["nearest"] == 1
+    assert found["silhouette"] > 0.9
+    assert found["r2"] > 0.95
+
+
+def test_noise_tells_nothing():
+    fit, test = halves(0)
+    found = describe(fit, TASKS, test, TASKS, SCALES)
+    assert found["linear"] == pytest.approx(0.25, abs=0.12)
+    assert found["nearest"] == pytest.approx(0.25, abs=0.12)
+    assert abs(found["silhouette"]) < 0.1
+    assert found["r2"] < 0.05
+
+
+def test_sets_of_targets_are_no_numbers_to_regress():
+    fit, test = halves(50)
+    assert "r2" not in describe(fit, TASKS, test, TASKS, np.eye(4))
+
+
+def test_plane_keeps_what_varies_most():
+    z = np.random.default_rng(0).normal(size=(100, 5)) * [10, 0.1, 5, 0.1, 0.1]
+    found = plane(z)
+    for column, axis in enumerate((0, 2)):
+        assert abs(np.corrcoef(found[:, column], z[:, axis])[0, 1]) > 0.95
+
+
+def test_probe_of_a_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(probe, "EPISODES", 4)
+    monkeypatch.setattr(probe, "CONTEXTS", 12)
+    learner = tiny_learner()
+    figures, z = probe.probe(learner, inference_of(learner), 1)
+    assert set(z) == {"global", "agent_0", "agent_1"}
+    assert set(figures) == {*z, "mi/global", "mi/local", "mi/l1out", "mi/gap"}
+    assert figures["mi/gap"] == pytest.approx(figures["mi/l1out"] - figures["mi/local"], abs=1e-5)
+    probe.draw(tmp_path / "map.png", z, learner.env.tasks.names[: learner.tasks])
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
