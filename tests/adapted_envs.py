@@ -1,6 +1,7 @@
 """Small environments with other packages' interfaces, for the tests of ``mg2l.envs.adapters``."""
 
 import os
+import random
 import signal
 from typing import Any
 
@@ -14,7 +15,7 @@ TEST = [{"goal": 0.25}]
 class Walkers:
     """PettingZoo's parallel interface: walkers on a line, paid for being near a hidden goal."""
 
-    possible_agents = ("left", "right")
+    possible_agents: tuple[str, ...] = ("left", "right")
 
     def __init__(self, goal: float, limit: int = 50) -> None:
         self.goal, self.limit = goal, limit
@@ -34,7 +35,8 @@ class Walkers:
 
     def reset(self, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
         self.rng = np.random.default_rng(seed)
-        self.x = dict(zip(self.possible_agents, self.rng.normal(size=2), strict=True))
+        x = self.rng.normal(size=len(self.possible_agents))
+        self.x = dict(zip(self.possible_agents, x, strict=True))
         self.time = 0
         self.agents = list(self.possible_agents)
         return self._see(), {name: {} for name in self.agents}
@@ -116,7 +118,7 @@ def make_mortals(params: dict[str, Any]) -> Mortals:
 class Old:
     """Gym 0.21: ``seed``, ``reset`` gives observations, ``step`` one ``done`` each."""
 
-    observation_space = (spaces.Box(-9.0, 9.0, (2, 2)), spaces.Box(-9.0, 9.0, (2, 2)))
+    observation_space: tuple[spaces.Space[Any], ...] = (spaces.Box(-9.0, 9.0, (2, 2)),) * 2
     action_space = (spaces.Discrete(2), spaces.Discrete(2))
 
     def __init__(self, goal: float) -> None:
@@ -192,3 +194,78 @@ def make_stillborn(params: dict[str, Any]) -> Stillborn:
 
 def make_nothing(params: dict[str, Any]) -> Any:
     return object()
+
+
+class Careless(Walkers):
+    """Draws from the generators that all of a process share."""
+
+    def _see(self) -> dict[str, np.ndarray]:
+        seen = super()._see()
+        seen["left"][1] = np.random.rand() + random.random()  # noqa: NPY002
+        return seen
+
+
+def make_careless(params: dict[str, Any]) -> Careless:
+    return Careless(**params)
+
+
+class Leavers(Walkers):
+    """One leaves after two steps without a word, one never comes, one stays for four steps."""
+
+    possible_agents = ("left", "right", "never")
+
+    def reset(self, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
+        found = super().reset(seed)
+        self.agents = ["left", "right"]
+        return found
+
+    def step(self, actions: dict[str, Any]) -> tuple[Any, ...]:
+        self.limit = 99
+        seen, rewards, no, _, infos = super().step(actions)
+        self.agents = [["left", "right"], ["right"], []][min(self.time // 2, 2)]
+        return seen, rewards, no, no, infos
+
+
+def make_leavers(params: dict[str, Any]) -> Leavers:
+    return Leavers(**params)
+
+
+class Staggered(Old):
+    """Done one after the other, each only said once; masks beside observations."""
+
+    observation_space = (
+        spaces.Dict({"observation": spaces.Discrete(9), "action_mask": spaces.MultiBinary(2)}),
+    ) * 2
+
+    def _masked(self) -> Any:
+        return [{"observation": self.time, "action_mask": [i, 1]} for i in range(2)]
+
+    def reset(self) -> Any:
+        self.time = 0
+        return self._masked()
+
+    def step(self, actions: Any) -> tuple[Any, ...]:
+        self.time += 1
+        return self._masked(), [1.0, 1.0], [self.time == 2, self.time == 4], {}
+
+
+def make_staggered(params: dict[str, Any]) -> Staggered:
+    return Staggered(**params)
+
+
+def make_gym(params: dict[str, Any]) -> Any:
+    """The package gym 0.26 itself, with one of its wrappers."""
+    import gym
+
+    class Pair(gym.Env):
+        observation_space = gym.spaces.Tuple([gym.spaces.Box(-9, 9, (2,))] * 2)
+        action_space = gym.spaces.Tuple([gym.spaces.Discrete(2)] * 2)
+
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            super().reset(seed=seed)
+            return tuple(self.np_random.random((2, 2))), {}
+
+        def step(self, actions: Any) -> Any:
+            return tuple(self.np_random.random((2, 2))), list(actions), False, False, {}
+
+    return gym.wrappers.TimeLimit(Pair(), 3)

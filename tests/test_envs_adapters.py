@@ -102,8 +102,52 @@ def test_gym_interfaces(make):
     env.close()
 
 
-def test_copies_do_not_depend_on_workers():
-    one, three = (build(adapted_envs.make_walkers, n_workers=n) for n in (1, 3))
+def test_the_package_gym():
+    env = build(adapted_envs.make_gym, n_workers=1)
+    first, _ = env.reset(seed=3)
+    assert len(np.unique(first)) == first.size
+    results = [env.step(np.array([[0, 1]] * 4)) for _ in range(3)]
+    np.testing.assert_array_equal(results[0][1], [[0, 1]] * 4)
+    assert not results[1][3].any()
+    assert results[2][3].all()
+    np.testing.assert_array_equal(env.reset(seed=3)[0], first)
+    env.close()
+
+
+def test_agents_that_leave_without_a_word_or_never_come():
+    env = build(adapted_envs.make_leavers, num_envs=1, n_workers=1)
+    _, info = env.reset()
+    assert info["active"].tolist() == [[True, True, False]]
+    ended, active = [], []
+    for _ in range(5):
+        _, rewards, terminated, truncated, info = env.step(np.zeros((1, 3, 1)))
+        assert not rewards[:, 2].any()
+        assert not truncated.any()
+        ended.append(terminated[0].tolist())
+        active.append(info["active"][0].tolist())
+    assert ended == [[0, 0, 0], [1, 0, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0]]
+    assert active == [[1, 1, 0], [0, 1, 0], [0, 1, 0], [1, 1, 0], [1, 1, 0]]
+    env.close()
+
+
+def test_gym_agents_that_end_one_after_the_other():
+    env = build(adapted_envs.make_staggered, num_envs=1, n_workers=1)
+    _, info = env.reset()
+    assert info["action_mask"].tolist() == [[[False, True], [True, True]]]
+    ended, paid = [], []
+    for _ in range(5):
+        _, rewards, terminated, _, info = env.step(np.ones((1, 2), int))
+        ended.append(terminated[0].tolist())
+        paid.append(rewards[0].tolist())
+    assert ended == [[0, 0], [1, 0], [1, 0], [1, 1], [0, 0]]
+    assert paid == [[1, 1], [1, 1], [0, 1], [0, 1], [1, 1]]
+    env.close()
+
+
+@pytest.mark.parametrize("make", [adapted_envs.make_walkers, adapted_envs.make_careless])
+def test_copies_do_not_depend_on_workers(make):
+    """Nor does the chance of those that draw from generators of the whole process."""
+    one, three = (build(make, n_workers=n) for n in (1, 3))
     rng = np.random.default_rng(0)
     np.testing.assert_array_equal(one.reset(seed=3)[0], three.reset(seed=3)[0])
     for _ in range(60):
@@ -246,7 +290,11 @@ def test_the_example_trains_on_an_unmodified_package(tmp_path, monkeypatch):
 PLUGIN = """
 from mg2l.envs import adapters
 import adapted_envs
-adapters.register("plugged", adapted_envs.make_walkers, adapted_envs.TRAIN, adapted_envs.TEST)
+def make(params):
+    import sys
+    assert "torch" not in sys.modules and "mg2l" not in sys.modules
+    return adapted_envs.make_walkers(params)
+adapters.register("plugged", make, adapted_envs.TRAIN, adapted_envs.TEST)
 """
 
 

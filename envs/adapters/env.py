@@ -44,7 +44,11 @@ class AdaptedEnv(CopiesEnv):
     end where other agents see more, and of an agent that has left. Action masks are taken from
     ``action_mask`` beside an observation, or from infos.
 
-    End: as the environment says, and truncated after ``max_ep_len`` steps. An episode whose worker
+    Start: reset with a seed from the copy's stream, which ``random`` and ``numpy.random`` are
+    seeded with as well.
+
+    End: as the environment says, an agent's flags staying until the episode ends with the last
+    agent's; and truncated after ``max_ep_len`` steps. An episode whose worker
     crashes is truncated: its last observation and no reward for the step.
 
     Saved state is each copy's seed and its actions since: an episode is repeated to continue it,

@@ -5,13 +5,15 @@ Run as a script, it imports NumPy and what the environment's factory needs: no t
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import mmap
 import pickle
+import random
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -159,8 +161,12 @@ class Player:
         raise NotImplementedError
 
     def step(self, actions: list[Any]) -> tuple[list[Any], ...]:
-        """Observations, rewards, terminated, truncated, alive and masks of every agent."""
+        """Observations, rewards, terminated, truncated and masks of every agent."""
         raise NotImplementedError
+
+    def present(self) -> list[bool]:
+        """Which agents are there to act."""
+        return [True] * len(self.actions)
 
     def render(self) -> Any:
         """A picture, if the environment makes any."""
@@ -175,12 +181,10 @@ class Parallel(Player):
         self.names = list(env.possible_agents)
         self.observations = [env.observation_space(name) for name in self.names]
         self.actions = [env.action_space(name) for name in self.names]
-        self.gone = [[False, False] for _ in self.names]  # terminated, truncated
 
     def reset(self, seed: int) -> tuple[list[Any], list[Any]]:
         """See ``Player.reset``."""
         seen, info = self.env.reset(seed=seed)
-        self.gone = [[False, False] for _ in self.names]
         return [seen.get(name) for name in self.names], self._masks(seen, info)
 
     def step(self, actions: list[Any]) -> tuple[list[Any], ...]:
@@ -188,26 +192,21 @@ class Parallel(Player):
         living = set(self.env.agents)
         chosen = {n: a for n, a in zip(self.names, actions) if n in living}  # noqa: B905
         seen, rewards, terminated, truncated, info = self.env.step(chosen)
-        for index, name in enumerate(self.names):
-            if name in living:
-                self.gone[index] = [bool(terminated.get(name)), bool(truncated.get(name))]
-        remaining = set(self.env.agents)
         return (
             [seen.get(name) for name in self.names],
             [rewards.get(name, 0.0) for name in self.names],
-            [gone[0] for gone in self.gone],
-            [gone[1] for gone in self.gone],
-            [name in remaining for name in self.names],
+            [bool(terminated.get(name)) for name in self.names],
+            [bool(truncated.get(name)) for name in self.names],
             self._masks(seen, info),
         )
 
+    def present(self) -> list[bool]:
+        """See ``Player.present``."""
+        living = set(self.env.agents)
+        return [name in living for name in self.names]
+
     def _masks(self, seen: Mapping[str, Any], info: Mapping[str, Any]) -> list[Any]:
-        masks = []
-        for name in self.names:
-            places = [place.get(name) for place in (seen, info) if isinstance(place, Mapping)]
-            given = [p["action_mask"] for p in places if isinstance(p, dict) and "action_mask" in p]
-            masks.append(given[0] if given else None)
-        return masks
+        return [_mask(seen.get(name), info.get(name)) for name in self.names]
 
 
 class Together(Player):
@@ -228,7 +227,7 @@ class Together(Player):
             if hasattr(self.env, "seed"):
                 self.env.seed(seed)
             seen = self.env.reset()
-        return list(seen), [None] * len(self.actions)
+        return list(seen), [_mask(one) for one in seen]
 
     def step(self, actions: list[Any]) -> tuple[list[Any], ...]:
         """See ``Player.step``."""
@@ -239,10 +238,16 @@ class Together(Player):
             cut = isinstance(info, Mapping) and bool(info.get("TimeLimit.truncated", False))
             over = [[d and not cut for d in done], [d and cut for d in done]]
         terminated, truncated = (list(map(bool, _each(flag, count))) for flag in over)
-        alive = [not (a or b) for a, b in zip(terminated, truncated)]  # noqa: B905
-        return (
-            list(seen), _each(rewards, count), terminated, truncated, alive, [None] * count,
-        )  # fmt: skip
+        masks = [_mask(one) for one in seen]
+        return list(seen), _each(rewards, count), terminated, truncated, masks
+
+
+def _mask(*places: Any) -> Any:
+    """The action mask of an agent: beside its observation, else in its info, else None."""
+    for place in places:
+        if isinstance(place, Mapping) and "action_mask" in place:
+            return place["action_mask"]
+    return None
 
 
 def _each(value: Any, count: int) -> list[Any]:
@@ -267,6 +272,25 @@ def player(env: Any) -> Player:
     )
 
 
+class Chance:
+    """States of ``random`` and ``numpy.random``, for environments that draw from these.
+
+    Each copy has its own: copies in one process neither share nor disturb each other's chance.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.numpy = np.random.MT19937(seed)
+        self.python = random.Random(seed).getstate()
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """Draw from these states in the meantime."""
+        np.random.set_bit_generator(self.numpy)  # type: ignore[attr-defined]  # stubs lack it
+        random.setstate(self.python)
+        yield
+        self.python = random.getstate()
+
+
 class Worker:
     """Copies of the environment, in one process.
 
@@ -278,12 +302,14 @@ class Worker:
     def __init__(self, make: Callable[[dict[str, Any]], Any], index: int) -> None:
         self.make, self.index = make, index
         self.players: dict[int, tuple[int, Player, list[Act]]] = {}
+        self.chance: dict[int, Chance] = {}
         self.spaces: Any = None
         self.shared: Arrays = {}
 
     def describe(self, params: dict[str, Any]) -> Any:
         """Widths of the agents' observations and their action spaces."""
-        made = player(self.make(params))
+        with Chance(0).used():
+            made = player(self.make(params))
         spaces = _spaces(made)
         _close(made)
         return spaces
@@ -300,14 +326,18 @@ class Worker:
             if held is None or held[0] != task:
                 if held is not None:
                     _close(held[1])
-                made = player(self.make(params))
+                # By its number, not by the episode: a resumed run makes it anew.
+                with Chance(task).used():
+                    made = player(self.make(params))
                 if _spaces(made) != self.spaces:
                     raise ValueError("its spaces differ from those of the first task")
                 held = self.players[copy] = (task, made, [Act(space) for space in made.actions])
-            seen, masks = held[1].reset(seed)
+            self.chance[copy] = Chance(seed)
+            with self.chance[copy].used():
+                seen, masks = held[1].reset(seed)
             for name in ("rewards", "terminated", "truncated"):
                 self.shared[name][copy] = 0
-            self.shared["alive"][copy] = 1
+            self.shared["alive"][copy] = held[1].present()
             self._write(copy, held[1], seen, masks)
 
     def step(self) -> None:
@@ -319,12 +349,31 @@ class Worker:
             shared["at"][self.index] = copy
             rows = shared["actions"][copy]
             actions = [act(row) for act, row in zip(acts, rows)]  # noqa: B905
-            seen, rewards, terminated, truncated, alive, masks = made.step(actions)
-            shared["rewards"][copy] = rewards
-            shared["terminated"][copy] = terminated
-            shared["truncated"][copy] = truncated
-            shared["alive"][copy] = alive
-            self._write(copy, made, seen, masks)
+            with self.chance[copy].used():
+                seen, rewards, terminated, truncated, masks = made.step(actions)
+            acted = shared["alive"][copy] != 0
+            self._flag(copy, np.array(terminated), np.array(truncated), np.array(made.present()))
+            shared["rewards"][copy] = np.where(acted, rewards, 0)
+            known = acted | (shared["alive"][copy] != 0)
+            self._write(copy, made, [s if k else None for s, k in zip(seen, known)], masks)  # noqa: B905
+
+    def _flag(
+        self, copy: int, terminated: NDArray[Any], truncated: NDArray[Any], there: NDArray[Any]
+    ) -> None:
+        """Set the flags of a step; an agent's stay until the episode ends, with everybody's.
+
+        Who has left without a flag came to the end of the task, and when nobody is left, so did
+        those who never came.
+        """
+        rows = {name: self.shared[name][copy] for name in ("terminated", "truncated", "alive")}
+        before = (rows["terminated"] | rows["truncated"]) != 0
+        left = (rows["alive"] != 0) & ~there & ~truncated
+        rows["terminated"] |= (terminated | left) & ~before
+        rows["truncated"] |= truncated & ~terminated & ~before
+        over = (rows["terminated"] | rows["truncated"]) != 0
+        rows["alive"][:] = there & ~over
+        if not rows["alive"].any():
+            rows["terminated"] |= ~over
 
     def render(self, copy: int) -> Any:
         """Picture of a copy, or None."""

@@ -140,7 +140,17 @@ class Workers:
 
 
 def _pickle_by_value(make: Callable[..., Any]) -> None:
-    """What was loaded from a file by its path cannot be imported by name in another process."""
+    """Send ``make`` with what it uses of its module, where workers must not import that.
+
+    What was loaded from a file by its path has no name there, and a module that registers families
+    would import mg2l, and torch with it.
+    """
     module = sys.modules.get(getattr(make, "__module__", ""))
-    if module is not None and module.__name__.startswith("mg2l_family_"):
+    if module is None:
+        return
+    owners = {
+        getattr(v, "__module__", None) or getattr(v, "__name__", "") for v in vars(module).values()
+    }
+    imports_us = any(str(owner).partition(".")[0] == "mg2l" for owner in owners)
+    if imports_us or module.__name__.startswith("mg2l_family_"):
         cloudpickle.register_pickle_by_value(module)
