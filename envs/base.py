@@ -103,6 +103,8 @@ class VectorEnv(ABC):
         tasks: the tasks a copy can be given.
         max_ep_len: steps after which an episode is truncated.
         task_ids: ``[N]`` int64, the task of each copy.
+        image: height, width and channels of the image that an observation begins with, row by row
+            and channels last, or None.
     """
 
     num_envs: int
@@ -112,6 +114,7 @@ class VectorEnv(ABC):
     tasks: TaskSet
     max_ep_len: int
     task_ids: NDArray[np.int64]
+    image: tuple[int, int, int] | None = None
 
     @abstractmethod
     def reset(

@@ -189,6 +189,11 @@ class EncoderConfig(Section):
     context_dim: int = bounded(16, ge=1)
     """Width D of a task representation."""
 
+    obs: Literal["mlp", "cnn"] = "mlp"
+    """How observations are read that begin with an image: as flat numbers, or through two
+    convolutions in actors, critics and the encoders of single transitions (``mg2l``, ``ma-pearl``,
+    ``focal``)."""
+
     hidden_sizes_mlp: list[int] = bounded([64, 64, 64], ge=1)  # noqa: RUF009
     """Hidden layers of the transition encoder and of the local inference networks."""
 

@@ -40,7 +40,8 @@ class GridEnv(CopiesEnv):
         self._minimap = 2 if config.minimap else 0
         world = GridWorld(self._rules(tasks.params[0]))
         team = world.get_handles()[0]
-        self.image = tuple(int(size) for size in world.get_view_space(team))
+        height, width, channels = map(int, world.get_view_space(team))
+        self.image = (height, width, channels)
         self._view = int(np.prod(self.image))
         super().__init__(
             tasks,

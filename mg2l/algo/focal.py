@@ -60,7 +60,7 @@ class FOCAL(ContextInference):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.embedding = TransitionEncoder(
-            self.options, setting.transition, self.options.context_dim
+            self.options, setting.transition, self.options.context_dim, setting.vision
         ).to(setting.device)
         self.train_with(list(self.embedding.parameters()))
 

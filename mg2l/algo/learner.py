@@ -18,11 +18,13 @@ from mg2l.algo.policy import Actor, Critic
 from mg2l.algo.ppo import PPO
 from mg2l.algo.rollout import Collector, Rollout
 from mg2l.algo.setting import Setting
+from mg2l.algo.vision import Vision
 from mg2l.config import Config
 from mg2l.envs import registry
 from mg2l.envs.base import VectorEnv
 from mg2l.ops import path
 from mg2l.run.random_state import random_state, set_random_state
+from mg2l.schema import ConfigError
 
 LR_FLOOR = 0.05
 """Share of a learning rate that is left at the end of a run with linear decay."""
@@ -62,15 +64,18 @@ class Learner:
             self.noise,
             self.draws,
             self.path,
+            _vision(config, self.env),
         )
         algorithm = algorithms.load(config.algo_name)
         self.inference: TaskInference = algorithm(setting).to(device)
         joint = observation * agents if config.policy.use_centralized_V else observation
         told = self.inference
-        self.actor = Actor(config.policy, agents, observation, told.actor_width, action_space).to(
-            device
-        )
-        self.critic = Critic(config.policy, config.ppo, agents, joint, told.critic_width).to(device)
+        self.actor = Actor(
+            config.policy, agents, observation, told.actor_width, action_space, setting.vision
+        ).to(device)
+        self.critic = Critic(
+            config.policy, config.ppo, agents, joint, told.critic_width, setting.vision
+        ).to(device)
         self.ppo = PPO(
             config.ppo,
             config.policy,
@@ -247,6 +252,15 @@ class Learner:
         self.env.close()
         if self.explorer is not None:
             self.explorer.env.close()
+
+
+def _vision(config: Config, env: VectorEnv) -> Vision | None:
+    """Where the image lies in an observation, if it is to be read as one."""
+    if config.encoder.obs == "mlp":
+        return None
+    if env.image is None:
+        raise ConfigError("obs=cnn needs observations that begin with an image; these do not")
+    return Vision(env.image, int(env.observation_spaces[0].shape[0]))
 
 
 def _common_spaces(env: VectorEnv) -> tuple[int, spaces.Space[Any]]:

@@ -47,9 +47,9 @@ class MAPearl(ContextInference):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         width = self.options.context_dim
-        self.factors = TransitionEncoder(self.options, setting.transition, 2 * width).to(
-            setting.device
-        )
+        self.factors = TransitionEncoder(
+            self.options, setting.transition, 2 * width, setting.vision
+        ).to(setting.device)
         self.train_with(list(self.factors.parameters()))
 
     def moments(self) -> list[TransitionMoments]:

@@ -36,7 +36,9 @@ class MG2L(ContextInference):
         super().__init__(setting)
         options, device, path = self.options, setting.device, setting.path
         share = setting.config.policy.share_policy
-        self.encoder = TaskEncoder(options, self.agents, setting.transition, path, share).to(device)
+        self.encoder = TaskEncoder(
+            options, self.agents, setting.transition, path, share, setting.vision
+        ).to(device)
         self.objective = Objective(options, self.tasks, self.encoder, self.noise, path, share).to(
             device
         )

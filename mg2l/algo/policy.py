@@ -12,19 +12,31 @@ from torch.nn import functional as F
 from mg2l.algo.distributions import CategoricalHead, GaussianHead
 from mg2l.algo.networks import StackedGRU, StackedLinear, StackedMLP
 from mg2l.algo.normaliser import PopArt, ValueNorm
+from mg2l.algo.vision import ImageEncoder, Vision
 from mg2l.config import PolicyConfig, PPOConfig
 
 
 class _Body(nn.Module):
     """Observation and representation -> features ``[A, rows, H]``, through a GRU if recurrent."""
 
-    def __init__(self, config: PolicyConfig, agents: int, observation: int, task: int) -> None:
+    def __init__(
+        self,
+        config: PolicyConfig,
+        agents: int,
+        observation: int,
+        task: int,
+        vision: Vision | None,
+    ) -> None:
         super().__init__()
         self.agents = agents
         self.normalise = config.use_feature_normalization
         self.identify = config.share_policy and agents > 1
         groups = 1 if config.share_policy else agents
         inputs = observation + task + (agents if self.identify else 0)
+        self.image: ImageEncoder | None = None
+        if vision is not None:
+            self.image = ImageEncoder(vision, groups, observation // vision.observation)
+            inputs += self.image.gain
         self.mlp = StackedMLP(
             groups,
             inputs,
@@ -59,7 +71,7 @@ class _Body(nn.Module):
     def forward(
         self, inputs: Tensor, state: Tensor | None, first: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        features: Tensor = self.mlp(inputs)
+        features: Tensor = self.mlp(inputs if self.image is None else self.image(inputs))
         if self.gru is None or state is None or first is None:
             return features, state
         steps, rows = first.shape
@@ -76,6 +88,7 @@ class Actor(nn.Module):
         observation: width of an observation.
         task: width of what an actor is told of the task; 0 for nothing.
         space: action space, the same for all agents.
+        vision: where the image lies in an observation, if it is read as one.
     """
 
     def __init__(
@@ -85,9 +98,10 @@ class Actor(nn.Module):
         observation: int,
         task: int,
         space: spaces.Space[Any],
+        vision: Vision | None = None,
     ) -> None:
         super().__init__()
-        self.body = _Body(config, agents, observation, task)
+        self.body = _Body(config, agents, observation, task, vision)
         groups = 1 if config.share_policy else agents
         head: type[GaussianHead] | type[CategoricalHead]
         if isinstance(space, spaces.Discrete):
@@ -130,10 +144,16 @@ class Critic(nn.Module):
     """Values ``V^i(o, z)`` of all agents, in units of the normaliser's standard deviation."""
 
     def __init__(
-        self, config: PolicyConfig, ppo: PPOConfig, agents: int, observation: int, task: int
+        self,
+        config: PolicyConfig,
+        ppo: PPOConfig,
+        agents: int,
+        observation: int,
+        task: int,
+        vision: Vision | None = None,
     ) -> None:
         super().__init__()
-        self.body = _Body(config, agents, observation, task)
+        self.body = _Body(config, agents, observation, task, vision)
         groups = 1 if config.share_policy else agents
         self.value = StackedLinear(groups, config.algo_hidden_size, 1, 1.0, config.use_orthogonal)
         self.normaliser: ValueNorm | None = None

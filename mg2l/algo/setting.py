@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from gymnasium import spaces
 
+from mg2l.algo.vision import Vision
 from mg2l.config import Config
 from mg2l.envs.base import TaskSet
 from mg2l.ops.path import Path
@@ -34,6 +35,9 @@ class Setting:
 
     path: Path
     """Operators to compute with."""
+
+    vision: Vision | None = None
+    """Where the image lies in an observation, with ``obs: cnn``."""
 
     @property
     def device(self) -> torch.device:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mg2l.algo.networks import StackedLinear
+from mg2l.algo.vision import ImageEncoder, Vision
 from mg2l.config import EncoderConfig
 from mg2l.encoder.aggregators import (
     AttentionBlock,
@@ -99,11 +100,16 @@ class TransitionEncoder(nn.Module):
         config: hidden layers.
         transition: width F of a transition.
         outputs: width of the layer after the hidden ones.
+        vision: where the image lies in an observation, if it is read as one.
     """
 
-    def __init__(self, config: EncoderConfig, transition: int, outputs: int) -> None:
+    def __init__(
+        self, config: EncoderConfig, transition: int, outputs: int, vision: Vision | None = None
+    ) -> None:
         super().__init__()
-        sizes = [transition, *config.hidden_sizes_mlp]
+        self.image = None if vision is None else ImageEncoder(vision)
+        inputs = transition + (0 if self.image is None else 2 * self.image.gain)
+        sizes = [inputs, *config.hidden_sizes_mlp]
         self.moments = TransitionMoments(transition)
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
         self.output = nn.Linear(sizes[-1], outputs)
@@ -115,15 +121,30 @@ class TransitionEncoder(nn.Module):
 
     def _layers(self) -> list[tuple[Tensor, Tensor]]:
         """Weight and bias of every hidden layer, the first one on transitions as they are."""
-        layers = [(x.weight, x.bias) for x in self.layers if isinstance(x, nn.Linear)]
+        layers: list[tuple[Tensor, Tensor]] = [
+            (x.weight, x.bias) for x in self.layers if isinstance(x, nn.Linear)
+        ]
+        if self.image is not None:  # what comes from images is standardised before
+            return layers
         return [self.moments.fold(*layers[0]), *layers[1:]]
 
     def _hidden(self, context: Context | Tensor) -> Tensor:
         """Hidden features ``[B, A, T, H]`` of standardised transitions."""
         hidden = as_context(context).gather()
+        if self.image is not None:
+            hidden = self._see(hidden)
         for weight, bias in self._layers():
             hidden = F.gelu(F.linear(hidden, weight, bias))
         return hidden.transpose(1, 2)
+
+    def _see(self, transitions: Tensor) -> Tensor:
+        """Transitions ``[*, F]``, standardised, the images of both observations as features."""
+        assert self.image is not None
+        width = self.image.vision.observation
+        rows = self.moments.standardise(transitions).flatten(0, -2).unsqueeze(0)
+        before, between, after = rows.split([width, rows.shape[-1] - 2 * width, width], -1)
+        seen = [self.image.see(before), between, self.image.see(after)]
+        return torch.cat(seen, -1).view(*transitions.shape[:-1], -1)
 
 
 class TransitionAggregator(TransitionEncoder):
@@ -132,9 +153,15 @@ class TransitionAggregator(TransitionEncoder):
     Shared by all agents; no agent's transitions reach another agent's ``x^i``.
     """
 
-    def __init__(self, config: EncoderConfig, transition: int, path: Path = NATIVE) -> None:
+    def __init__(
+        self,
+        config: EncoderConfig,
+        transition: int,
+        path: Path = NATIVE,
+        vision: Vision | None = None,
+    ) -> None:
         width = config.context_dim
-        super().__init__(config, transition, width)
+        super().__init__(config, transition, width, vision)
         self.path = path
         self.blocks = nn.Sequential()
         self.aggregate: nn.Module
@@ -155,10 +182,15 @@ class TransitionAggregator(TransitionEncoder):
     def forward(self, context: Context | Tensor) -> Tensor:
         """``context``: B contexts; returns ``x``: ``[B, A, D]``."""
         head = self.aggregate
-        if isinstance(head, PIAHead) and len(self.blocks) == 0:
+        if isinstance(head, PIAHead) and self._fused:
             return head.read_out(self._pool(context, False).pooled, self.output)
         x: Tensor = head(self.blocks(super().forward(context)))
         return x
+
+    @property
+    def _fused(self) -> bool:
+        """Whether one operator takes transitions to what the attention head pools."""
+        return len(self.blocks) == 0 and self.image is None
 
     def _pool(self, context: Context | Tensor, weights: bool) -> EncodedContext:
         """Hidden features pooled by the attention head, ``[B, A, H]``, and its weights."""
@@ -181,7 +213,7 @@ class TransitionAggregator(TransitionEncoder):
         """
         if not isinstance(self.aggregate, PIAHead):
             raise ValueError("priorities need aggregator 'pia'")
-        if len(self.blocks) > 0:
+        if not self._fused:
             return self.aggregate.pool(self.blocks(super().forward(context)))[1]
         weights = self._pool(context, True).weights
         assert weights is not None
@@ -223,6 +255,7 @@ class TaskEncoder(nn.Module):
         transition: width F of a transition ``(o, a, r, o')``.
         path: operators to compute with.
         share: one local inference network for all agents.
+        vision: where the image lies in an observation, if it is read as one.
     """
 
     def __init__(
@@ -232,10 +265,11 @@ class TaskEncoder(nn.Module):
         transition: int,
         path: Path = NATIVE,
         share: bool = False,
+        vision: Vision | None = None,
     ) -> None:
         super().__init__()
         self.config = config
-        self.aggregator = TransitionAggregator(config, transition, path)
+        self.aggregator = TransitionAggregator(config, transition, path, vision)
         self.over_agents = PIAHead(config.context_dim, 2 * config.context_dim, path)
         self.local = LocalInference(config, agents, share)
 
