@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from mg2l import cli
+from mg2l.algo.context import ContextInference
 from mg2l.algo.learner import Learner
 from mg2l.algo.meta_test import MetaTest
 from mg2l.run import checkpoint
@@ -147,6 +148,8 @@ def evaluate(
     """
     learner = load(run)
     told = None if oracle is None else load(oracle)
+    if told is not None and told.config.algo_name != "oracle":
+        raise ConfigError(f"--oracle must be a run of oracle, got one of {told.config.algo_name}")
     if told is not None and told.config.env != learner.config.env:
         raise ConfigError(f"--oracle must be a run in the same environment, got {oracle}")
     episodes_played: list[Played] = []
@@ -171,7 +174,7 @@ def evaluate(
         "results": results,
         "scale": scales,
     }
-    if MetaTest(learner, [0], 1, seed).infers and max(shots) > 0:
+    if isinstance(learner.inference, ContextInference) and max(shots) > 0:
         found["mismatch"] = mismatch(learner, max(shots), episodes, seed)
     learner.close()
     if told is not None:

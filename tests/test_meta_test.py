@@ -199,6 +199,7 @@ def test_evaluate_refuses(tmp_path, monkeypatch, capsys):
     other = run("oracle", tmp_path / "b", n_landmarks=4, n_tasks=3)
     for arguments, message in (
         ([str(mine), "--oracle", str(other)], "same environment"),
+        ([str(mine), "--oracle", str(mine)], "must be a run of oracle, got one of mappo"),
         ([str(tmp_path)], "config.yaml"),
         ([str(mine), "--episodes", "0"], "--episodes must be at least 1, got 0"),
     ):

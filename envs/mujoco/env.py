@@ -198,9 +198,13 @@ class RobotEnv(CopiesEnv):
 
 
 class CheetahDirEnv(RobotEnv):
-    """Reward: velocity forwards [m/s] times the task's pay, less 0.1 times the effort.
+    """Action and observation space: see ``RobotEnv``.
 
-    Start: noise of 0.1 on positions and velocities. Never terminated.
+    Reward: velocity forwards [m/s] times the task's pay, less 0.1 times the effort.
+
+    Start: noise of 0.1 on positions and velocities.
+
+    End: truncated after ``max_ep_len`` steps, never terminated.
 
     Tasks: pay per metre, -1 (run backwards) and 1 to train on, -0.5 and 0.5 to test on.
     """
@@ -214,9 +218,13 @@ class CheetahDirEnv(RobotEnv):
 
 
 class CheetahVelEnv(RobotEnv):
-    """Reward: minus the distance to the task's speed [m/s], less 0.05 times the effort.
+    """Action and observation space: see ``RobotEnv``.
 
-    Start: noise of 0.1 on positions and velocities. Never terminated.
+    Reward: minus the distance to the task's speed [m/s], less 0.05 times the effort.
+
+    Start: noise of 0.1 on positions and velocities.
+
+    End: truncated after ``max_ep_len`` steps, never terminated.
 
     Tasks: speeds forwards from 0 to ``max_speed``.
     """
@@ -230,7 +238,9 @@ class CheetahVelEnv(RobotEnv):
 
 
 class ParamEnv(RobotEnv):
-    """Reward: 1 for every step, plus velocity forwards [m/s], less 0.001 times the effort.
+    """Action and observation space: see ``RobotEnv``.
+
+    Reward: 1 for every step, plus velocity forwards [m/s], less 0.001 times the effort.
 
     Start: uniform noise of 0.005 on positions and velocities.
 
@@ -255,9 +265,9 @@ class ParamEnv(RobotEnv):
 
 
 class HopperParamEnv(ParamEnv):
-    """``ParamEnv`` on one leg.
+    """``ParamEnv`` on one leg: spaces, reward, start and tasks are as there.
 
-    End: fallen below 0.7 m, leaning by 0.2 rad, or any other number of its state 100 or more.
+    End: terminated when fallen below 0.7 m, leaning by 0.2 rad, or any other number of its state 100 or more.
     """
 
     def fallen(self, qpos: Doubles, qvel: Doubles) -> BoolArray:
@@ -269,9 +279,9 @@ class HopperParamEnv(ParamEnv):
 
 
 class WalkerParamEnv(ParamEnv):
-    """``ParamEnv`` on two legs.
+    """``ParamEnv`` on two legs: spaces, reward, start and tasks are as there.
 
-    End: not between 0.8 and 2 m high, or leaning by 1 rad.
+    End: terminated when not between 0.8 and 2 m high, or leaning by 1 rad.
     """
 
     def fallen(self, qpos: Doubles, qvel: Doubles) -> BoolArray:
@@ -282,11 +292,13 @@ class WalkerParamEnv(ParamEnv):
 
 
 class AntDirEnv(RobotEnv):
-    """Reward: velocity [m/s] in the task's direction, plus 1, less 0.5 times the effort.
+    """Action and observation space: see ``RobotEnv``.
+
+    Reward: velocity [m/s] in the task's direction, plus 1, less 0.5 times the effort.
 
     Start: noise of 0.1 on positions and velocities.
 
-    End: not between 0.2 and 1 m high.
+    End: terminated when not between 0.2 and 1 m high.
 
     Tasks: directions, evenly spaced to train on, halfway between those to test on.
     """
