@@ -267,7 +267,8 @@ class ParamEnv(RobotEnv):
 class HopperParamEnv(ParamEnv):
     """``ParamEnv`` on one leg: spaces, reward, start and tasks are as there.
 
-    End: terminated when fallen below 0.7 m, leaning by 0.2 rad, or any other number of its state 100 or more.
+    End: terminated when fallen below 0.7 m, leaning by 0.2 rad, or any other number of its state
+    is 100 or more.
     """
 
     def fallen(self, qpos: Doubles, qvel: Doubles) -> BoolArray:
