@@ -95,6 +95,23 @@ def test_contexts_of_foragers_hold_no_transition_of_the_dead():
     assert inference.transitions(rollout).shape[:3] == (steps, learner.env.num_envs, 6)
 
 
+def test_what_is_all_eaten_is_seen_as_nothing():
+    config = registry.config_class("magent-gather")(n_agents=40, map_size=14, food_per_kind=2)  # type: ignore[call-arg]
+    env: Any = registry.make(config, 4, seed=0)
+    env.reset()
+    rng = np.random.default_rng(0)
+    height, width, channels = env.image
+    gone = 0
+    for _ in range(60):
+        obs, *_, info = env.step(rng.integers(env.action_spaces[0].n, size=(4, 40)))
+        assert np.isfinite(obs).all()
+        assert np.isfinite(info["final_obs"]).all()
+        cells = info["final_obs"][..., : height * width * channels]
+        minimaps = cells.reshape(4, 40, -1, channels)[..., -1][info["active"].any(1)]
+        gone += int((minimaps == 0).all((1, 2)).any())
+    assert gone > 0
+
+
 def test_the_dead_stay_dead_until_the_episode_ends():
     """In battle: the dead earn nothing more, see zeros, and live again in the next episode."""
     config = registry.config_class("magent-battle")(max_ep_len=200)

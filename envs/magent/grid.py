@@ -159,7 +159,8 @@ class GridEnv(CopiesEnv):
         for rows, world, living in zip(obs, self._worlds, self._rows, strict=True):
             if len(living[0]):
                 view, features = world.get_observation(world.get_handles()[0])
-                rows[living[0], : self._view] = view.reshape(len(view), -1)
+                # The minimap gives a group of which nobody is left as 0 / 0.
+                rows[living[0], : self._view] = np.nan_to_num(view).reshape(len(view), -1)
                 if self._minimap:
                     rows[living[0], self._view :] = features[:, -self._minimap :]
         return obs
