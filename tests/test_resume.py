@@ -167,8 +167,8 @@ def test_ctrl_c_before_the_first_iteration_stops_at_once_and_the_run_can_begin(t
     assert process.stdout is not None
     while "before iteration 1" not in process.stdout.readline():
         assert process.poll() is None
-    # Somewhere in the exploration or the 2,000 updates after it; at once, for a busy machine may let
-    # the training end before this process goes on.
+    # Somewhere in the exploration or the 2,000 updates after it. At once: on a busy machine the
+    # training may end before this process goes on.
     process.send_signal(signal.SIGINT)
     out, _ = finish(process, 130)
     assert "stopped before training; go on with --resume=" in out
