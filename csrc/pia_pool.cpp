@@ -62,7 +62,7 @@ MG2L_INLINE void add_scaled(scalar_t* to, scalar_t a, const scalar_t* x, int64_t
   for (; d < width; ++d) to[d] += a * x[d];
 }
 
-// Columns [d, d + kBlock vectors) of `add_rows`, which stay in registers.
+// `add_rows` of the first kBlock vectors of columns, which stay in registers.
 template <int kBytes, int kBlock, typename scalar_t>
 MG2L_INLINE void add_columns(scalar_t* to, const scalar_t* weights, const scalar_t* x,
                              int64_t stride, int64_t count) {
