@@ -11,36 +11,15 @@ import argparse
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
+from mg2l import statistics
 from mg2l.run.metrics import read_metrics
 
 Rows = list[dict[str, Any]]
-
-
-class Interval(NamedTuple):
-    """A mean over seeds and the half-width of its 95 % interval (NaN for a single seed)."""
-
-    mean: float
-    half_width: float
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """Mean of the values of the seeds, and the half-width of its 95 % interval.
-
-    Raises:
-        ValueError: there is no value.
-    """
-    if not values:
-        raise ValueError("values must hold one number per seed, got none")
-    if len(values) == 1:
-        return Interval(float(values[0]), float("nan"))
-    width = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return Interval(float(np.mean(values)), float(width))
 
 
 def find_runs(folders: Iterable[Path]) -> dict[str, list[Rows]]:
@@ -112,12 +91,13 @@ def main() -> None:
     print("| algorithm | seeds | iterations | environment steps | return | 95 % interval |")
     print("|---|---|---|---|---|---|")
     for name, seeds in runs.items():
-        found = interval([last_return(s, arguments.last, arguments.env_steps) for s in seeds])
+        returns = [last_return(s, arguments.last, arguments.env_steps) for s in seeds]
+        found = statistics.student(returns)
         iterations = min(len(rows) for rows in seeds)
         steps = min(rows[-1]["env_steps"] for rows in seeds)
         print(
-            f"| {name} | {len(seeds)} | {iterations} | {steps:,} | {found.mean:.1f} "
-            f"| ± {found.half_width:.1f} |"
+            f"| {name} | {len(seeds)} | {iterations} | {steps:,} | {found.value:.1f} "
+            f"| ± {found.high - found.value:.1f} |"
         )
     if arguments.plot:
         plot(runs, arguments.plot)

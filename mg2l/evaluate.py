@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mg2l import cli
+from mg2l import cli, statistics
 from mg2l.algo.context import ContextInference
 from mg2l.algo.learner import Learner
 from mg2l.algo.meta_test import MetaTest
@@ -30,7 +30,6 @@ from mg2l.run.folder import write_json
 from mg2l.schema import ConfigError
 
 SPLITS = ("test", "train")
-RESAMPLES = 2000
 MISMATCHED = 12
 """Tasks of the mismatch matrix at most: it plays the square of their number."""
 
@@ -52,18 +51,10 @@ class Played:
     """``[K, episodes, A]`` sum of each agent's rewards."""
 
 
-def interval(returns: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean over tasks, stratified by task.
-
-    Args:
-        returns: ``[K, episodes]``.
-        seed: of the resampling.
-    """
-    tasks, episodes = returns.shape
-    drawn = np.random.default_rng(seed).integers(episodes, size=(RESAMPLES, tasks, episodes))
-    means = np.take_along_axis(returns[None], drawn, 2).mean((1, 2))
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+def bounds(returns: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of ``[K, episodes]``, stratified by task."""
+    _, low, high = statistics.bootstrap(returns.T)
+    return low, high
 
 
 def play_all(
@@ -113,10 +104,10 @@ def summary(played: Played, scale: tuple[float, float] | None) -> dict[str, Any]
         "shots": played.shots,
         "sampling": played.sampling,
         "return": float(team.mean()),
-        "interval": interval(team),
+        "interval": bounds(team),
         "by_agent": played.returns.mean((0, 1)).tolist(),
         "by_task": {
-            name: {"return": float(row.mean()), "interval": interval(row[None])}
+            name: {"return": float(row.mean()), "interval": bounds(row[None])}
             for name, row in zip(played.names, team, strict=True)
         },
     }

@@ -1,28 +1,12 @@
 """Tables over seeds."""
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mg2l import compare
-
-
-def test_interval_is_students() -> None:
-    # Tabulated quantiles of Student's t at 97.5 %: 4.303 with 2 degrees of freedom, 2.776 with 4.
-    three = compare.interval([1.0, 2.0, 3.0])
-    assert three == pytest.approx((2.0, 4.303 / 3**0.5), rel=1e-3)
-    five = compare.interval([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert five == pytest.approx((3.0, 2.776 * 0.5**0.5), rel=1e-3)
-
-
-def test_one_seed_has_no_interval() -> None:
-    assert compare.interval([1.0]).mean == 1.0
-    assert math.isnan(compare.interval([1.0]).half_width)
-    with pytest.raises(ValueError, match="got none"):
-        compare.interval([])
 
 
 def test_smooth_averages_what_there_is() -> None:

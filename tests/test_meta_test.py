@@ -136,10 +136,10 @@ def test_last_episode(learner):
     assert last.states is None
 
 
-def test_interval():
-    assert evaluate.interval(np.full((2, 5), 3.0)) == (3, 3)
+def test_bounds():
+    assert evaluate.bounds(np.full((2, 5), 3.0)) == (3, 3)
     data = np.random.default_rng(0).normal(size=(4, 400)) + 10 * np.arange(4)[:, None]
-    low, high = evaluate.interval(data)
+    low, high = evaluate.bounds(data)
     error = 1.96 / math.sqrt(data.size)  # differences between tasks do not widen it
     assert low == pytest.approx(data.mean() - error, abs=0.01)
     assert high == pytest.approx(data.mean() + error, abs=0.01)
