@@ -33,6 +33,12 @@ SPLITS = ("test", "train")
 MISMATCHED = 12
 """Tasks of the mismatch matrix at most: it plays the square of their number."""
 
+CSV_COLUMNS = (
+    *("training_seed", "split", "task"),
+    *("mode", "shots", "sampling"),
+    *("episode", "agent", "return"),
+)
+
 
 @dataclass(frozen=True)
 class Played:
@@ -83,10 +89,10 @@ def play_all(
         test.close()
 
 
-def mismatch(learner: Learner, shots: int, episodes: int, seed: int) -> dict[str, Any]:
+def mismatch(learner: Learner, split: str, shots: int, episodes: int, seed: int) -> dict[str, Any]:
     """Context of one task, acting in another: mean returns, rows are the contexts' tasks."""
     tasks = learner.env.tasks
-    ids = tasks.train_ids[:MISMATCHED].tolist()
+    ids = (tasks.test_ids if split == "test" else tasks.train_ids)[:MISMATCHED].tolist()
     test = MetaTest(learner, ids, episodes, seed)
     try:
         returns = test.play_mismatched(shots)
@@ -159,6 +165,7 @@ def evaluate(
         episodes_played += rows
     found: dict[str, Any] = {
         "algorithm": learner.config.algo_name,
+        "training_seed": learner.config.seed,
         "seed": seed,
         "episodes_per_task": episodes,
         "deterministic": deterministic,
@@ -166,25 +173,30 @@ def evaluate(
         "scale": scales,
     }
     if isinstance(learner.inference, ContextInference) and max(shots) > 0:
-        found["mismatch"] = mismatch(learner, max(shots), episodes, seed)
+        found["mismatch"] = {
+            split: mismatch(learner, split, max(shots), episodes, seed)
+            for split in dict.fromkeys(played.split for played in episodes_played)
+        }
     learner.close()
     if told is not None:
         told.close()
     return found, episodes_played
 
 
-def write_csv(path: Path, played: list[Played]) -> None:
+def write_csv(path: Path, training_seed: int, played: list[Played]) -> None:
     """A row per task, episode and agent."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["split", "task", "mode", "shots", "sampling", "episode", "agent", "return"]
-        )
+        writer.writerow(CSV_COLUMNS)
         for rows in played:
             for (task, episode, agent), value in np.ndenumerate(rows.returns):
-                way = [rows.mode, rows.shots, rows.sampling]
-                name = rows.names[task]
-                writer.writerow([rows.split, name, *way, episode, agent, f"{value:.6g}"])
+                writer.writerow(
+                    [
+                        *(training_seed, rows.split, rows.names[task]),
+                        *(rows.mode, rows.shots, rows.sampling),
+                        *(episode, agent, f"{value:.6g}"),
+                    ]
+                )
 
 
 def show(found: dict[str, Any]) -> None:
@@ -233,7 +245,7 @@ def main() -> None:
             arguments.deterministic,
         )
         show(found)
-        write_csv(arguments.run / "evaluation.csv", played)
+        write_csv(arguments.run / "evaluation.csv", found["training_seed"], played)
         write_json(arguments.run / "evaluation.json", found)
 
 

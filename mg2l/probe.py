@@ -3,13 +3,13 @@
 ``python -m mg2l.probe RUN`` explores every training task anew under the prior, draws contexts from
 those episodes, and measures how well half of the representations tell the tasks of the other half:
 ``z`` of everybody's experience, and each ``z^i`` of one agent's own. Also the bounds on information
-that training logs, on these fresh contexts. Writes ``probe.json`` into the run's folder.
+that training logs, on these fresh contexts; the representations laid out in a plane; and the
+priorities of an episode's transitions. Writes ``probe.json`` into the run's folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from mg2l.algo.context import ContextInference
 from mg2l.algo.learner import Learner
 from mg2l.algo.mg2l import MG2L
 from mg2l.replay import ContextReplay
-from mg2l.representation import describe, plane
+from mg2l.representation import Map, describe, maps, plane
 from mg2l.run.checkpoint import CheckpointError
+from mg2l.run.folder import write_json
 from mg2l.schema import ConfigError
 
 EPISODES = 600
@@ -34,6 +35,9 @@ Many times what a context is drawn from: else all contexts of a half would be ne
 
 CONTEXTS = 128
 """Contexts per task, for fitting and for testing each."""
+
+POINTS = 1500
+"""Contexts in a map at most."""
 
 
 def fresh_episodes(learner: Learner, inference: ContextInference, episodes: int) -> ContextReplay:
@@ -57,7 +61,7 @@ def fresh_episodes(learner: Learner, inference: ContextInference, episodes: int)
 @torch.no_grad()
 def probe(
     learner: Learner, inference: ContextInference, episodes_per_context: int
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+) -> tuple[dict[str, Any], dict[str, np.ndarray], ContextReplay]:
     """What `describe` says of ``z`` (``global``) and of each ``z^i`` (``agent_0``, ...).
 
     Args:
@@ -66,8 +70,8 @@ def probe(
         episodes_per_context: fresh episodes that a context's transitions come from.
 
     Returns:
-        The figures, for ``mg2l`` also ``mi/*`` [nats]; and the representations measured,
-        ``[K * CONTEXTS, D]`` each, task after task.
+        The figures, for ``mg2l`` also ``mi/*`` [nats]; the representations measured,
+        ``[K * CONTEXTS, D]`` each, task after task; and the episodes that these come from.
     """
     ids = torch.arange(learner.tasks).repeat_interleave(CONTEXTS)
     length = inference.options.ae_batch_size
@@ -90,15 +94,44 @@ def probe(
             keys = inference.contexts(inference.objective.key_tasks(ids))
         bounds = inference.objective(context, ids, keys, inference.acting)[1]
         figures |= {name: float(x) for name, x in bounds.items() if name.startswith("mi/")}
-    return figures, halves[1]
+    return figures, halves[1], episodes
 
 
-def draw(path: Path, z: dict[str, np.ndarray], names: Sequence[str]) -> None:
-    """Write a picture of the representations, coloured by task, one panel each.
+def priorities(inference: MG2L, episodes: ContextReplay) -> np.ndarray:
+    """Weight of each step of an episode in what an agent infers from it, 1 where all are alike.
+
+    Args:
+        inference: with the aggregator ``pia``.
+        episodes: whole episodes of every task.
+
+    Returns:
+        ``[K, A, T]``, mean over the episodes of each task.
+    """
+    rows = [
+        inference.acting.aggregator.priorities(held[: int(size)]).mean(0)
+        for held, size in zip(episodes.data, episodes.sizes, strict=True)
+    ]
+    weights: np.ndarray = (torch.stack(rows) * rows[0].shape[-1]).cpu().numpy()
+    return weights
+
+
+def planes(z: dict[str, np.ndarray], tasks: int, by: Sequence[Map]) -> dict[str, Any]:
+    """For each level and way of mapping, ``[K, contexts, 2]`` of at most `POINTS` in all."""
+    shown = max(2, min(CONTEXTS, POINTS // tasks))
+    found: dict[str, Any] = {}
+    for name, rows in z.items():
+        kept = rows.reshape(tasks, -1, rows.shape[-1])[:, :shown]
+        flat = kept.reshape(-1, rows.shape[-1])
+        found[name] = {way: plane(flat, way).reshape(tasks, -1, 2) for way in by}
+    return found
+
+
+def draw(path: Path, levels: dict[str, Any], names: Sequence[str]) -> None:
+    """Write a picture of the representations, coloured by task, a panel per level and map.
 
     Args:
         path: of the picture; its ending says the format.
-        z: what `probe` returns.
+        levels: what `planes` returns.
         names: ``[K]`` of the tasks.
 
     Raises:
@@ -109,12 +142,14 @@ def draw(path: Path, z: dict[str, np.ndarray], names: Sequence[str]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(z), figsize=(4 * len(z), 4), squeeze=False)
-    for axis, (name, rows) in zip(axes[0], z.items(), strict=True):
-        points = plane(rows).reshape(len(names), -1, 2)
-        for task, of_task in zip(names, points, strict=True):
-            axis.scatter(*of_task.T, s=8, label=task)
-        axis.set_title(name)
+    ways = list(next(iter(levels.values())))
+    size = (4 * len(levels), 4 * len(ways))
+    figure, axes = pyplot.subplots(len(ways), len(levels), figsize=size, squeeze=False)
+    for column, (name, level) in enumerate(levels.items()):
+        for row, way in enumerate(ways):
+            for task, points in zip(names, level[way], strict=True):
+                axes[row, column].scatter(*points.T, s=8, label=task)
+            axes[row, column].set_title(f"{name}, {way}")
     if len(names) <= 12:
         axes[0, 0].legend()
     figure.tight_layout()
@@ -154,15 +189,26 @@ def main() -> None:
     parser.add_argument(
         "--map",
         type=Path,
-        help="picture of the representations' principal components, of the last of --episodes",
+        help="picture of the maps, of contexts of the last of --episodes",
+    )
+    parser.add_argument(
+        "--by",
+        nargs="+",
+        choices=("pca", "umap"),
+        default=maps(),
+        help="maps to lay out (default: those installed, %(default)s)",
     )
     arguments = parser.parse_args()
+    if min(arguments.episodes) < 1:
+        parser.error(f"--episodes must be at least 1, got {arguments.episodes}")
     with cli.report_errors():
         learner, inference = load(arguments.run)
-        results: dict[str, Any] = {}
+        names = learner.env.tasks.names[: learner.tasks]
+        contexts: dict[str, Any] = {}
+        found: dict[str, Any] = {"tasks": names, "contexts": contexts}
         for episodes in arguments.episodes:
-            figures, z = probe(learner, inference, episodes)
-            results[str(episodes)] = figures
+            figures, z, fresh = probe(learner, inference, episodes)
+            contexts[str(episodes)] = figures
             print(f"contexts of {episodes:2} fresh episodes")
             for name in z:
                 shown = "  ".join(f"{what} {value:.3f}" for what, value in figures[name].items())
@@ -170,9 +216,16 @@ def main() -> None:
             shown = "  ".join(f"{name} {x:.3f}" for name, x in figures.items() if name not in z)
             if shown:
                 print(f"  {shown}")
+        if isinstance(inference, MG2L) and inference.options.aggregator == "pia":
+            found["priorities"] = priorities(inference, fresh).round(3).tolist()
+        levels = planes(z, learner.tasks, arguments.by)
+        found["maps"] = {
+            level: {way: points.round(3).tolist() for way, points in ways.items()}
+            for level, ways in levels.items()
+        }
+        write_json(arguments.run / "probe.json", found)
         if arguments.map is not None:
-            draw(arguments.map, z, learner.env.tasks.names[: learner.tasks])
-        (arguments.run / "probe.json").write_text(json.dumps(results, indent=2) + "\n")
+            draw(arguments.map, levels, names)
 
 
 if __name__ == "__main__":

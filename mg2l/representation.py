@@ -6,10 +6,13 @@ with it.
 
 from __future__ import annotations
 
-from typing import Any
+import importlib.util
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+Map = Literal["pca", "umap"]
 
 NEIGHBOURS = 5
 
@@ -62,13 +65,30 @@ def describe(
     return figures
 
 
-def plane(z: NDArray[Any]) -> NDArray[np.float64]:
-    """The first two principal components of representations ``[M, D]``, ``[M, 2]``.
+def maps() -> list[Map]:
+    """Ways to lay representations out in a plane that are installed."""
+    found: list[Map] = ["pca"]
+    return [*found, "umap"] if importlib.util.find_spec("umap") else found
+
+
+def plane(z: NDArray[Any], by: Map = "pca") -> NDArray[np.float64]:
+    """Representations ``[M, D]`` in a plane, ``[M, 2]``.
+
+    Args:
+        z: the representations.
+        by: ``pca``, the first two principal components, or ``umap`` (McInnes et al., 2018,
+            arXiv:1802.03426), in which neighbours stay near and distances say little.
 
     Raises:
-        ModuleNotFoundError: scikit-learn is not installed.
+        ModuleNotFoundError: scikit-learn or umap-learn is not installed.
     """
-    from sklearn.decomposition import PCA
+    found: NDArray[np.float64]
+    if by == "pca":
+        from sklearn.decomposition import PCA
 
-    found: NDArray[np.float64] = PCA(2, random_state=0).fit_transform(z)
+        found = PCA(2, random_state=0).fit_transform(z)
+    else:
+        from umap import UMAP
+
+        found = UMAP(n_components=2, random_state=0, n_jobs=1).fit_transform(z)
     return found

@@ -27,6 +27,8 @@ from rich.live import Live
 from rich.table import Table
 
 from mg2l import cli
+from mg2l.algo import registry
+from mg2l.algo.context import ContextInference
 from mg2l.run import checkpoint
 from mg2l.run.stop import GracefulStop
 from mg2l.schema import ConfigError
@@ -36,6 +38,9 @@ ATTEMPTS = 3
 
 LEAST_MEMORY = 2 * 2**30
 """Bytes that must be free before a run is started beside another, or the most one has taken."""
+
+RESULTS = {"evaluate": "evaluation.json", "probe": "probe.json"}
+"""What each analysis writes into the folder of a run."""
 
 POLL = 0.2  # [s]
 PR_SET_PDEATHSIG = 1
@@ -47,7 +52,8 @@ class Job:
 
     Attributes:
         words: the command line of ``mg2l.train``, without folder, threads and resumption.
-        n_iters: iterations that make it complete.
+        n_iters: iterations after which it is trained.
+        analyses: what is done with it then, modules of `mg2l`.
         state: ``waiting``, ``running``, ``done``, ``failed`` or ``stopped``.
         attempts: times it was started by this sweep.
         error: the last line of its log when it failed.
@@ -59,6 +65,7 @@ class Job:
     words: list[str]
     n_iters: int
     folder: Path
+    analyses: list[str]
     state: str = "waiting"
     attempts: int = 0
     error: str = ""
@@ -83,14 +90,23 @@ class Job:
         ]
         return max(found, key=saved, default=None)
 
-    def complete(self) -> bool:
-        """Whether the checkpoint of its last iteration is there."""
+    def stage(self) -> str | None:
+        """What is to be done next: ``train``, an analysis that is missing or old, or nothing."""
         run = self.run()
-        return run is not None and saved(run) >= self.n_iters
+        if run is None or saved(run) < self.n_iters:
+            return "train"
+        trained = checkpoint.path_of(run / "checkpoints", saved(run)).stat().st_mtime
+        for name in self.analyses:
+            path = run / RESULTS[name]
+            if not path.exists() or path.stat().st_mtime < trained:
+                return name
+        return None
 
     def command(self, threads: int) -> list[str]:
-        """What begins the run, or goes on with it."""
-        run = self.run()
+        """What begins the run, goes on with it or analyses it."""
+        run, stage = self.run(), self.stage()
+        if stage is not None and stage != "train":
+            return [sys.executable, "-m", f"mg2l.{stage}", str(run)]
         words = [*self.words, f"n_training_threads={threads}"]
         if run is not None:
             kept = [word for word in words if not word.startswith(("--algo=", "--env="))]
@@ -173,7 +189,18 @@ def grid(arguments: argparse.Namespace) -> list[Job]:
                 config, options = found
                 if not config.save_model:
                     raise ConfigError("save_model=false: a sweep goes on from checkpoints")
-                job = Job(options.algo, options.env, seed, words, config.n_iters, arguments.folder)
+                algorithm = registry.load(config.algo_name)
+                infers = issubclass(algorithm, ContextInference)
+                analyses = [name for name in arguments.then if infers or name != "probe"]
+                job = Job(
+                    options.algo,
+                    options.env,
+                    seed,
+                    words,
+                    config.n_iters,
+                    arguments.folder,
+                    analyses,
+                )
                 jobs.append(job)
     if len({job.name for job in jobs}) < len(jobs):
         raise ConfigError("--algos, --envs and --seeds must not name anything twice")
@@ -233,6 +260,7 @@ class Sweep:
         self.at_once = at_once
         self.threads = max(1, len(os.sched_getaffinity(0)) // at_once)
         self.running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
+        self.stages: dict[str, str] = {}
         self.console = Console()
         self._most_memory = LEAST_MEMORY
 
@@ -272,10 +300,15 @@ class Sweep:
         ended = [(job, process) for job, process in pairs if process.poll() is not None]
         for job, process in ended:
             del self.running[job.name]
-            if job.complete():
+            before, after = self.stages.pop(job.name), job.stage()
+            if after is None:
                 job.state, job.error = "done", ""
             elif stopping:
                 job.state = "stopped"
+            elif process.returncode == 0 and after != before:
+                job.state, job.error, job.attempts = "waiting", "", 0
+                self.note(f"{job.name}: {after} is next")
+                continue
             else:
                 lines = job.log.read_text(encoding="utf-8", errors="replace").split("\n")
                 said = next((line for line in reversed(lines) if line.strip()), "")
@@ -289,7 +322,9 @@ class Sweep:
 
     def begin(self, job: Job) -> None:
         """Start a job."""
-        self.note(f"{job.name}: {'begins' if job.run() is None else 'goes on'}")
+        stage = self.stages[job.name] = job.stage() or "train"
+        training = "begins" if job.run() is None else "goes on"
+        self.note(f"{job.name}: {training if stage == 'train' else stage}")
         self.running[job.name] = (job, start(job, self.threads))
 
     def table(self) -> Table:
@@ -319,7 +354,7 @@ class Sweep:
     def go(self) -> int:
         """Run the jobs; returns the exit status: 0 when all are done, 1 when some failed."""
         for job in self.jobs:
-            if job.complete():
+            if job.stage() is None:
                 job.state = "done"
         todo = sum(job.state == "waiting" for job in self.jobs)
         self.note(
@@ -386,6 +421,13 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME:KEY=VALUE",
         help="override for one environment or algorithm only",
+    )
+    words.add_argument(
+        "--then",
+        nargs="+",
+        choices=RESULTS,
+        default=[],
+        help="what is done with each run when it is trained; probe where a task is inferred",
     )
     words.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for mg2l.train")
     return words

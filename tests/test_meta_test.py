@@ -181,9 +181,11 @@ def test_evaluate(tmp_path, monkeypatch, capsys):
         by_task = [task["return"] for task in row["by_task"].values()]
         assert np.mean(by_task) == pytest.approx(row["return"], abs=1e-4)
     assert found["results"][-1]["normalised"] == pytest.approx(0)
-    assert np.shape(found["mismatch"]["returns"]) == (3, 3)
-    rows = list(csv.DictReader((folders["mg2l"] / "evaluation.csv").open()))
     tasks = registry.make("mpe-spread", 1).tasks
+    for split, ids in (("train", tasks.train_ids), ("test", tasks.test_ids)):
+        assert np.shape(found["mismatch"][split]["returns"]) == (len(ids), len(ids))
+    rows = list(csv.DictReader((folders["mg2l"] / "evaluation.csv").open()))
+    assert {row["training_seed"] for row in rows} == {"0"}
     assert len(rows) == len(expected) * len(tasks) * 3 * 2
     assert "test   online" in capsys.readouterr().out
 

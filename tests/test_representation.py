@@ -5,7 +5,7 @@ import pytest
 from method_helpers import inference_of, tiny_learner
 
 from mg2l import probe
-from mg2l.representation import describe, plane
+from mg2l.representation import describe, maps, plane
 
 TASKS = np.arange(4).repeat(50)
 SCALES = np.array([[-1.0, 3], [0.3, 3], [0.5, 3], [2.0, 3]])
@@ -46,13 +46,28 @@ def test_plane_keeps_what_varies_most():
         assert abs(np.corrcoef(found[:, column], z[:, axis])[0, 1]) > 0.95
 
 
+def test_umap_keeps_tasks_apart():
+    assert maps() == ["pca", "umap"]
+    fit, _ = halves(50)
+    points = plane(fit, "umap").reshape(4, 50, 2)
+    centres = points.mean(1)
+    spread = np.linalg.norm(points - centres[:, None], axis=-1).max()
+    apart = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
+    assert apart[np.triu_indices(4, 1)].min() > spread
+
+
 def test_probe_of_a_run(monkeypatch, tmp_path):
     monkeypatch.setattr(probe, "EPISODES", 4)
     monkeypatch.setattr(probe, "CONTEXTS", 12)
     learner = tiny_learner()
-    figures, z = probe.probe(learner, inference_of(learner), 1)
+    figures, z, episodes = probe.probe(learner, inference_of(learner), 1)
     assert set(z) == {"global", "agent_0", "agent_1"}
     assert set(figures) == {*z, "mi/global", "mi/local", "mi/l1out", "mi/gap"}
     assert figures["mi/gap"] == pytest.approx(figures["mi/l1out"] - figures["mi/local"], abs=1e-5)
-    probe.draw(tmp_path / "map.png", z, learner.env.tasks.names[: learner.tasks])
+    weights = probe.priorities(inference_of(learner), episodes)
+    assert weights.shape == (learner.tasks, 2, learner.config.env.max_ep_len)
+    np.testing.assert_allclose(weights.mean(-1), 1, rtol=1e-5)
+    levels = probe.planes(z, learner.tasks, ["pca"])
+    assert levels["agent_1"]["pca"].shape == (learner.tasks, 12, 2)
+    probe.draw(tmp_path / "map.png", levels, learner.env.tasks.names[: learner.tasks])
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")

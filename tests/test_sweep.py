@@ -122,6 +122,26 @@ def test_runs_the_grid_and_a_larger_one_continues(tmp_path):
     )
 
 
+def test_analyses_what_is_trained(tmp_path):
+    argv = ["--then", "evaluate", *words(tmp_path / "s", algos=("mappo",))]
+    out = finish(begin(*argv))
+    assert "mappo-sd0: evaluate is next" in out
+    (path,) = tmp_path.glob("s/mpe-spread/mappo/*/evaluation.json")
+    first = path.stat().st_mtime_ns
+    assert "0 of 1 runs to do" in finish(begin(*argv))
+    assert path.stat().st_mtime_ns == first
+    finish(begin(*argv[:-1], "n_iters=3"))
+    assert path.stat().st_mtime_ns > first
+
+    algos = ("mappo", "mg2l", "focal", "varibad")
+    analyses = {
+        job.algo: job.analyses
+        for job in jobs_of("--then", "evaluate", "probe", *words(tmp_path, algos=algos))
+    }
+    both = ["evaluate", "probe"]
+    assert analyses == {"mappo": both[:1], "mg2l": both, "focal": both, "varibad": both[:1]}
+
+
 def test_kill_9_of_a_job_and_of_the_sweep(tmp_path):
     folder = tmp_path / "s"
     argv = words(folder, n_iters=60, algos=("mappo",), jobs=1)
