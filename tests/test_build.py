@@ -61,7 +61,7 @@ def test_a_wheel_holds_every_file(tmp_path: Path) -> None:
     }
     # rglob does not follow the links mg2l/envs and mg2l/configs, which are covered above.
     wanted |= {f"mg2l/{p.relative_to(PACKAGE)}" for p in PACKAGE.rglob("*.py")}
-    wanted |= {"mg2l/py.typed", "mg2l/_particle.pyi"}
+    wanted |= {"mg2l/py.typed", "mg2l/_particle.pyi", "mg2l/report/page.css", "mg2l/report/page.js"}
     for part in ("mg2l/configs/env/", "mg2l/envs/particle/", "mg2l/ops/", "mg2l/algo/"):
         assert any(name.startswith(part) for name in wanted), part
     assert wanted <= names

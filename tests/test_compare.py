@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mg2l import compare
+from mg2l import compare, results
 
 
 def test_smooth_averages_what_there_is() -> None:
-    np.testing.assert_allclose(compare.smooth([1, 3, 5, 7], 2), [1, 2, 4, 6])
+    np.testing.assert_allclose(results.smooth([1, 3, 5, 7], 2), [1, 2, 4, 6])
 
 
 def test_table_groups_by_algorithm_and_cuts_at_steps(

@@ -25,6 +25,7 @@ from mg2l.envs import registry
 from mg2l.envs import render as envs_render
 from mg2l.envs import replay as envs_replay
 from mg2l.loading import RESUMABLE, Schema, load_config
+from mg2l.report import __main__ as report
 from mg2l.run.metrics import read_metrics, scalars
 from mg2l.schema import ConfigError
 from mg2l.train import train
@@ -192,10 +193,11 @@ def test_readme_commands(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(probe, "EPISODES", 6)
     run = shutil.copytree(tiny_run, tmp_path / "run")  # for what is written beside it
-    replaced = {"RUN": str(run), "runs/mpe-spread": str(tiny_run.parents[1])}
+    replaced = dict.fromkeys(("runs/mpe-spread", "sweeps/first"), str(tiny_run.parents[1]))
+    replaced |= {"RUN": str(run)}
     monkeypatch.setattr(sys, "argv", [module, *(replaced.get(word, word) for word in arguments)])
     programs = {"mg2l.info": info, "mg2l.probe": probe, "mg2l.compare": compare}
-    {**programs, "mg2l.evaluate": evaluate}[module].main()
+    {**programs, "mg2l.evaluate": evaluate, "mg2l.report": report}[module].main()
     assert ("--plot" in arguments) == (tmp_path / "curves.png").exists()
 
 
@@ -222,7 +224,7 @@ def test_readme_scenario_trains(tmp_path: Path) -> None:
 def test_a_run_leaves_what_is_said(tiny_run: Path) -> None:
     table = prose(ROOT / "README.md").partition("### What a run leaves")[2].partition("\n## ")[0]
     named = {name.rstrip("/") for name in re.findall(r"^\| `([\w./]+)`", table, re.MULTILINE)}
-    left = {path.name for path in tiny_run.iterdir()} - {".lock", "probe.json"}
+    left = {path.name for path in tiny_run.iterdir()} - {".lock", "probe.json", "report.html"}
     assert named == left
 
 

@@ -1,0 +1,1 @@
+"""One page of HTML about runs: ``python -m mg2l.report``."""

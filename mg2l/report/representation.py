@@ -1,0 +1,116 @@
+"""Figures of what ``mg2l.probe`` measured."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from mg2l.report.panels import COLOURS, Panel, Section, Style, figure
+from mg2l.report.training import Algorithms
+from mg2l.results import Run
+
+FIGURES = ("linear", "nearest", "silhouette", "r2")
+
+POINTS = 240
+"""Contexts drawn in a map at most."""
+
+
+def probed(runs: list[Run]) -> Run | None:
+    """The first run that was probed."""
+    return next((run for run in runs if run.probe), None)
+
+
+def figures(algos: Algorithms) -> str:
+    """Table of the figures, mean over seeds; empty where nothing was probed."""
+    lines = []
+    for algo, runs in algos.items():
+        held = [run.probe["contexts"] for run in runs if run.probe]
+        if not held:
+            continue
+        for episodes in held[0]:
+            cells = [f'<td class="name">{escape(algo)}</td>', f"<td>{escape(episodes)}</td>"]
+            for level in ("global", "local"):
+                cells += [f"<td>{_mean(held, episodes, level, name)}</td>" for name in FIGURES]
+            lines.append(f"<tr>{''.join(cells)}</tr>")
+    if not lines:
+        return ""
+    names = "".join(f"<th>{name}</th>" for name in FIGURES)
+    return (
+        '<div class="scroll"><table><thead><tr><th rowspan="2">algorithm</th>'
+        '<th rowspan="2">episodes</th>'
+        f'<th colspan="{len(FIGURES)}">z, everybody\'s</th>'
+        f'<th colspan="{len(FIGURES)}">z^i, mean over agents</th></tr>'
+        f"<tr>{names}{names}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _mean(held: list[dict[str, Any]], episodes: str, level: str, name: str) -> str:
+    values = [
+        of_level[name]
+        for contexts in held
+        for key, of_level in contexts.get(episodes, {}).items()
+        if isinstance(of_level, dict)
+        and (key == "global") == (level == "global")
+        and name in of_level
+    ]
+    return f"{np.mean(values):.2f}" if values else ""
+
+
+def maps(algos: Algorithms) -> Section:
+    """Representations laid out in a plane."""
+    section = Section(
+        "What representations say of the task",
+        "From new episodes of the training tasks: shares of contexts whose task a linear model and "
+        "the nearest neighbours tell, silhouette, and R² of the task's features. Maps: each point "
+        "is a context, its colour the task; the first seed that was probed.",
+        figures(algos),
+    )
+    for algo, runs in algos.items():
+        run = probed(runs)
+        if run is None or run.probe is None:
+            continue
+        for level, ways in run.probe["maps"].items():
+            for way, points in ways.items():
+                drawn = figure("", "", height=300)
+                for index, (task, of_task) in enumerate(
+                    zip(run.probe["tasks"], np.asarray(points), strict=True)
+                ):
+                    shown = of_task[: max(2, POINTS // len(points))]
+                    drawn.add_scatter(
+                        x=shown[:, 0],
+                        y=shown[:, 1],
+                        mode="markers",
+                        marker={"size": 5, "color": COLOURS[index % len(COLOURS)]},
+                        name=str(task),
+                    )
+                title = f"{algo}: {level.replace('_', ' ')}, {way.upper()}"
+                section.panels.append(Panel(title, "", drawn))
+    return section
+
+
+def priorities(style: Style, algos: Algorithms) -> Section:
+    """Weight of each step in what is inferred."""
+    section = Section(
+        "Attention priorities",
+        "Weight of each step of an episode in what an agent infers from it, where 1 is as much as "
+        "any other; mean over episodes and agents, first seed that was probed.",
+    )
+    names = dict.fromkeys(
+        str(task)
+        for runs in algos.values()
+        if (run := probed(runs)) and run.probe and "priorities" in run.probe
+        for task in run.probe["tasks"]
+    )
+    for index, task in enumerate(list(names)[:6]):
+        drawn = figure("step of the episode", "weight", height=260)
+        for algo, runs in algos.items():
+            run = probed(runs)
+            if run is None or run.probe is None or "priorities" not in run.probe:
+                continue
+            weights = np.asarray(run.probe["priorities"])  # [K, A, T]
+            mean = weights[index].mean(0)
+            drawn.add_trace(style.line(algo, np.arange(len(mean)), mean))
+        section.panels.append(Panel(f"Task {task}", "", drawn))
+    return section

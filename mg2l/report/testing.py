@@ -1,0 +1,230 @@
+"""Figures of meta-tests: few shots, profiles, improvement, mismatched contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mg2l import statistics
+from mg2l.report.panels import Panel, Section, Style, figure, forest
+from mg2l.report.training import Algorithms, lines
+from mg2l.results import Run
+
+SPLITS = {"test": "held-out tasks", "train": "tasks of training"}
+Matrix = NDArray[np.float64]
+
+
+def row(run: Run, split: str, mode: str, shots: int = 0) -> dict[str, Any] | None:
+    """What ``evaluation.json`` says of one way of acting, None where it does not."""
+    wanted = {"split": split, "mode": mode, "shots": shots}
+    for found in (run.evaluation or {}).get("results", []):
+        ways = {key: found[key] for key in wanted}
+        if ways == wanted and found["sampling"] != "priority":
+            return dict(found)
+    return None
+
+
+def shots_of(runs: Sequence[Run], split: str) -> list[int]:
+    """Numbers of shots that every evaluated run of these was tested with."""
+    sets = [
+        {
+            r["shots"]
+            for r in run.evaluation["results"]
+            if (r["split"], r["mode"]) == (split, "shots")
+        }
+        for run in runs
+        if run.evaluation
+    ]
+    return sorted(set.intersection(*sets)) if sets else []
+
+
+@dataclass
+class Scores:
+    """Scores of every algorithm on the same tasks.
+
+    Attributes:
+        by_algo: ``[R, K]`` each.
+        what: what they are, for an axis.
+        normalised: 0 is random behaviour and 1 the oracle.
+    """
+
+    by_algo: dict[str, Matrix]
+    what: str
+    normalised: bool = False
+
+
+def scores(algos: Algorithms, last: int, cut: int | None) -> Scores:
+    """Of meta-tests where every algorithm has one, else of the end of training.
+
+    Meta-tests count on held-out tasks, where there are any, after as many shots as all were given;
+    normalised by task between random behaviour and the mean of the oracle's runs, where these have
+    been tested and are better everywhere.
+    """
+    for split in SPLITS:
+        runs = [run for held in algos.values() for run in held if run.evaluation]
+        shots = shots_of(runs, split)
+        tested = {run.algo for run in runs} == set(algos)
+        if not shots or not tested:
+            continue
+        held = {
+            algo: _matrix([_by_task(row(run, split, "shots", shots[-1])) for run in of_algo])
+            for algo, of_algo in algos.items()
+        }
+        random = _matrix([_by_task(row(run, split, "random")) for run in runs])
+        what = f"return on {SPLITS[split]}, {shots[-1]} shots"
+        if "oracle" in held and random.size:
+            floor, gain = random.mean(0), held["oracle"].mean(0) - random.mean(0)
+            if (gain > 0).all():
+                normalised = {algo: (of_algo - floor) / gain for algo, of_algo in held.items()}
+                return Scores(normalised, f"normalised {what}", True)
+        return Scores(held, what)
+    ends = {
+        algo: _matrix([run.last_by_task(last, cut) for run in runs]) for algo, runs in algos.items()
+    }
+    return Scores(
+        {algo: found for algo, found in ends.items() if found.size}, "return at the end of training"
+    )
+
+
+def _by_task(found: dict[str, Any] | None) -> dict[str, float]:
+    if found is None:
+        return {}
+    return {task: held["return"] for task, held in found["by_task"].items()}
+
+
+def _matrix(rows: Sequence[dict[str, float]]) -> Matrix:
+    """Rows of the runs that have any, columns of the tasks that all those have."""
+    held = [row for row in rows if row]
+    common = sorted(set.intersection(*map(set, held))) if held else []
+    return np.asarray([[row[task] for task in common] for row in held]).reshape(len(held), -1)
+
+
+def few_shots(style: Style, algos: Algorithms) -> Section:
+    """Return over episodes of exploration."""
+    section = Section(
+        "Few shots",
+        "After K episodes of exploration under the prior, each agent infers the task from its own "
+        "transitions alone. Intervals: 95 %, Student's t over seeds.",
+    )
+    for split, where in SPLITS.items():
+        found = figure("episodes of exploration", "return")
+        for algo, runs in algos.items():
+            shots = shots_of(runs, split)
+            points = [
+                statistics.student(
+                    [r["return"] for run in runs if (r := row(run, split, "shots", count))]
+                )
+                for count in shots
+            ]
+            if not points:
+                continue
+            mean, low, high = np.asarray(points).T
+            if np.isfinite(low).all():
+                found.add_trace(style.band(algo, shots, low, high))
+            found.add_trace(style.line(algo, shots, mean, mode="lines+markers"))
+        if found.data:
+            caption = "Measured after training, by mg2l.evaluate."
+            section.panels.append(Panel(f"On {where}", caption, found))
+        for count in _logged_shots(algos, split):
+            curve = lines(style, algos, f"eval/{split}_{count}_shots", "return", 1)
+            title = f"{count} shots on {where}, while training"
+            section.panels.append(Panel(title, "Small tests, of eval_interval.", curve))
+    return section
+
+
+def _logged_shots(algos: Algorithms, split: str) -> list[int]:
+    """The least and the most shots that were tested while training."""
+    start, end = f"eval/{split}_", "_shots"
+    names = {
+        name
+        for runs in algos.values()
+        for run in runs
+        for row in run.rows
+        for name in row
+        if name.startswith(start) and name.endswith(end)
+    }
+    counts = sorted(int(name[len(start) : -len(end)]) for name in names)
+    return sorted({counts[0], counts[-1]}) if counts else []
+
+
+def profiles(style: Style, found: Scores) -> Section:
+    """Aggregates of scores over runs and tasks (Agarwal et al., 2021)."""
+    section = Section(
+        "Aggregates over runs and tasks",
+        f"Scores: {found.what}. Intervals: 95 % bootstrap, runs drawn anew within each task; with "
+        "few seeds they are too narrow. Agarwal et al., NeurIPS 2021.",
+    )
+    if not found.by_algo:
+        return section
+    middle = {
+        algo: statistics.bootstrap(held, statistics.interquartile_mean)
+        for algo, held in found.by_algo.items()
+    }
+    section.panels.append(
+        Panel(
+            "Interquartile mean",
+            "Of the middle half of all scores.",
+            forest(style, middle, found.what, 1.0 if found.normalised else None),
+        )
+    )
+    reference = next(iter(found.by_algo))
+    columns = {algo: held.shape[1] for algo, held in found.by_algo.items()}
+    rivals = {
+        algo: statistics.improvement(found.by_algo[reference], held)
+        for algo, held in found.by_algo.items()
+        if algo != reference and columns[algo] == columns[reference]
+    }
+    if rivals:
+        section.panels.append(
+            Panel(
+                f"Probability that {reference} improves on the other",
+                "That a run of it beats one of the other's, mean over tasks.",
+                forest(style, rivals, "probability", 0.5),
+            )
+        )
+    everything = np.concatenate([held.ravel() for held in found.by_algo.values()])
+    thresholds = np.linspace(everything.min(), everything.max(), 101)
+    drawn = figure(f"{found.what}: threshold", "share of scores above", yaxis_range=[-0.02, 1.02])
+    for algo, held in found.by_algo.items():
+        share = statistics.profile(held, thresholds)
+        drawn.add_trace(style.line(algo, thresholds, share, line_shape="hv"))
+    section.panels.append(
+        Panel("Performance profiles", "A curve above another is better.", drawn, wide=True)
+    )
+    return section
+
+
+def mismatches(algos: Algorithms) -> Section:
+    """What the wrong context costs."""
+    section = Section(
+        "The wrong context",
+        "Return of acting in one task (columns) on what another task has shown (rows), mean over "
+        "seeds.",
+    )
+    for algo, runs in algos.items():
+        for split, where in SPLITS.items():
+            held = [
+                run.evaluation["mismatch"][split]
+                for run in runs
+                if run.evaluation and split in run.evaluation.get("mismatch", {})
+            ]
+            if not held or len(held[0]["tasks"]) < 2:
+                continue
+            names = held[0]["tasks"]
+            mean = np.mean([table["returns"] for table in held if table["tasks"] == names], 0)
+            drawn = figure("acts in", "has seen", yaxis_autorange="reversed")
+            drawn.add_heatmap(
+                z=mean,
+                x=names,
+                y=names,
+                colorscale="Viridis",
+                texttemplate="%{z:.0f}" if len(names) <= 6 else None,
+                colorbar={"thickness": 10},
+            )
+            caption = f"After {held[0]['shots']} shots."
+            section.panels.append(Panel(f"{algo}, {where}", caption, drawn))
+    return section

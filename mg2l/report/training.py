@@ -1,0 +1,144 @@
+"""Figures of what training logs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mg2l import statistics
+from mg2l.report.panels import Panel, Section, Style, figure, forest, student_band
+from mg2l.results import Run, smooth
+
+Algorithms = dict[str, list[Run]]
+
+POINTS = 200
+"""Points of a curve at most."""
+
+TASKS = 12
+"""Tasks with a figure of their own at most."""
+
+INFORMATION = {
+    "mi/global": ("Global information", "nats that z tells of the task, at least (InfoNCE)"),
+    "mi/local": ("Local information", "nats that each agent's own z^i tells, at least"),
+    "mi/gap": ("Gap from global to local", "L1Out bound minus the local objective, in nats"),
+    "accuracy/fresh_global": (
+        "Recognised by z",
+        "share of contexts from new episodes, before anything was trained on them",
+    ),
+    "accuracy/fresh_local": ("Recognised by each z^i", "the same, from one agent's transitions"),
+}
+
+PHASES = ("rollout", "ppo", "encoder", "explore", "eval")
+
+
+def curves(
+    runs: Sequence[Run], name: str, window: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """A smoothed metric of each run, ``[seeds, steps]``, with its environment steps.
+
+    As long as the shortest run that has it; None where none has.
+    """
+    found = [curve for curve in (run.curve(name) for run in runs) if len(curve[0])]
+    if not found:
+        return None
+    length = min(len(steps) for steps, _ in found)
+    kept = np.unique(np.linspace(0, length - 1, POINTS).astype(int))
+    smoothed = np.stack([smooth(values[:length], window)[kept] for _, values in found])
+    return found[0][0][kept], smoothed
+
+
+def lines(style: Style, algos: Algorithms, name: str, y: str, window: int) -> Any:
+    """A metric over environment steps, mean and interval over seeds; None where nobody logs it."""
+    found = figure("environment steps", y)
+    for algo, runs in algos.items():
+        drawn = curves(runs, name, window)
+        if drawn is None:
+            continue
+        steps, values = drawn
+        mean, low, high = student_band(values)
+        if len(values) > 1:
+            found.add_trace(style.band(algo, steps, low, high))
+        found.add_trace(style.line(algo, steps, mean))
+    return found if found.data else None
+
+
+def returns(style: Style, algos: Algorithms, last: int, window: int, cut: int | None) -> Section:
+    """Learning curves, and where they end."""
+    finals = {
+        algo: statistics.student(values)
+        for algo, runs in algos.items()
+        if len(values := [v for run in runs if np.isfinite(v := run.last_return(last, cut))])
+    }
+    within = "" if cut is None else f" within {cut:,} environment steps"
+    section = Section(
+        "Return while training",
+        "Sum over an episode of the mean reward over agents. Intervals: 95 %, Student's t over "
+        f"seeds; none for a single seed. Curves: running mean of {window} iterations.",
+    )
+    curve = lines(style, algos, "return", "return", window)
+    section.panels.append(Panel("Learning curves", "Mean over seeds.", curve, wide=True))
+    if finals:
+        section.panels.append(
+            Panel(
+                "At the end",
+                f"Mean return of the last {last} iterations{within}.",
+                forest(style, finals, "return"),
+                wide=True,
+            )
+        )
+    return section
+
+
+def tasks(style: Style, algos: Algorithms, window: int) -> Section:
+    """Learning curves of each training task."""
+    names = {
+        task
+        for runs in algos.values()
+        for run in runs
+        for row in run.rows[-1:]
+        for task in row.get("return_by_task", {})
+    }
+    section = Section("Return by task", f"Of the first {TASKS} training tasks.")
+    for task in sorted(names, key=lambda name: (len(name), name))[:TASKS]:
+        found = lines(style, algos, f"return_by_task/{task}", "return", window)
+        if found is not None:
+            section.panels.append(Panel(f"Task {task}", "", found))
+    return section
+
+
+def information(style: Style, algos: Algorithms, window: int) -> Section:
+    """Bounds on information, and recognition of new episodes."""
+    section = Section(
+        "What representations know, over time",
+        "Logged by algorithms that infer the task from contexts.",
+    )
+    for name, (title, caption) in INFORMATION.items():
+        found = lines(style, algos, name, name, window)
+        if found is not None:
+            section.panels.append(Panel(title, f"{caption[0].upper()}{caption[1:]}.", found))
+    return section
+
+
+def phases(algos: Algorithms) -> Section:
+    """Where the time of an iteration goes."""
+    found = figure("seconds per iteration", "", 110 + 22 * max(3, len(algos)), barmode="stack")
+    found.update_layout(
+        showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}
+    )
+    found.update_layout(margin={"l": 10, "t": 50})
+    names = list(reversed(algos))
+    for phase in PHASES:
+        spent = [_seconds(algos[name], f"time/{phase}") for name in names]
+        if any(spent):
+            found.add_bar(x=spent, y=names, orientation="h", name=phase)
+    caption = "Means over the iterations and runs. Compare runs of one machine only."
+    return Section("Time", panels=[Panel("Phases of an iteration", caption, found, wide=True)])
+
+
+def _seconds(runs: Sequence[Run], name: str) -> float:
+    """Mean over all iterations, also those that spent none."""
+    spent = sum(float(run.curve(name)[1].sum()) for run in runs)
+    return spent / sum(len(run.rows) for run in runs)
