@@ -1,7 +1,7 @@
 """How well representations tell their tasks: figures by scikit-learn (extra ``analysis``).
 
-All of them are fitted to one half of the contexts and taken on the other, which shares no episode
-with it.
+All of the figures are fitted to one half of the contexts and taken on the other, which shares no
+episode with it.
 """
 
 from __future__ import annotations
@@ -62,13 +62,22 @@ def describe(
     return figures
 
 
-def plane(z: NDArray[Any]) -> NDArray[np.float64]:
-    """The first two principal components of representations ``[M, D]``, ``[M, 2]``.
+def principal_axes(z: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean ``[D]`` of representations ``[M, D]`` and their first two principal axes ``[D, 2]``.
 
-    Raises:
-        ModuleNotFoundError: scikit-learn is not installed.
+    Each axis points to where its largest component is positive. Of representations with less than
+    two numbers the missing axes are zero.
     """
-    from sklearn.decomposition import PCA
+    center = np.asarray(z, np.float64).mean(0)
+    axes = np.linalg.svd(z - center, full_matrices=False)[2][:2]
+    axes *= np.sign(np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1))
+    found = np.zeros((len(center), 2))
+    found[:, : len(axes)] = axes.T
+    return center, found
 
-    found: NDArray[np.float64] = PCA(2, random_state=0).fit_transform(z)
+
+def plane(z: NDArray[Any]) -> NDArray[np.float64]:
+    """The first two principal components of representations ``[M, D]``, ``[M, 2]``."""
+    center, axes = principal_axes(z)
+    found: NDArray[np.float64] = (z - center) @ axes
     return found
