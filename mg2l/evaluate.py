@@ -4,7 +4,7 @@ On the held-out tasks and on those of training, after 0, 1, 2 and 5 episodes of 
 the prior, each agent infers the task from its own transitions and acts; also with transitions
 drawn by their priority, and online, the context growing within the episode. All of them meet the
 same episodes. Writes ``evaluation.json`` and ``evaluation.csv`` (a row per episode and agent) into
-the run's folder.
+the run's folder, and with ``--video`` a film of each held-out task into its folder ``videos``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mg2l import cli, statistics
+from mg2l import cli, film, statistics
 from mg2l.algo.context import ContextInference
 from mg2l.algo.learner import Learner
 from mg2l.algo.meta_test import MetaTest
+from mg2l.envs import video
 from mg2l.run import checkpoint
 from mg2l.run.device import select_device
 from mg2l.run.folder import write_json
@@ -211,6 +212,16 @@ def show(found: dict[str, Any]) -> None:
         )
 
 
+def films(run: Path, kind: str, seed: int, deterministic: bool) -> None:
+    """Write the films of a run into its folder ``videos``, and say where."""
+    learner = load(run)
+    try:
+        for path in film.write_films(learner, run / "videos", kind, seed, deterministic):
+            print(path)
+    finally:
+        learner.close()
+
+
 def main() -> None:
     """Entry point of ``python -m mg2l.evaluate``."""
     parser = argparse.ArgumentParser(prog="python -m mg2l.evaluate", description=__doc__)
@@ -230,12 +241,22 @@ def main() -> None:
     parser.add_argument(
         "--deterministic", action="store_true", help="act on the most likely action"
     )
+    parser.add_argument(
+        "--video",
+        nargs="?",
+        const="gif",
+        choices=["gif", "mp4"],
+        help="film each held-out task, or where there are none those of training (default kind: "
+        "%(const)s)",
+    )
     arguments = parser.parse_args()
     for name in ("shots", "episodes", "seed"):
         least = 1 if name == "episodes" else 0
         if np.min(getattr(arguments, name)) < least:
             parser.error(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
     with cli.report_errors():
+        if arguments.video is not None:
+            video.check(Path(f"film.{arguments.video}"))
         found, played = evaluate(
             arguments.run,
             arguments.oracle,
@@ -247,6 +268,8 @@ def main() -> None:
         show(found)
         write_csv(arguments.run / "evaluation.csv", found["training_seed"], played)
         write_json(arguments.run / "evaluation.json", found)
+        if arguments.video is not None:
+            films(arguments.run, arguments.video, arguments.seed, arguments.deterministic)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How well representations tell their tasks: figures by scikit-learn (extra ``analysis``).
 
-All of them are fitted to one half of the contexts and taken on the other, which shares no episode
-with it.
+All of the figures are fitted to one half of the contexts and taken on the other, which shares no
+episode with it.
 """
 
 from __future__ import annotations
@@ -65,6 +65,20 @@ def describe(
     return figures
 
 
+def principal_axes(z: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean ``[D]`` of representations ``[M, D]`` and their first two principal axes ``[D, 2]``.
+
+    Each axis points to where its largest component is positive. Of representations with less than
+    two numbers the missing axes are zero.
+    """
+    center = np.asarray(z, np.float64).mean(0)
+    axes = np.linalg.svd(z - center, full_matrices=False)[2][:2]
+    axes *= np.sign(np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1))
+    found = np.zeros((len(center), 2))
+    found[:, : len(axes)] = axes.T
+    return center, found
+
+
 def maps() -> list[Map]:
     """Ways to lay representations out in a plane that are installed."""
     found: list[Map] = ["pca"]
@@ -80,13 +94,12 @@ def plane(z: NDArray[Any], by: Map = "pca") -> NDArray[np.float64]:
             arXiv:1802.03426), in which neighbours stay near and distances say little.
 
     Raises:
-        ModuleNotFoundError: scikit-learn or umap-learn is not installed.
+        ModuleNotFoundError: umap-learn is not installed.
     """
     found: NDArray[np.float64]
     if by == "pca":
-        from sklearn.decomposition import PCA
-
-        found = PCA(2, random_state=0).fit_transform(z)
+        center, axes = principal_axes(z)
+        found = (z - center) @ axes
     else:
         from umap import UMAP
 

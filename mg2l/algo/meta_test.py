@@ -83,21 +83,29 @@ class MetaTest:
             shots: K.
             sampling: how transitions are drawn into a context.
         """
+        if not self.infers:
+            return last_episode(self.live(shots), self.steps)
         with self.learner.apart(self.seed):
-            if self.infers:
-                return self._act(self.infer(self.explore(shots), sampling))
+            return self.act(self.infer(self.explore(shots), sampling))
+
+    @torch.no_grad()
+    def live(self, shots: int) -> Rollout:
+        """``shots`` episodes and another one in one go, without contexts.
+
+        One alone where nothing is remembered of the others.
+        """
+        with self.learner.apart(self.seed):
             told = self.inference.tell_actors(self.ids, self.steps * (shots + 1))
             remembers = self.learner.actor.body.remembers_episodes
             if isinstance(told, Tensor) or (told is None and not remembers):
-                return self._act(told)
-            rollout = self._collect(self.steps * (shots + 1), told, 0)
-            return last_episode(rollout, self.steps)
+                return self.act(told)
+            return self._collect(self.steps * (shots + 1), told, 0)
 
     @torch.no_grad()
     def play_online(self) -> Rollout:
         """An episode without exploration, in which the context grows with every step."""
         with self.learner.apart(self.seed):
-            return self._act(_Growing(self))
+            return self.act(_Growing(self))
 
     @torch.no_grad()
     def play_mismatched(self, shots: int) -> np.ndarray:
@@ -128,12 +136,18 @@ class MetaTest:
     @torch.no_grad()
     def explore(self, shots: int) -> Tensor | None:
         """``[N, shots * steps, A, F]``: each copy's own transitions, or None for no shot."""
-        inference = self._context_inference()
-        found = []
-        for shot in range(shots):
-            rollout = self._collect(self.steps, inference.explore(len(self.ids)), shot)
-            found.append(inference.transitions(rollout).transpose(0, 1))
+        found = [self.transitions(self.explore_once(shot)) for shot in range(shots)]
         return torch.cat(found, 1) if found else None
+
+    @torch.no_grad()
+    def explore_once(self, shot: int) -> Rollout:
+        """An episode of every copy under a draw from the prior."""
+        told = self._context_inference().explore(len(self.ids))
+        return self._collect(self.steps, told, shot)
+
+    def transitions(self, rollout: Rollout) -> Tensor:
+        """What each copy's agents lived through, ``[N, T, A, F]``."""
+        return self._context_inference().transitions(rollout).transpose(0, 1)
 
     @torch.no_grad()
     def infer(self, experience: Tensor | None, sampling: Sampling) -> Tensor:
@@ -167,8 +181,12 @@ class MetaTest:
         index = index.unsqueeze(-1).expand(-1, -1, -1, features).to(experience.device)
         return experience.gather(1, index)
 
-    def _act(self, told: Tensor | Listener | None) -> Rollout:
-        # Acting meets the same episodes whatever was explored before.
+    def act(self, told: Tensor | Listener | None) -> Rollout:
+        """The episode that counts: the same one whatever was explored before.
+
+        Args:
+            told: what actors are told, as `Collector.collect` takes it.
+        """
         return self._collect(self.steps, told, -1)
 
     def _collect(
@@ -255,8 +273,18 @@ class _Growing:
 
 def last_episode(rollout: Rollout, steps: int) -> Rollout:
     """The last ``steps`` steps of a rollout; what is after the last step stays."""
+    start = len(rollout.rewards) - steps
+    return _part(rollout, start, start + steps)
+
+
+def first_steps(rollout: Rollout, steps: int) -> Rollout:
+    """The first ``steps`` steps of a rollout."""
+    return _part(rollout, 0, steps)
+
+
+def _part(rollout: Rollout, start: int, stop: int) -> Rollout:
     kept: dict[str, Any] = {}
     for name, value in vars(rollout).items():
         extra = 1 if name in ("observations", "first") else 0
-        kept[name] = None if value is None else value[-(steps + extra) :]
+        kept[name] = None if value is None else value[start : stop + extra]
     return Rollout(**kept)
