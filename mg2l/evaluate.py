@@ -123,15 +123,19 @@ def summary(played: Played, scale: tuple[float, float] | None) -> dict[str, Any]
     return found
 
 
-def load(path: Path) -> Learner:
+def load(path: Path, device: torch.device | None = None) -> Learner:
     """The learner of a run, at its last checkpoint.
+
+    Args:
+        path: folder of the run.
+        device: where it is to live; None is where it was trained.
 
     Raises:
         ConfigError: no run lies at ``path``.
         CheckpointError: it has no whole checkpoint.
     """
     config = cli.config_from_yaml(path / "config.yaml")
-    learner = Learner(config, select_device(config.gpu_id))
+    learner = Learner(config, device or select_device(config.gpu_id))
     learner.load_networks(checkpoint.load_networks(path, learner.networks()))
     return learner
 

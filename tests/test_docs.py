@@ -19,7 +19,7 @@ import yaml
 from packaging.requirements import Requirement
 from setuptools.config.pyprojecttoml import read_configuration
 
-from mg2l import cli, compare, evaluate, info, loading, probe, sweep
+from mg2l import cli, compare, evaluate, export, info, loading, probe, sweep
 from mg2l.envs import benchmark as envs_benchmark
 from mg2l.envs import registry
 from mg2l.envs import render as envs_render
@@ -197,7 +197,8 @@ def test_readme_commands(
     replaced |= {"RUN": str(run)}
     monkeypatch.setattr(sys, "argv", [module, *(replaced.get(word, word) for word in arguments)])
     programs = {"mg2l.info": info, "mg2l.probe": probe, "mg2l.compare": compare}
-    {**programs, "mg2l.evaluate": evaluate, "mg2l.report": report}[module].main()
+    programs |= {"mg2l.evaluate": evaluate, "mg2l.export": export, "mg2l.report": report}
+    programs[module].main()
     assert ("--plot" in arguments) == (tmp_path / "curves.png").exists()
 
 

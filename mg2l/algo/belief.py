@@ -61,6 +61,11 @@ class BeliefEncoder(nn.Module):
         return Gaussian(mean.view(shape), F.softplus(spread).view(shape) + STD_FLOOR)
 
 
+def told_of(belief: Gaussian) -> Tensor:
+    """What is told of a belief ``[*, D]``: mean and log-variance, ``[*, 2 D]``."""
+    return torch.cat([belief.mean, 2 * belief.std.log()], -1)
+
+
 class Decoder(nn.Module):
     """``[G, *, inputs] -> [G, *, outputs]``, one network per group."""
 
@@ -216,8 +221,7 @@ class Follower:
 
     @torch.no_grad()
     def tell(self) -> Tensor:
-        belief = self.inference.encoder.read_out(self.features)
-        told = torch.cat([belief.mean, 2 * belief.std.log()], -1).transpose(0, 1)
+        told = told_of(self.inference.encoder.read_out(self.features)).transpose(0, 1)
         return told.expand(-1, self.inference.agents, -1)
 
     @torch.no_grad()

@@ -34,6 +34,12 @@ def product_of_gaussians(means: Tensor, variances: Tensor) -> Gaussian:
     return Gaussian((precisions * means).sum(-2) / total, total.rsqrt())
 
 
+def posterior(factors: Tensor) -> Gaussian:
+    """Product of Gaussians whose raw means and spreads are ``[*, T, 2 D]``: ``[*, D]``."""
+    means, spreads = factors.chunk(2, -1)
+    return product_of_gaussians(means, F.softplus(spreads) + _VARIANCE_FLOOR)
+
+
 class MAPearl(ContextInference):
     """``q(z|c) = prod_t N(mu(c_t), sigma^2(c_t))``, trained by value loss and KL to ``N(0, I)``.
 
@@ -56,10 +62,8 @@ class MAPearl(ContextInference):
         return [self.factors.moments]
 
     def infer(self, context: Context) -> Encoding:
-        means, spreads = self.factors(context).chunk(2, -1)  # [B, A, T, D]
-        variances = F.softplus(spreads) + _VARIANCE_FLOOR
-        everybodys = product_of_gaussians(means.flatten(1, 2), variances.flatten(1, 2))
-        return Encoding(everybodys, product_of_gaussians(means, variances))
+        factors = self.factors(context)  # [B, A, T, 2 D]
+        return Encoding(posterior(factors.flatten(1, 2)), posterior(factors))
 
     def trained_by_critic(self) -> list[nn.Parameter]:
         return self.trained

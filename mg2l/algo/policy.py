@@ -19,6 +19,9 @@ from mg2l.config import PolicyConfig, PPOConfig
 class _Body(nn.Module):
     """Observation and representation -> features ``[A, rows, H]``, through a GRU if recurrent."""
 
+    identity: Tensor | None
+    """``[A, 1, A]``: which agent rows are of, where all share a network."""
+
     def __init__(
         self,
         config: PolicyConfig,
@@ -28,11 +31,11 @@ class _Body(nn.Module):
         vision: Vision | None,
     ) -> None:
         super().__init__()
-        self.agents = agents
         self.normalise = config.use_feature_normalization
-        self.identify = config.share_policy and agents > 1
+        one_hot = torch.eye(agents).unsqueeze(1) if config.share_policy and agents > 1 else None
+        self.register_buffer("identity", one_hot, persistent=False)
         groups = 1 if config.share_policy else agents
-        inputs = observation + task + (agents if self.identify else 0)
+        inputs = observation + task + (0 if self.identity is None else agents)
         self.image: ImageEncoder | None = None
         if vision is not None:
             self.image = ImageEncoder(vision, groups, observation // vision.observation)
@@ -63,9 +66,8 @@ class _Body(nn.Module):
         if self.normalise:
             observation = F.layer_norm(observation, observation.shape[-1:])
         parts = [observation] if task is None else [observation, task]
-        if self.identify:
-            index = torch.eye(self.agents, device=observation.device, dtype=observation.dtype)
-            parts.append(index.unsqueeze(1).expand(-1, observation.shape[1], -1))
+        if self.identity is not None:
+            parts.append(self.identity.expand(-1, observation.shape[1], -1))
         return torch.cat(parts, -1)
 
     def forward(

@@ -77,6 +77,12 @@ class TransitionMoments(nn.Module):
     def _std(self) -> Tensor:
         return (self.square - self.mean.square()).clamp(min=1e-6).sqrt()
 
+    def fixed(self) -> FixedMoments:
+        """As they are now, for networks that are not trained any more."""
+        if not bool(self.count):
+            return FixedMoments(torch.zeros_like(self.mean), torch.ones_like(self.mean))
+        return FixedMoments(self.mean, self._std())
+
     def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """A layer on standardised transitions as a layer on transitions as they are.
 
@@ -91,6 +97,32 @@ class TransitionMoments(nn.Module):
             return weight, bias
         weight = weight / self._std().to(weight.dtype)
         return weight, bias - weight @ self.mean.to(weight.dtype)
+
+
+class FixedMoments(nn.Module):
+    """Moments that do not change: `TransitionMoments` without what depends on their count.
+
+    Args:
+        mean: ``[F]``.
+        std: ``[F]``.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("std", std.float())
+
+    def standardise(self, transitions: Tensor) -> Tensor:
+        """``(x - mean) / std`` of transitions ``[*, F]``."""
+        return (transitions - self.mean) / self.std
+
+    def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """See `TransitionMoments.fold`."""
+        weight = weight / self.std
+        return weight, bias - weight @ self.mean
 
 
 class TransitionEncoder(nn.Module):
@@ -277,6 +309,10 @@ class TaskEncoder(nn.Module):
         """``context``: B contexts, as drawn from a replay or ``[B, T, A, F]`` float32."""
         x = self.aggregator(context)
         return Encoding(self._gaussian(self.over_agents(x)), self._gaussian(self.local(x)))
+
+    def infer_local(self, context: Context | Tensor) -> Gaussian:
+        """The agents' own representations alone, ``[B, A, D]``."""
+        return self._gaussian(self.local(self.aggregator(context)))
 
     def infer_task(self, context: Context | Tensor) -> Gaussian:
         """The global representation alone, ``[B, D]``."""

@@ -1,0 +1,316 @@
+"""An exported agent: acts, remembers and infers on its own, by NumPy and onnxruntime.
+
+This file needs nothing else of mg2l. ``python -m mg2l.export`` lays a copy of it beside the
+networks: there, ``from agent import Agent`` works where neither mg2l nor torch is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+try:
+    import onnxruntime
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        'exported agents need the package onnxruntime; install it with: pip install "mg2l[export]"'
+    ) from error
+
+FORMAT = 1
+"""Of ``export.json``."""
+
+Array = NDArray[np.float32]
+
+
+class Context:
+    """What an agent went through: rows ``(o, a, r, o')``, the oldest overwritten when it is full.
+
+    Args:
+        capacity: rows kept.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.added = capacity, 0
+        self.rows: list[Array] = []
+
+    def add(self, row: Array) -> None:
+        """Take in a row ``[F]``."""
+        if len(self.rows) < self.capacity:
+            self.rows.append(row)
+        else:
+            self.rows[self.added % self.capacity] = row
+        self.added += 1
+
+    def draw(self, length: int, rng: np.random.Generator) -> Array:
+        """``[length, F]``: rows drawn uniformly, with replacement.
+
+        Raises:
+            RuntimeError: there is none yet.
+        """
+        if not self.rows:
+            raise RuntimeError("nothing was observed yet that the task could be inferred from")
+        return np.stack([self.rows[i] for i in rng.integers(len(self.rows), size=length)])
+
+
+class Network:
+    """An ONNX model, run on the CPU by one thread.
+
+    Args:
+        model: what its file holds.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"]
+        )
+        self.outputs = [output.name for output in self.session.get_outputs()]
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        """Outputs by name, for inputs by name; the first axis of all is the batch."""
+        return dict(zip(self.outputs, self.session.run(self.outputs, inputs), strict=True))
+
+
+class Agent:
+    """Agent ``index`` of an exported team; it sees nothing but what is its own.
+
+    It begins as at a task that it knows nothing of: told of it, where it infers from a context, a
+    draw from the prior that is held for an episode, until `infer` is called.
+
+    Args:
+        folder: what ``mg2l.export`` wrote.
+        index: which agent, from 0.
+        seed: of its draws; None is another one every time.
+        deterministic: act on the most likely action instead of a sample.
+
+    Attributes:
+        told: ``[D]``, what the policy is told of the task; None for nothing.
+        infers: whether it infers the task from a context, when `infer` is called.
+        needs_features: whether it must be told features of its task by `tell`.
+
+    Raises:
+        ValueError: the folder holds no such agent, another format, or a file that has changed.
+    """
+
+    def __init__(
+        self, folder: Path | str, index: int, seed: int | None = None, deterministic: bool = False
+    ) -> None:
+        folder, self.index = Path(folder), index
+        self.manifest: dict[str, Any] = json.loads((folder / "export.json").read_text("utf-8"))
+        if self.manifest["format"] != FORMAT:
+            raise ValueError(f"{folder} must be of format {FORMAT}, got {self.manifest['format']}")
+        found = [entry for entry in self.manifest["agents"] if entry["index"] == index]
+        if not found:
+            known = [entry["index"] for entry in self.manifest["agents"]]
+            raise ValueError(f"index must be one of {known}, got {index}")
+        networks: dict[str, Network] = {}
+        for name, files in found[0]["files"].items():
+            data = (folder / files["onnx"]).read_bytes()
+            if hashlib.sha256(data).hexdigest() != found[0]["sha256"][files["onnx"]]:
+                raise ValueError(f"{folder / files['onnx']} is not what was exported")
+            networks[name] = Network(data)
+        self.policy, self.inference = networks["policy"], networks.get("inference")
+        self.initial = np.array(found[0].get("initial_belief", []), np.float32)
+        self.told: Array | None = None
+        self.state: Array | None = None
+        self.belief: Array | None = None
+        self.rng, self.deterministic = np.random.default_rng(seed), deterministic
+        self.by: str = self.manifest["told"]["by"]
+        self.infers, self.needs_features = self.by == "context", self.by == "features"
+        self.forget()
+
+    # The course of events.
+
+    def forget(self) -> None:
+        """Begin with a new task: forget all that was observed, inferred, remembered and told."""
+        self.inferred = False
+        self.told = None
+        if self.infers:
+            self.context = Context(self.manifest["context"]["capacity"])
+        if self.by == "last_step":
+            self.told = np.zeros(self.manifest["told"]["width"], np.float32)
+        self.state, self.observed = self._zeros("memory"), 0
+        self._begin_belief()
+        self._draw_prior()
+
+    def reset(self) -> None:
+        """Begin an episode, of the task at hand."""
+        if self.by == "last_step" and self.observed and self.told is not None:
+            self.told[-1] = 1  # an episode has ended
+        if self.manifest["memory"] is not None and self.manifest["memory"]["reset"] == "episode":
+            self.state = self._zeros("memory")
+        if self.by == "belief" and self.manifest["belief"]["reset"] == "episode":
+            self._begin_belief()
+        if not self.inferred:
+            self._draw_prior()
+
+    def act(self, observation: ArrayLike, mask: ArrayLike | None = None) -> Any:
+        """Action for an observation ``[O]``; once per step, as a memory goes on with it.
+
+        Args:
+            observation: as the environment gives it.
+            mask: ``[n]`` bool, discrete actions that are allowed; None is all.
+
+        Returns:
+            An integer where actions are discrete, else ``[size]`` float32 that may lie outside
+            the action space: environments clip.
+
+        Raises:
+            ValueError: observation or mask has another shape, or no action is allowed.
+            RuntimeError: it must be told features of its task first.
+        """
+        inputs = {"observation": self._row("observation", observation)[None]}
+        if self.by != "nothing":
+            if self.told is None:
+                raise RuntimeError("this agent acts on features of its task: call tell() first")
+            inputs["told"] = self.told[None]
+        if self.state is not None:
+            inputs["state"] = self.state[None]
+        found = self.policy(**inputs)
+        if self.state is not None:
+            self.state = found["next_state"][0]
+        if "logits" in found:
+            return self._choose(found["logits"][0], mask)
+        mean, std = found["action_mean"][0], found["action_std"][0]
+        return mean if self.deterministic else self._normal(mean, std)
+
+    def observe(
+        self,
+        observation: ArrayLike,
+        action: Any,
+        reward: float,
+        next_observation: ArrayLike,
+        alive: bool = True,
+    ) -> None:
+        """Take in what a step led to.
+
+        Args:
+            observation: ``[O]`` that was acted on.
+            action: as `act` gave it.
+            reward: of this agent.
+            next_observation: ``[O]`` that the step led to, also where the episode ended with it.
+            alive: whether the agent was alive when it acted. No task is inferred from what it
+                did not live through.
+
+        Raises:
+            ValueError: a shape is another one.
+        """
+        row = self.transition(observation, action, reward, next_observation)
+        self.observed += 1
+        if self.infers and alive:
+            self.context.add(row)
+        elif self.by == "belief":
+            assert self.inference is not None
+            assert self.belief is not None
+            found = self.inference(transition=row[None], state=self.belief[None])
+            self.told, self.belief = found["told"][0], found["next_state"][0]
+        elif self.by == "last_step":
+            width, size = len(self._row("observation", observation)), self._action_width
+            self.told = np.append(row[width : width + size + 1], np.float32(0))
+
+    def infer(self) -> Array:
+        """Infer the task from what was observed since `forget`, and act on that from now on.
+
+        Returns:
+            What the policy is told, ``[D]``.
+
+        Raises:
+            RuntimeError: nothing was observed, or the agent does not infer from contexts.
+        """
+        if not self.infers:
+            raise RuntimeError(f"{self.manifest['algorithm']} does not infer from contexts")
+        mean, std = self.represent(self.context.draw(self.manifest["context"]["length"], self.rng))
+        sampled = self.manifest["context"]["act_on"] == "sample"
+        self.told, self.inferred = self._normal(mean, std) if sampled else mean, True
+        return self.told
+
+    def tell(self, features: ArrayLike) -> None:
+        """Say what the task is, ``[D]``: only where ``needs_features``.
+
+        Raises:
+            RuntimeError: the agent acts on nothing that it could be told.
+            ValueError: features have another shape.
+        """
+        if not self.needs_features:
+            raise RuntimeError(f"{self.manifest['algorithm']} is told no features of its task")
+        self.told = self._row("features", features)
+
+    # What it is made of.
+
+    def represent(self, context: Array) -> tuple[Array, Array]:
+        """Mean and standard deviation ``[D]`` that a context ``[T, F]`` makes of the task.
+
+        Raises:
+            RuntimeError: the agent does not infer from contexts.
+        """
+        if not self.infers or self.inference is None:
+            raise RuntimeError(f"{self.manifest['algorithm']} does not infer from contexts")
+        found = self.inference(context=np.asarray(context, np.float32)[None])
+        return found["z_mean"][0], found["z_std"][0]
+
+    def transition(
+        self, observation: ArrayLike, action: Any, reward: float, next_observation: ArrayLike
+    ) -> Array:
+        """The row ``(o, a, r, o')`` ``[F]``, its action clipped to its space, or one-hot."""
+        space = self.manifest["action"]
+        if space["kind"] == "discrete":
+            row = np.zeros(space["n"], np.float32)
+            row[int(action)] = 1
+        else:
+            low, high = (
+                np.array([limit if bound is None else bound for bound in space[name]], np.float32)
+                for name, limit in (("low", -np.inf), ("high", np.inf))
+            )
+            row = np.clip(np.asarray(action, np.float32), low, high)
+        before = self._row("observation", observation)
+        after = self._row("next_observation", next_observation)
+        return np.concatenate([before, row, np.array([reward], np.float32), after])
+
+    @property
+    def _action_width(self) -> int:
+        space = self.manifest["action"]
+        return int(space["n"]) if space["kind"] == "discrete" else len(space["low"])
+
+    def _row(self, name: str, value: ArrayLike) -> Array:
+        manifest = self.manifest
+        width = manifest["told"]["width"] if name == "features" else manifest["observation"]
+        row = np.asarray(value, np.float32)
+        if row.shape != (width,):
+            raise ValueError(f"{name} must have shape ({width},), got {row.shape}")
+        return row
+
+    def _zeros(self, name: str) -> Array | None:
+        described = self.manifest[name]
+        return None if described is None else np.zeros(described["shape"], np.float32)
+
+    def _normal(self, mean: Array, std: Array) -> Array:
+        return mean + std * self.rng.standard_normal(mean.shape, np.float32)
+
+    def _begin_belief(self) -> None:
+        if self.by == "belief":
+            self.told = self.initial
+            self.belief = self._zeros("belief")
+
+    def _draw_prior(self) -> None:
+        if self.infers:
+            z = self.rng.standard_normal(self.manifest["told"]["width"], np.float32)
+            if self.manifest["context"]["prior"] == "sphere":
+                z *= np.float32(len(z) ** 0.5) / np.linalg.norm(z)
+            self.told = z
+
+    def _choose(self, logits: Array, mask: ArrayLike | None) -> int:
+        if mask is not None:
+            allowed = np.asarray(mask, bool)
+            if allowed.shape != logits.shape or not allowed.any():
+                raise ValueError(f"mask must be {logits.shape} bool with one allowed, got {mask}")
+            logits = np.where(allowed, logits, -np.inf)
+        if self.deterministic:
+            return int(logits.argmax())
+        weights = np.exp(logits.astype(np.float64) - logits.max())
+        return int(self.rng.choice(len(weights), p=weights / weights.sum()))

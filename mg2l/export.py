@@ -1,0 +1,324 @@
+"""Export a run's agents: ``python -m mg2l.export RUN``.
+
+Writes what each agent needs to act alone, as torch.export programs and as ONNX: its policy, and
+what it infers the task with. Beside them lie the manifest ``export.json`` and ``agent.py``, which
+runs an agent by NumPy and onnxruntime. Nothing is written that does not compute what the run's own
+networks do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import itertools
+import logging
+import math
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from mg2l import cli, evaluate
+from mg2l.algo.alone import Belief, LocalInference, Policy, infer_alone, told_by
+from mg2l.algo.answers import Answer, Answers
+from mg2l.algo.learner import Learner
+from mg2l.algo.mg2l import MG2L
+from mg2l.envs import registry
+from mg2l.loading import family_of
+from mg2l.run import checkpoint
+from mg2l.run.folder import write_json
+from mg2l.schema import ConfigError
+
+FORMAT = 1
+"""Of ``export.json``, as ``mg2l.agent`` reads it."""
+
+TOLERANCE = 1e-5
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+VERSIONS = ("mg2l", "torch", *PACKAGES)
+RUNTIME = Path(__file__).with_name("agent.py")
+
+Network = Policy | LocalInference | Belief
+
+
+def require_packages() -> None:
+    """Judge whether ONNX can be written and run here.
+
+    Raises:
+        ConfigError: a package is missing.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"exporting needs {', '.join(missing)}; install with: "
+            'pip install -c constraints.txt -e ".[export]"'
+        )
+
+
+# One network.
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what torch's exporter says of other packages and of its own future."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def write_network(network: Network, answers: list[Answer], stem: Path) -> float:
+    """Write ``stem.pt2`` and ``stem.onnx``, read them again, and compare.
+
+    Args:
+        network: of one agent.
+        answers: what it must compute.
+        stem: path without the suffix.
+
+    Returns:
+        Largest absolute deviation of the network itself and of both files from the answers.
+    """
+    if _fixed_length(network):
+        length = answers[-1].inputs["context"].shape[1]
+        answers = [answer for answer in answers if answer.inputs["context"].shape[1] == length]
+    example, shapes = {}, {}
+    for name, value in answers[-1].inputs.items():
+        # torch takes a size of 1 for one that never changes.
+        sizes, dynamic = [2, *value.shape[1:]], {0: torch.export.Dim("batch")}
+        if name == "context" and not _fixed_length(network):
+            sizes[1], dynamic[1] = 2, torch.export.Dim("length")
+        example[name], shapes[name] = torch.zeros(sizes), dynamic
+    with _quietly(), torch.no_grad():
+        program = torch.export.export(network, (), example, dynamic_shapes=shapes)
+        for node in program.graph.nodes:  # these would tell where the source lies on this machine
+            node.meta.pop("stack_trace", None)
+        torch.export.save(program, stem.with_suffix(".pt2"))
+        onnx = torch.onnx.export(
+            program, dynamo=True, verbose=False, output_names=list(network.outputs)
+        )
+        assert onnx is not None
+        for written in onnx.model.graph.all_nodes():
+            written.metadata_props.clear()
+        onnx.save(stem.with_suffix(".onnx"), external_data=False)
+        return _deviation(network, answers, stem)
+
+
+def _fixed_length(network: Network) -> bool:
+    return isinstance(network, LocalInference) and network.fixed_length
+
+
+def _deviation(network: Network, answers: list[Answer], stem: Path) -> float:
+    # Here, once it is known that onnxruntime is installed.
+    from mg2l.agent import Network as Session
+
+    reloaded = torch.export.load(stem.with_suffix(".pt2")).module()
+    session = Session(stem.with_suffix(".onnx").read_bytes())
+    largest = 0.0
+    for answer in answers:
+        inputs = {name: value.contiguous() for name, value in answer.inputs.items()}
+        by_name = session(**{name: value.numpy() for name, value in inputs.items()})
+        by_onnx = [torch.as_tensor(by_name[name]) for name in network.outputs]
+        for outputs in (network(**inputs), reloaded(**inputs), by_onnx):
+            for got, wanted in zip(outputs, answer.outputs, strict=True):
+                error = (got - wanted).abs().nan_to_num(math.inf)  # NaN is no agreement
+                largest = max(largest, float(error.max()))
+    return largest
+
+
+# The manifest.
+
+
+def _bounds(values: Any) -> list[float | None]:
+    """Bounds of a space; None where there is none."""
+    return [float(value) if np.isfinite(value) else None for value in values]
+
+
+def describe(learner: Learner, network: LocalInference | Belief | None) -> dict[str, Any]:
+    """What all agents have in common, as ``export.json`` says it.
+
+    Args:
+        learner: of the run.
+        network: what an agent infers the task with.
+    """
+    config, inference, actor = learner.config, learner.inference, learner.actor
+    space = learner.env.action_spaces[0]
+    observation = int(learner.env.observation_spaces[0].shape[0])
+    if isinstance(space, spaces.Discrete):
+        size, action = int(space.n), {"kind": "discrete", "n": int(space.n)}
+    else:
+        low, high = _bounds(space.low), _bounds(space.high)
+        size, action = len(low), {"kind": "box", "low": low, "high": high}
+    family = family_of(config.env)
+    names = ("observation", "action", "reward", "next_observation")
+    edges = [0, *itertools.accumulate([observation, size, 1, observation])]
+    found: dict[str, Any] = {
+        "format": FORMAT,
+        "algorithm": config.algo_name,
+        "environment": {
+            "family": family,
+            "module": registry.origin(family),
+            "config": asdict(config.env),
+        },
+        "team": learner.env.num_agents,
+        "observation": observation,
+        "action": action,
+        "transition": {
+            "width": edges[-1],
+            "columns": dict(zip(names, itertools.pairwise(edges), strict=True)),
+        },
+        "told": {"by": told_by(inference), "width": inference.actor_width},
+        "memory": None,
+        "context": None,
+        "belief": None,
+    }
+    if actor.body.gru is not None:
+        reset = config.policy.recurrent_reset
+        found["memory"] = {"shape": list(actor.body.state_shape), "reset": reset}
+    if isinstance(network, LocalInference):
+        sphere = isinstance(inference, MG2L) and config.encoder.bounded_by == "sphere"
+        found["context"] = {
+            "length": config.encoder.ae_batch_size,
+            "fixed_length": network.fixed_length,
+            "capacity": config.encoder.ae_buffer_size,
+            "prior": "sphere" if sphere else "normal",
+            "act_on": config.rollout.act_on,
+        }
+    if isinstance(network, Belief):
+        found["belief"] = {"shape": list(network.state_shape), "reset": config.belief.belief_reset}
+    return found
+
+
+# A team.
+
+
+def write_team(
+    learner: Learner,
+    out: Path,
+    agents: Sequence[int] | None = None,
+    tolerance: float = TOLERANCE,
+    iteration: int | None = None,
+) -> dict[str, Any]:
+    """Export a learner's agents.
+
+    Args:
+        learner: on the CPU.
+        out: folder to write, all at once; an earlier export there is replaced.
+        agents: which; None is all.
+        tolerance: largest absolute deviation from what the learner's networks compute.
+        iteration: of the run that its networks are from, for the manifest.
+
+    Returns:
+        What ``export.json`` holds.
+
+    Raises:
+        ConfigError: there is no such agent, agents cannot act alone, a package is missing,
+            ``out`` holds something else, or a network deviates by more than ``tolerance``.
+    """
+    require_packages()
+    if out.exists() and not (out / "export.json").is_file():
+        raise ConfigError(f"--out={out}: exists and is no earlier export")
+    last = learner.env.num_agents - 1
+    for index in agents or ():
+        if not 0 <= index <= last:
+            raise ConfigError(f"--agents: the team has agents 0..{last}, got {index}")
+    try:
+        found = describe(learner, infer_alone(learner.inference, 0))
+    except ValueError as error:
+        name = learner.config.algo_name
+        raise ConfigError(f"agents of this {name} cannot act alone: {error}") from None
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        shutil.copy(RUNTIME, partial / "agent.py")
+        answers = Answers(learner)
+        found["iteration"], found["tolerance"] = iteration, tolerance
+        found["versions"] = {name: importlib.metadata.version(name) for name in VERSIONS}
+        found["agents"] = [
+            write_agent(learner, answers, index, partial, tolerance)
+            for index in (range(last + 1) if agents is None else agents)
+        ]
+        write_json(partial / "export.json", found)
+        shutil.rmtree(out, ignore_errors=True)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return found
+
+
+def write_agent(
+    learner: Learner, answers: Answers, index: int, folder: Path, tolerance: float
+) -> dict[str, Any]:
+    """Write the networks of one agent below ``folder``, and print how far they deviate.
+
+    Returns:
+        Its entry in ``export.json``.
+
+    Raises:
+        ConfigError: a network deviates by more than ``tolerance``.
+    """
+    place = folder / f"agent_{index}"
+    place.mkdir()
+    entry: dict[str, Any] = {"index": index, "files": {}, "sha256": {}, "deviation": {}}
+    policy, inference = Policy(learner.actor, index), infer_alone(learner.inference, index)
+    wanted: list[tuple[str, Network, list[Answer]]] = [("policy", policy, answers.policy(index))]
+    if inference is not None:
+        wanted.append(("inference", inference, answers.inference(index)))
+    if isinstance(inference, Belief):
+        entry["initial_belief"] = inference.initial().tolist()
+    for name, network, expected in wanted:
+        deviation = write_network(network, expected, place / name)
+        if not deviation <= tolerance:
+            raise ConfigError(
+                f"the {name} of agent {index} deviates by {deviation:.1e} from the run's own, by "
+                f"more than {tolerance:.1e}; nothing is exported"
+            )
+        entry["deviation"][name] = deviation
+        files = {kind: f"{place.name}/{name}.{kind}" for kind in ("onnx", "pt2")}
+        for file in files.values():
+            entry["sha256"][file] = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+        entry["files"][name] = files
+    shown = ", ".join(f"{name} {value:.1e}" for name, value in entry["deviation"].items())
+    print(f"agent {index}: largest deviation from the run's own: {shown}", flush=True)
+    return entry
+
+
+def main() -> None:
+    """Entry point of ``python -m mg2l.export``."""
+    parser = argparse.ArgumentParser(prog="python -m mg2l.export", description=__doc__)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--out", type=Path, help="folder to write (default: RUN/export)")
+    parser.add_argument("--agents", type=int, nargs="+", help="which agents (default: all)")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        help="largest absolute deviation from the run's own networks (default: %(default)s)",
+    )
+    arguments = parser.parse_args()
+    with cli.report_errors():
+        out = arguments.out or arguments.run / "export"
+        learner = evaluate.load(arguments.run, torch.device("cpu"))
+        try:
+            last = checkpoint.iterations(arguments.run / "checkpoints")[-1]
+            write_team(learner, out, arguments.agents, arguments.tolerance, last)
+        finally:
+            learner.close()
+        print(f"written: {out}")
+
+
+if __name__ == "__main__":
+    main()
