@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from mg2l.config import Config
 from mg2l.envs import registry
+from mg2l.envs.finite import NonFiniteStepError
 from mg2l.loading import (
     CONFIGS,
     DEFAULTS,
@@ -82,7 +83,7 @@ def report_errors() -> Iterator[None]:
     """Turn the errors that a user can mend into one line on stderr and exit status 2."""
     try:
         yield
-    except (ConfigError, CheckpointError) as error:
+    except (ConfigError, CheckpointError, NonFiniteStepError) as error:
         abort(str(error))
 
 

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import time
 from typing import Any
 
 import numpy as np
@@ -175,6 +176,23 @@ class Deadly(Fragile):
     how = "kill"
 
 
+class Sleeper(Fragile):
+    """Hangs where the others crash."""
+
+    def step(self, actions: dict[str, Any]) -> tuple[Any, ...]:
+        if self.goal == 1 and self.time == 2:
+            time.sleep(600)
+        return super().step(actions)
+
+
+class Slow(Walkers):
+    """Takes a fifth of a second for a step."""
+
+    def step(self, actions: dict[str, Any]) -> tuple[Any, ...]:
+        time.sleep(0.2)
+        return super().step(actions)
+
+
 class Stillborn(Walkers):
     def reset(self, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
         raise LookupError("no place to stand")
@@ -186,6 +204,18 @@ def make_fragile(params: dict[str, Any]) -> Fragile:
 
 def make_deadly(params: dict[str, Any]) -> Deadly:
     return Deadly(**params)
+
+
+def make_sleeper(params: dict[str, Any]) -> Sleeper:
+    return Sleeper(**params)
+
+
+def make_slow(params: dict[str, Any]) -> Slow:
+    return Slow(**params)
+
+
+def make_sleeping(params: dict[str, Any]) -> Any:
+    time.sleep(600)
 
 
 def make_stillborn(params: dict[str, Any]) -> Stillborn:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import adapted_envs
@@ -16,6 +17,7 @@ from method_helpers import TINY
 
 from mg2l import cli, train
 from mg2l.envs import adapters, registry
+from mg2l.envs.adapters import workers
 from mg2l.envs.base import EnvConfig
 from mg2l.run.metrics import read_metrics
 from mg2l.schema import ConfigError
@@ -184,6 +186,60 @@ def test_a_crash_is_said_and_the_run_goes_on(make, what, capfd):
     err = capfd.readouterr().err
     assert err.count("adapted, copy 2, task 'goal=1': worker 1 crashed") == 2
     assert err.count(what) == 2
+    env.close()
+
+
+def test_a_worker_that_hangs_is_started_anew(capfd):
+    env = build(adapted_envs.make_sleeper, timeout=5)
+    env.reset(seed=0, task_ids=[0, 1, 2, 0])  # copy 2 hangs, and takes copy 3 with it
+    victim, begin = env._workers.pids[1], time.monotonic()
+    for step in range(1, 5):
+        truncated = env.step(np.zeros((4, 2, 1)))[3]
+        assert (truncated == [[False] * 2] * 2 + [[step == 3] * 2] * 2).all()
+    assert 5 <= time.monotonic() - begin < 40
+    with pytest.raises(ProcessLookupError):
+        os.kill(victim, 0)
+    err = capfd.readouterr().err
+    assert "adapted, copy 2, task 'goal=1': worker 1 crashed\nit hung: no answer for 5 s" in err
+    env.close()
+
+
+def test_slow_copies_do_not_add_up_to_a_hanging_worker():
+    env = build(adapted_envs.make_slow, num_envs=10, n_workers=1)
+    env.reset(seed=0)
+    env._workers._timeout = 1.5
+    assert not env.step(np.zeros((10, 2, 1)))[3].any()  # 2 s for all of them
+    env.close()
+
+
+def test_an_environment_that_cannot_be_made_in_time():
+    with pytest.raises(RuntimeError, match="cannot be made\nit hung: no answer for 1 s"):
+        build(adapted_envs.make_sleeping, timeout=1)
+
+
+def test_closing_does_not_wait_for_a_worker_that_hangs(monkeypatch):
+    monkeypatch.setattr(workers, "_GRACE", 0.1)
+    env = build(adapted_envs.make_sleeper, num_envs=1, n_workers=1)
+    env.reset(task_ids=[2])
+    for _ in range(2):
+        env.step(np.zeros((1, 2, 1)))
+    env._workers._pipe(0).send(("step",))
+    begin = time.monotonic()
+    env.close()
+    assert time.monotonic() - begin < 10
+
+
+def test_a_copy_that_crashes_again_and_again_ends_the_run():
+    env = build(adapted_envs.make_fragile, max_restarts=2)
+    env.reset(seed=0, task_ids=[0, 1, 2, 0])
+    for _ in range(8):
+        env.step(np.zeros((4, 2, 1)))
+    message = (
+        r"copy 2, task 'goal=1': worker 1 crashed[^$]*the walker has tripped\n*"
+        r"Copy 2 has been restarted 2 times \(max_restarts\)"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        env.step(np.zeros((4, 2, 1)))
     env.close()
 
 

@@ -32,6 +32,12 @@ class AdapterConfig(EnvConfig):
     n_workers: int = bounded(0, ge=0)
     """Worker processes; 0 is one per processor core."""
 
+    timeout: float = bounded(60.0, gt=0)
+    """For making, resetting or stepping one copy; a worker that takes longer has crashed [s]."""
+
+    max_restarts: int = bounded(10, ge=0)
+    """Restarts of a worker that one copy may cause; its next crash ends the run."""
+
 
 class AdaptedEnv(CopiesEnv):
     """``N`` copies of what a factory makes, in worker processes (see ``VectorEnv``).
@@ -48,8 +54,8 @@ class AdaptedEnv(CopiesEnv):
     seeded with as well.
 
     End: as the environment says, an agent's flags staying until the episode ends with the last
-    agent's; and truncated after ``max_ep_len`` steps. An episode whose worker
-    crashes is truncated: its last observation and no reward for the step.
+    agent's; and truncated after ``max_ep_len`` steps. An episode whose worker crashes, or hangs for
+    longer than ``timeout``, is truncated: its last observation and no reward for the step.
 
     Saved state is each copy's seed and its actions since: an episode is repeated to continue it,
     exactly as far as the environment is determined by its seed.
@@ -79,10 +85,11 @@ class AdaptedEnv(CopiesEnv):
     ) -> None:
         self.name = name
         workers = min(config.n_workers or os.cpu_count() or 1, num_envs)
-        self._workers = Workers(make, workers)
+        self._workers = Workers(make, workers, config.timeout)
         self._finalizer = weakref.finalize(self, Workers.close, self._workers)
         self._parts = np.array_split(np.arange(num_envs), workers)
         self._crashes = [0] * workers
+        self._restarts, self._max_restarts = [0] * num_envs, config.max_restarts
         spaces = self._described(tasks)
         agents = len(spaces)
         if config.n_agents not in (0, agents):
@@ -100,6 +107,7 @@ class AdaptedEnv(CopiesEnv):
             "actions": ("i8" if isinstance(actions, Discrete) else "f8", chosen),
             "stepping": ("u1", (num_envs,)),
             "at": ("i8", (workers,)),
+            "beats": ("i8", (workers,)),
         }
         if isinstance(actions, Discrete):
             layout["mask"] = ("u1", (*flags, int(actions.n)))
@@ -138,6 +146,11 @@ class AdaptedEnv(CopiesEnv):
             raise RuntimeError(
                 f"{text}\nIt has crashed {_MAX_CRASHES} times without a step between"
             )
+        if self._restarts[copy] == self._max_restarts:
+            raise RuntimeError(
+                f"{text}\nCopy {copy} has been restarted {self._max_restarts} times (max_restarts)"
+            )
+        self._restarts[copy] += 1
         print(
             f"{text}\nIt is started anew, its episodes are truncated", file=sys.stderr, flush=True
         )

@@ -321,7 +321,7 @@ class Worker:
     def begin(self, copies: Sequence[tuple[int, int, dict[str, Any], int]]) -> None:
         """Begin episodes: copy, number of its task, the task's parameters, seed."""
         for copy, task, params, seed in copies:
-            self.shared["at"][self.index] = copy
+            self._turn_to(copy)
             held = self.players.get(copy)
             if held is None or held[0] != task:
                 if held is not None:
@@ -346,7 +346,7 @@ class Worker:
         for copy, (_, made, acts) in self.players.items():
             if not shared["stepping"][copy]:
                 continue
-            shared["at"][self.index] = copy
+            self._turn_to(copy)
             rows = shared["actions"][copy]
             actions = [act(row) for act, row in zip(acts, rows)]  # noqa: B905
             with self.chance[copy].used():
@@ -356,6 +356,11 @@ class Worker:
             shared["rewards"][copy] = np.where(acted, rewards, 0)
             known = acted | (shared["alive"][copy] != 0)
             self._write(copy, made, [s if k else None for s, k in zip(seen, known)], masks)  # noqa: B905
+
+    def _turn_to(self, copy: int) -> None:
+        """Tell the other side which copy is at work, and that it is another's turn."""
+        self.shared["at"][self.index] = copy
+        self.shared["beats"][self.index] += 1
 
     def _flag(
         self, copy: int, terminated: NDArray[Any], truncated: NDArray[Any], there: NDArray[Any]

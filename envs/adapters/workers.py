@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -13,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import numpy as np
+from numpy.typing import NDArray
 
 from mg2l.envs.adapters import worker
 from mg2l.envs.adapters.worker import Arrays, Layout
 
 Request = tuple[Any, ...]
+_GRACE = 5.0  # for a process to end by itself [s]
 
 
 class CrashError(RuntimeError):
@@ -36,14 +42,18 @@ class CrashError(RuntimeError):
 class Workers:
     """``count`` worker processes.
 
-    A process that is started anew finds the shared memory as it was.
+    A process that is started anew finds the shared memory as it was. One that hangs is ended, and
+    counts as crashed.
 
     Args:
         make: the environment's factory.
         count: of processes.
+        timeout: a process hangs if for this long it neither answers nor turns to another copy [s].
     """
 
-    def __init__(self, make: Callable[[dict[str, Any]], Any], count: int) -> None:
+    def __init__(self, make: Callable[[dict[str, Any]], Any], count: int, timeout: float) -> None:
+        self._timeout = timeout
+        self._beats: NDArray[np.int64] = np.zeros(count, np.int64)
         _pickle_by_value(make)
         self._setup = {"path": sys.path[:], "make": cloudpickle.dumps(make)}
         self._memory_file = os.memfd_create("mg2l")
@@ -62,7 +72,9 @@ class Workers:
         for index, process in enumerate(self._processes):
             if process is not None:
                 self.ask([(index, self._attach)])
-        return worker.arrays_in(mmap.mmap(self._memory_file, size), layout)
+        arrays = worker.arrays_in(mmap.mmap(self._memory_file, size), layout)
+        self._beats = arrays["beats"]
+        return arrays
 
     def ask(self, requests: Sequence[tuple[int, Request]]) -> tuple[list[Any], list[CrashError]]:
         """Send requests to workers, all before the first answer is awaited.
@@ -71,28 +83,51 @@ class Workers:
             The answers of those that live, and the others' crashes; these start anew when they
             are asked again.
         """
-        sent = [index for index, request in requests if self._send(index, request)]
-        answers, crashes = [], [self._bury(i, None) for i, _ in requests if i not in sent]
+        sent, answers, crashes = [], [], []
+        for index, request in requests:
+            crash = self._send(index, request)
+            if crash is None:
+                sent.append(index)
+            else:
+                crashes.append(crash)
         for index in sent:
-            status, answer = self._receive(index)
+            status, answer = self._answer(index)
             if status == "failed":
                 crashes.append(self._bury(index, answer))
             else:
                 answers.append(answer)
         return answers, crashes
 
-    def _send(self, index: int, request: Request) -> bool:
+    def _send(self, index: int, request: Request) -> CrashError | None:
         try:
             self._pipe(index).send(request)
-        except OSError:
-            return False
-        return True
+        except (EOFError, OSError) as error:
+            return self._bury(index, _known(error))
+        return None
 
-    def _receive(self, index: int) -> tuple[str, Any]:
+    def _answer(self, index: int) -> tuple[str, Any]:
         try:
-            received: tuple[str, Any] = self._pipe(index).recv()
-        except (EOFError, OSError):
-            return "failed", None
+            return self._receive(index, self._pipe(index))
+        except (EOFError, OSError) as error:
+            return "failed", _known(error)
+
+    def _receive(self, index: int, pipe: Connection) -> tuple[str, Any]:
+        """The next answer.
+
+        Raises:
+            _LostError: the process hung.
+            EOFError: it has ended.
+        """
+        beats, since = int(self._beats[index]), time.monotonic()
+        while not pipe.poll(self._timeout / 4):
+            if self._beats[index] != beats:
+                beats, since = int(self._beats[index]), time.monotonic()
+            elif time.monotonic() - since >= self._timeout:
+                process = self._processes[index]
+                assert process is not None
+                _kill(process)
+                raise _LostError(f"it hung: no answer for {self._timeout:g} s (key timeout)")
+        received: tuple[str, Any] = pipe.recv()
         return received
 
     def _pipe(self, index: int) -> Connection:
@@ -111,7 +146,9 @@ class Workers:
             pipe.send_bytes(cloudpickle.dumps(self._setup))
             if self._attach is not None:
                 pipe.send(self._attach)
-                pipe.recv()
+                status, answer = self._receive(index, pipe)
+                if status == "failed":
+                    raise _LostError(answer)
         return pipe
 
     def _bury(self, index: int, message: str | None) -> CrashError:
@@ -120,7 +157,7 @@ class Workers:
         if pipe is not None:
             pipe.close()
         if process is not None:
-            code = process.wait()
+            code = _end(process)
             message = message or f"the process ended with status {code}"
         return CrashError(index, message or "the process could not be started")
 
@@ -137,6 +174,30 @@ class Workers:
         if self._memory_file >= 0:
             os.close(self._memory_file)
             self._memory_file = -1
+
+
+class _LostError(OSError):
+    """A process was lost, and its message says how."""
+
+
+def _known(error: Exception) -> str | None:
+    """How a process was lost, or None where only its end can tell."""
+    return str(error) if isinstance(error, _LostError) else None
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """Status of a process whose pipe is closed; one that does not notice that is killed."""
+    try:
+        return process.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        _kill(process)
+        return process.wait()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process with those that its environments have started: its session."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _pickle_by_value(make: Callable[..., Any]) -> None:

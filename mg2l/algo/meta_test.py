@@ -19,6 +19,7 @@ from mg2l.algo.learner import Learner
 from mg2l.algo.mg2l import MG2L
 from mg2l.algo.rollout import Collector, Listener, Rollout
 from mg2l.envs import registry
+from mg2l.envs.finite import require_finite
 from mg2l.envs.random_actions import random_actions
 from mg2l.replay import Context
 
@@ -127,9 +128,10 @@ class MetaTest:
         rng = np.random.default_rng(self.seed)
         rewards = []
         info = self.env.reset(self._seeds(-1), self.ids)[1]
-        for _ in range(self.steps):
+        for step in range(self.steps):
             actions = random_actions(self.env, rng, info)
             _, reward, _, _, info = self.env.step(actions)
+            require_finite(self.env, "reward", reward, step + 1)
             rewards.append(reward)
         return np.stack(rewards)
 

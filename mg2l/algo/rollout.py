@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mg2l.algo.policy import Actor
 from mg2l.envs.base import VectorEnv
+from mg2l.envs.finite import require_finite
 
 
 @dataclass
@@ -113,6 +114,9 @@ class Collector:
                 every step, or None, or who says it in the course of the rollout.
             deterministic: act on the most likely action instead of a sample.
             seeds: of the environment's copies; None goes on with their streams.
+
+        Raises:
+            NonFiniteStepError: the environment gave a number that is NaN or infinite.
         """
         env, body = self.env, self.actor.body
         buffers: dict[str, list[Any]] = {name: [] for name in _FIELDS}
@@ -121,6 +125,7 @@ class Collector:
         if body.gru is not None:
             state = torch.zeros(env.num_agents, env.num_envs, *body.state_shape, device=self.device)
         observation, info = env.reset(seeds, task_ids)
+        require_finite(env, "observation", observation, 0)
         first = np.ones(env.num_envs, dtype=bool)
         for t in range(steps):
             if isinstance(task, Tensor):
@@ -147,6 +152,11 @@ class Collector:
             buffers["actions"].append(action)
             buffers["log_probs"].append(log_prob.t())
             observation, reward, terminated, truncated, info = env.step(action.cpu().numpy())
+            # Before anybody acts on them: a policy that meets NaN fails without saying where.
+            require_finite(env, "reward", reward, t + 1)
+            require_finite(env, "observation", info["final_obs"], t + 1)
+            if info["final_obs"] is not observation:
+                require_finite(env, "observation", observation, t + 1)
             first = np.asarray((terminated | truncated).all(1))
             buffers["rewards"].append(reward)
             buffers["terminated"].append(terminated)

@@ -1,0 +1,94 @@
+"""An environment whose numbers are not finite is named before anybody learns from them."""
+
+import json
+
+import numpy as np
+import pytest
+from method_helpers import TINY, KnownConfig, KnownEnv, env_of, known_learner
+
+from mg2l import train
+from mg2l.algo.meta_test import MetaTest
+from mg2l.envs import registry
+from mg2l.envs.finite import NonFiniteStepError
+
+
+def spoil(learner, what, step, value, copy=2, agent=1):
+    """Make an environment give ``value`` at one of its steps; 0 is the reset."""
+    env, clock = env_of(learner), [0]
+    honest_reset, honest_step = env.reset, env.step
+
+    def reset(*arguments):
+        clock[0] = 0
+        observation, info = honest_reset(*arguments)
+        if what == "observation" and step == 0:
+            observation[copy, agent, 3] = value
+        return observation, info
+
+    def stepped(actions):
+        observation, reward, terminated, truncated, info = honest_step(actions)
+        clock[0] += 1
+        if clock[0] == step:
+            if what == "reward":
+                reward[copy, agent] = value
+            else:
+                {"observation": observation, "final": info["final_obs"]}[what][copy, agent, 3] = (
+                    value
+                )
+        return observation, reward, terminated, truncated, info
+
+    env.reset, env.step = reset, stepped  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize(
+    ("what", "step", "value", "said"),
+    [
+        ("observation", 0, np.nan, r"an observation of nan \(number 3 of it\) .* at the reset"),
+        ("observation", 4, np.inf, r"an observation of inf \(number 3 of it\) .* at step 4;"),
+        ("final", 10, np.nan, r"an observation of nan \(number 3 of it\) .* at step 10;"),
+        ("reward", 7, -np.inf, "a reward of -inf to .* at step 7;"),
+    ],
+)
+def test_what_is_not_finite_is_named(monkeypatch, what, step, value, said, discrete):
+    learner = known_learner(monkeypatch, discrete=discrete)
+    spoil(learner, what, step, value)
+    with pytest.raises(NonFiniteStepError, match=said) as raised:
+        learner.collect(np.array([0, 1, 1, 0]))
+    assert "agent 1 in copy 2, task 'b'" in str(raised.value)
+    assert "; 1 of the " in str(raised.value)
+
+
+def test_large_numbers_pass(monkeypatch):
+    learner = known_learner(monkeypatch)
+    spoil(learner, "observation", 3, 1e30)
+    assert learner.collect(np.array([0, 1, 1, 0])).observations.max() > 1e29
+
+
+def test_training_ends_with_one_line(monkeypatch, tmp_path, capsys):
+    class Broken(KnownEnv):
+        def step(self, actions):
+            found = super().step(actions)
+            found[1][0] = np.nan
+            return found
+
+    monkeypatch.setitem(registry._families, "known", registry._Family(KnownConfig, Broken))
+    pairs = {**TINY, "main_save_path": tmp_path}
+    texts = {k: json.dumps(v) if isinstance(v, (bool, list)) else v for k, v in pairs.items()}
+    path = tmp_path / "known.yaml"
+    path.write_text("family: known\n")
+    words = ["--algo=mg2l", f"--env={path}", *(f"{k}={v}" for k, v in texts.items())]
+    monkeypatch.setattr("sys.argv", ["train", *words])
+    with pytest.raises(SystemExit) as stopped:
+        train.main()
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "a reward of nan to agent 0 in copy 0" in line
+
+
+def test_random_actions_are_checked_too(monkeypatch):
+    learner = known_learner(monkeypatch)
+    test = MetaTest(learner, [0], 3, seed=0)
+    monkeypatch.setattr(learner, "env", test.env)
+    spoil(learner, "reward", 2, np.nan)
+    with pytest.raises(NonFiniteStepError, match="a reward of nan"):
+        test.play_random()
