@@ -102,7 +102,7 @@ class Studio:
         """What happens in a film.
 
         Raises:
-            RuntimeError: the environment draws no pictures.
+            ConfigError: what draws the environment's pictures is missing.
         """
         test = MetaTest(self.learner, [task], 1, self.seed, self.deterministic)
         camera = test.collector.env = video.Filmed(test.env)
@@ -181,8 +181,7 @@ def write_films(
         Each film's path when it is written.
 
     Raises:
-        ConfigError: what writes films is missing.
-        RuntimeError: the environment draws no pictures.
+        ConfigError: what draws or writes films is missing.
     """
     tasks, studio = learner.env.tasks, Studio(learner, seed, deterministic)
     ids = tasks.test_ids if len(tasks.test_ids) else tasks.train_ids

@@ -68,6 +68,17 @@ def make_walkers(params: dict[str, Any]) -> Walkers:
     return Walkers(**params)
 
 
+class Blind(Walkers):
+    """Made without a render mode."""
+
+    def render(self) -> Any:
+        return None
+
+
+def make_blind(params: dict[str, Any]) -> Blind:
+    return Blind(**params)
+
+
 class Mortals(Walkers):
     """``Walkers`` with discrete, masked actions, one of whom leaves after three steps."""
 

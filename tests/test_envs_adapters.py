@@ -288,6 +288,14 @@ def test_what_cannot_go_on_is_an_error():
         build(adapted_envs.make_walkers, n_agents=3)
 
 
+def test_an_environment_without_pictures():
+    env = build(adapted_envs.make_blind, num_envs=1, n_workers=1)
+    env.reset()
+    with pytest.raises(ConfigError, match=r"gave no picture: .* render_mode='rgb_array'"):
+        env.render()
+    env.close()
+
+
 def test_workers_end_with_the_environment():
     env = build(adapted_envs.make_walkers)
     env.reset()

@@ -237,7 +237,8 @@ class AdaptedEnv(CopiesEnv):
         """See ``VectorEnv.render``; the factory must make environments that render arrays.
 
         Raises:
-            RuntimeError: the environment gave no picture.
+            ConfigError: the environment gave no picture.
+            RuntimeError: it failed.
         """
         self._check_index(index)
         if not self._started:
@@ -247,7 +248,7 @@ class AdaptedEnv(CopiesEnv):
         if crashes:
             raise RuntimeError(f"{self.name}: render() failed\n{crashes[0]}")
         if answers[0] is None:
-            raise RuntimeError(
+            raise ConfigError(
                 f"{self.name} gave no picture: make(params) must create it with "
                 "render_mode='rgb_array'"
             )
