@@ -39,6 +39,8 @@ ATTEMPTS = 3
 LEAST_MEMORY = 2 * 2**30
 """Bytes that must be free before a run is started beside another, or the most one has taken."""
 
+STATE = "sweep.jsonl"
+
 RESULTS = {"evaluate": "evaluation.json", "probe": "probe.json"}
 """What each analysis writes into the folder of a run."""
 
@@ -245,6 +247,16 @@ def _kib(path: str, field: str) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
+def others(path: Path, jobs: Sequence[Job]) -> list[str]:
+    """Lines of ``sweep.jsonl`` about runs of another grid in the same folder."""
+    if not path.exists():
+        return []
+    ours = {(job.algo, job.env, job.seed) for job in jobs}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    named = [(line, json.loads(line)) for line in lines]
+    return [line for line, row in named if (row["algo"], row["env"], row["seed"]) not in ours]
+
+
 class Sweep:
     """Runs jobs, several at a time, until all are done or have failed.
 
@@ -263,12 +275,14 @@ class Sweep:
         self.stages: dict[str, str] = {}
         self.console = Console()
         self._most_memory = LEAST_MEMORY
+        self._others = others(folder / STATE, jobs)
 
     def write(self) -> None:
         """Replace ``sweep.jsonl``, so that a reader sees the old one or the new one."""
-        path = self.folder / "sweep.jsonl"
-        partial = path.with_name("sweep.jsonl.partial")
-        partial.write_text("".join(job.line() + "\n" for job in self.jobs), encoding="utf-8")
+        path = self.folder / STATE
+        partial = path.with_name(f"{STATE}.partial")
+        lines = [*self._others, *(job.line() for job in self.jobs)]
+        partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         partial.replace(path)
 
     def note(self, text: str) -> None:

@@ -116,7 +116,9 @@ def test_runs_the_grid_and_a_larger_one_continues(tmp_path):
     assert iterations(folder) == {
         ("mappo", 0): [1, 2, 3], ("mappo", 1): [1, 2, 3], ("oracle", 0): [1, 2],
     }  # fmt: skip
-    assert {row["state"] for row in states(folder).values()} == {"done"}
+    assert {key: row["state"] for key, row in states(folder).items()} == {
+        ("mappo", 0): "done", ("mappo", 1): "done", ("oracle", 0): "done",
+    }  # fmt: skip
     assert "0 of 2 runs to do" in finish(
         begin(*words(folder, n_iters=3, seeds=(0, 1), algos=("mappo",)))
     )
