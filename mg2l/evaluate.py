@@ -112,7 +112,10 @@ def summary(played: Played, scale: tuple[float, float] | None) -> dict[str, Any]
         "sampling": played.sampling,
         "return": float(team.mean()),
         "interval": bounds(team),
-        "by_agent": played.returns.mean((0, 1)).tolist(),
+        "by_agent": [
+            {"return": float(own.mean()), "interval": bounds(own)}
+            for own in np.moveaxis(played.returns, 2, 0)
+        ],
         "by_task": {
             name: {"return": float(row.mean()), "interval": bounds(row[None])}
             for name, row in zip(played.names, team, strict=True)

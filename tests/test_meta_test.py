@@ -177,7 +177,10 @@ def test_evaluate(tmp_path, monkeypatch, capsys):
         scale = found["scale"][row["split"]]
         share = (row["return"] - scale["random"]) / (scale["oracle"] - scale["random"])
         assert row["normalised"] == pytest.approx(share)
-        assert np.mean(row["by_agent"]) == pytest.approx(row["return"], abs=1e-4)
+        by_agent = [agent["return"] for agent in row["by_agent"]]
+        assert np.mean(by_agent) == pytest.approx(row["return"], abs=1e-4)
+        for part in (*row["by_agent"], *row["by_task"].values()):
+            assert part["interval"][0] <= part["return"] <= part["interval"][1]
         by_task = [task["return"] for task in row["by_task"].values()]
         assert np.mean(by_task) == pytest.approx(row["return"], abs=1e-4)
     assert found["results"][-1]["normalised"] == pytest.approx(0)
