@@ -89,7 +89,8 @@ def write_network(network: Network, answers: list[Answer], stem: Path) -> float:
         stem: path without the suffix.
 
     Returns:
-        Largest absolute deviation of the network itself and of both files from the answers.
+        Largest deviation of the network itself and of both files from the answers: absolute,
+        and relative for numbers beyond 1.
     """
     if _fixed_length(network):
         length = answers[-1].inputs["context"].shape[1]
@@ -133,7 +134,8 @@ def _deviation(network: Network, answers: list[Answer], stem: Path) -> float:
         by_onnx = [torch.as_tensor(by_name[name]) for name in network.outputs]
         for outputs in (network(**inputs), reloaded(**inputs), by_onnx):
             for got, wanted in zip(outputs, answer.outputs, strict=True):
-                error = (got - wanted).abs().nan_to_num(math.inf)  # NaN is no agreement
+                error = (got - wanted).abs() / wanted.abs().clamp(min=1)
+                error = error.nan_to_num(math.inf)  # NaN is no agreement
                 largest = max(largest, float(error.max()))
     return largest
 
@@ -217,7 +219,8 @@ def write_team(
         learner: on the CPU.
         out: folder to write, all at once; an earlier export there is replaced.
         agents: which; None is all.
-        tolerance: largest absolute deviation from what the learner's networks compute.
+        tolerance: largest deviation from what the learner's networks compute: absolute, and
+            relative for numbers beyond 1.
         iteration: of the run that its networks are from, for the manifest.
 
     Returns:
@@ -306,7 +309,7 @@ def main() -> None:
         "--tolerance",
         type=float,
         default=TOLERANCE,
-        help="largest absolute deviation from the run's own networks (default: %(default)s)",
+        help="largest deviation from the run's own networks (default: %(default)s)",
     )
     arguments = parser.parse_args()
     with cli.report_errors():

@@ -1,5 +1,6 @@
 """Exported agents: what the learner computes, from what is their own, without what trained them."""
 
+import copy
 import importlib.util
 import json
 import shutil
@@ -18,14 +19,16 @@ from method_helpers import TINY, tiny_learner
 from mg2l import cli, evaluate, export, loading, train
 from mg2l.agent import FORMAT, Agent, Context
 from mg2l.algo import alone
-from mg2l.algo.alone import LocalInference, Policy, infer_alone
+from mg2l.algo.alone import LocalInference, Policy, Standardise, infer_alone
 from mg2l.algo.answers import Answer, Answers
 from mg2l.algo.context import ContextInference
 from mg2l.algo.inference import TaskInference
 from mg2l.algo.learner import Learner
 from mg2l.algo.meta_test import MetaTest
 from mg2l.algo.rollout import Rollout
+from mg2l.encoder.encoder import TransitionMoments
 from mg2l.replay import Context as Contexts
+from mg2l.run import tree
 from mg2l.schema import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,7 +107,12 @@ def check_follows(agent: Agent, rollout: Rollout) -> None:
 @pytest.mark.parametrize("values", NETWORKS, ids=named)
 def test_networks_of_one_agent_compute_what_the_learner_does(values):
     learner = build(**values)
+    before = copy.deepcopy(learner.networks())
     answers = Answers(learner)
+    difference = tree.first_difference(learner.networks(), before)
+    assert not difference  # keys, shapes, dtypes
+    for name, module in learner.networks().items():
+        assert all(torch.equal(value, before[name][key]) for key, value in module.items())
     for index in range(learner.env.num_agents):
         networks: list[tuple[export.Network, list[Answer]]] = [
             (Policy(learner.actor, index), answers.policy(index))
@@ -118,11 +126,19 @@ def test_networks_of_one_agent_compute_what_the_learner_does(values):
                 found = network(**answer.inputs)
                 assert len(found) == len(answer.outputs) == len(network.outputs)
                 for got, wanted in zip(found, answer.outputs, strict=True):
-                    torch.testing.assert_close(got, wanted, rtol=0, atol=export.TOLERANCE)
+                    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
         of_policy = sum(p.numel() for p in networks[0][0].parameters())
         of_all = sum(p.numel() for p in learner.actor.parameters())
         groups = 1 if learner.config.policy.share_policy else learner.env.num_agents
         assert of_policy == of_all / groups
+
+
+def test_a_feature_that_never_varies_costs_no_digits():
+    moments = TransitionMoments(2)
+    rows = torch.tensor([[300.1, 0.0], [300.1, 1.0]])
+    moments.update(rows)
+    exact = moments.standardise(rows.double())
+    torch.testing.assert_close(Standardise(moments)(rows).double(), exact, rtol=0, atol=1e-6)
 
 
 # A run of mg2l, all of it through the command line.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mg2l.algo.belief import BeliefEncoder, BeliefInference, told_of
+from mg2l.algo.context import ContextInference
 from mg2l.algo.corro import CORRO
 from mg2l.algo.distributions import CategoricalHead, GaussianHead
 from mg2l.algo.focal import FOCAL
@@ -30,11 +31,49 @@ ToldBy = Literal["nothing", "features", "last_step", "context", "belief"]
 _Networks = TypeVar("_Networks", bound=nn.Module)
 
 
-def cut(networks: _Networks, agent: int) -> _Networks:
-    """A copy for one agent: on the CPU, in plain torch, its moments fixed, nothing to train.
+class Standardise(nn.Module):
+    """``(x - mean) / std`` of transitions, by moments that do not change any more.
+
+    The networks of a run fold this into their first layer. Where a feature hardly varies, that
+    subtracts large numbers from each other, and costs digits that onnxruntime and torch lose in
+    different ways.
 
     Args:
-        networks: of all agents, stacked; what they share stays whole.
+        moments: of all transitions explored.
+    """
+
+    mean: Tensor
+    rest: Tensor
+    std: Tensor
+
+    def __init__(self, moments: TransitionMoments) -> None:
+        super().__init__()
+        mean, std = moments.mean.cpu(), moments.std.cpu()
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("rest", (mean - mean.float()).float())  # what float32 has no room for
+        self.register_buffer("std", std.float())
+
+    def forward(self, transitions: Tensor) -> Tensor:
+        """Transitions ``[*, F]``."""
+        return (transitions - self.mean - self.rest) / self.std
+
+
+class _Standardised(nn.Module):
+    """Stands for the moments of networks whose transitions come standardised already."""
+
+    def standardise(self, transitions: Tensor) -> Tensor:
+        return transitions
+
+    def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        return weight, bias
+
+
+def cut(networks: _Networks, agent: int) -> _Networks:
+    """A copy for one agent: on the CPU, in plain torch, nothing to train.
+
+    Args:
+        networks: of all agents, stacked; what they share stays whole. Transitions are for the
+            copy to come standardised.
         agent: whose weights are kept.
     """
     one = copy.deepcopy(networks).cpu().requires_grad_(False).eval()
@@ -50,7 +89,7 @@ def cut(networks: _Networks, agent: int) -> _Networks:
             part.path = TORCH
         for name, child in list(part.named_children()):
             if isinstance(child, TransitionMoments):
-                part.add_module(name, child.fixed())
+                part.add_module(name, _Standardised())
     return one
 
 
@@ -118,16 +157,17 @@ class LocalInference(nn.Module):
     fixed_length = False
     """Whether contexts must have the length that it was exported with."""
 
-    def __init__(self, inference: TaskInference, agent: int) -> None:
+    def __init__(self, inference: ContextInference, agent: int) -> None:
         super().__init__()
+        self.standardise = Standardise(inference.moments()[0])
 
     def infer(self, context: Tensor) -> Gaussian:
-        """``[B, 1, D]`` of contexts ``[B, T, 1, F]``."""
+        """``[B, 1, D]`` of standardised contexts ``[B, T, 1, F]``."""
         raise NotImplementedError
 
     def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation ``[B, D]`` of ``z^i``, of contexts ``[B, T, F]``."""
-        found = self.infer(context.unsqueeze(2))
+        found = self.infer(self.standardise(context).unsqueeze(2))
         return found.mean[:, 0], found.std[:, 0]
 
 
@@ -196,7 +236,7 @@ class Belief(nn.Module):
             raise ValueError(
                 "mate_encoding=joint: all agents act on a belief from everybody's transitions"
             )
-        self.moments = inference.moments.fixed().cpu()
+        self.standardise = Standardise(inference.moments)
         self.encoder = cut(inference.encoder, agent)
         self.state_shape = (1, self.encoder.hidden)
 
@@ -210,7 +250,7 @@ class Belief(nn.Module):
         Returns:
             What the policy is told from now on, ``[B, 2 D]``, and the next state.
         """
-        rows = self.moments.standardise(transition)[None, None]
+        rows = self.standardise(transition)[None, None]
         begins = torch.zeros(1, transition.shape[0], dtype=torch.bool)
         features, state = self.encoder(rows, state.unsqueeze(0), begins)
         return self._told(features[:, 0]), state[0]

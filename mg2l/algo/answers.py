@@ -1,13 +1,15 @@
-"""What a learner itself computes at meta-test, to compare the networks of single agents with."""
+"""What a learner's networks compute at meta-test, to compare those of single agents with."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
-from mg2l.algo.belief import BeliefInference, Follower
+from mg2l.algo.belief import BeliefInference, told_of
 from mg2l.algo.context import ContextInference
 from mg2l.algo.distributions import CategoricalHead
 from mg2l.algo.learner import Learner
@@ -27,7 +29,7 @@ STEPS = 8
 
 @dataclass(frozen=True)
 class Answer:
-    """Inputs of a network by name, and what it must return."""
+    """Inputs of a network by name, and in float64 what it must return."""
 
     inputs: dict[str, Tensor]
     outputs: tuple[Tensor, ...]
@@ -74,6 +76,33 @@ class Answers:
         return [answer.of(agent) for answer in self._inferences]
 
 
+class _Exactly(nn.Module):
+    """A function of networks, in float64.
+
+    Args:
+        networks: stay as they are.
+        function: of tensors; calls the networks.
+    """
+
+    def __init__(self, networks: nn.Module, function: Callable[..., tuple[Tensor, ...]]) -> None:
+        super().__init__()
+        self.networks, self.function = networks, function
+
+    def forward(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        return self.function(*inputs)
+
+    def answer(self, **inputs: Tensor) -> Answer:
+        """Inputs in the order of the function's arguments."""
+        exact = {
+            name: value.double() if value.is_floating_point() else value
+            for name, value in (*self.named_parameters(), *self.named_buffers())
+        }
+        wide = tuple(value.double() for value in inputs.values())
+        # A module may be part of two, and would be changed twice where weights are tied.
+        found: tuple[Tensor, ...] = functional_call(self, exact, wide, tie_weights=False)
+        return Answer(inputs, found)
+
+
 def _of_policies(learner: Learner, rollout: Rollout) -> Answer:
     actor = learner.actor
 
@@ -82,25 +111,33 @@ def _of_policies(learner: Learner, rollout: Rollout) -> Answer:
         return values.flatten(0, 1).transpose(0, 1)[:, :ROWS]
 
     inputs = {"observation": rows(rollout.observations[:-1])}
-    first = None
     if rollout.task is not None:
         inputs["told"] = rows(rollout.task)
     if rollout.states is not None:
         inputs["state"] = rows(rollout.states.transpose(1, 2))
-        shape = (1, inputs["state"].shape[1])
-        first = torch.zeros(shape, dtype=torch.bool, device=learner.device)
-    joined = actor.body.inputs(inputs["observation"], inputs.get("told"))
-    features, state = actor.body(joined, inputs.get("state"), first)
-    memory = () if state is None else (state,)
-    if isinstance(actor.head, CategoricalHead):
-        return Answer(inputs, (actor.head.logits(features), *memory))
-    mean = actor.head.mean(features)
-    return Answer(inputs, (mean, actor.head.log_std.exp().expand_as(mean), *memory))
+
+    def act(*given: Tensor) -> tuple[Tensor, ...]:
+        by_name = dict(zip(inputs, given, strict=True))
+        seen, state = by_name["observation"], by_name.get("state")
+        first = None if state is None else seen.new_zeros((1, seen.shape[1]), dtype=torch.bool)
+        features, state = actor.body(actor.body.inputs(seen, by_name.get("told")), state, first)
+        memory = () if state is None else (state,)
+        if isinstance(actor.head, CategoricalHead):
+            return (actor.head.logits(features), *memory)
+        mean = actor.head.mean(features)
+        return (mean, actor.head.log_std.exp().expand_as(mean), *memory)
+
+    return _Exactly(actor, act).answer(**inputs)
 
 
 def _of_contexts(inference: ContextInference, experience: Tensor) -> list[Answer]:
     """Contexts of one and of several transitions, drawn from ``experience`` ``[N, S, A, F]``."""
-    found = []
+
+    def infer(context: Tensor) -> tuple[Tensor, ...]:
+        local = inference.infer(Context(context.movedim(0, 2))).local
+        return local.mean.transpose(0, 1), local.std.transpose(0, 1)
+
+    exactly, found = _Exactly(inference, infer), []
     count, held = experience.shape[:2]
     whole = inference.options.ae_batch_size
     generator = torch.Generator().manual_seed(0)
@@ -108,26 +145,28 @@ def _of_contexts(inference: ContextInference, experience: Tensor) -> list[Answer
         index = torch.randint(held, (batch, length, 1, 1), generator=generator)
         index = index.expand(-1, -1, *experience.shape[2:]).to(experience.device)
         context = experience[:batch].gather(1, index)
-        local = inference.infer(Context(context)).local
-        z = (local.mean.transpose(0, 1), local.std.transpose(0, 1))
-        found.append(Answer({"context": context.movedim(2, 0)}, z))
+        found.append(exactly.answer(context=context.movedim(2, 0)))
     return found
 
 
 def _of_beliefs(inference: BeliefInference, rollout: Rollout) -> list[Answer]:
-    found = []
-    steps, count = rollout.rewards.shape[:2]
-    follower = Follower(inference, count)
-    over = torch.zeros(count, dtype=torch.bool, device=rollout.rewards.device)
-    for t in range(min(steps, STEPS)):
-        lived = (
+    encoder = inference.encoder
+
+    def follow(transition: Tensor, state: Tensor) -> tuple[Tensor, ...]:
+        rows = inference.moments.standardise(transition.transpose(0, 1).unsqueeze(0))
+        begins = state.new_zeros((1, state.shape[1]), dtype=torch.bool)
+        features, state = encoder(inference.inputs(rows), state, begins)
+        return told_of(encoder.read_out(features[:, 0])), state
+
+    exactly, found = _Exactly(inference, follow), []
+    state = encoder.nothing(rollout.rewards.shape[1])
+    for t in range(min(len(rollout.rewards), STEPS)):
+        transition = inference.transitions.join(
             rollout.observations[t],
             rollout.actions[t],
             rollout.rewards[t],
             rollout.final_observations[t],
-        )
-        rows, before = inference.transitions.join(*lived).transpose(0, 1), follower.state
-        follower.see(*lived, over)
-        outputs = (follower.tell().transpose(0, 1), follower.state)
-        found.append(Answer({"transition": rows, "state": before}, outputs))
+        ).transpose(0, 1)
+        found.append(exactly.answer(transition=transition, state=state))
+        state = found[-1].outputs[1].float()
     return found

@@ -65,23 +65,21 @@ class TransitionMoments(nn.Module):
         if not bool(self.count):
             return transitions
         kind = transitions.dtype
-        return (transitions - self.mean.to(kind)) / self._std().to(kind)
+        return (transitions - self.mean.to(kind)) / self.std.to(kind)
 
     def restore(self, standardised: Tensor) -> Tensor:
         """What `standardise` was given."""
         if not bool(self.count):
             return standardised
         kind = standardised.dtype
-        return standardised * self._std().to(kind) + self.mean.to(kind)
+        return standardised * self.std.to(kind) + self.mean.to(kind)
 
-    def _std(self) -> Tensor:
-        return (self.square - self.mean.square()).clamp(min=1e-6).sqrt()
-
-    def fixed(self) -> FixedMoments:
-        """As they are now, for networks that are not trained any more."""
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation ``[F]``; 1 before the first update."""
         if not bool(self.count):
-            return FixedMoments(torch.zeros_like(self.mean), torch.ones_like(self.mean))
-        return FixedMoments(self.mean, self._std())
+            return torch.ones_like(self.mean)
+        return (self.square - self.mean.square()).clamp(min=1e-6).sqrt()
 
     def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """A layer on standardised transitions as a layer on transitions as they are.
@@ -95,34 +93,8 @@ class TransitionMoments(nn.Module):
         """
         if not bool(self.count):
             return weight, bias
-        weight = weight / self._std().to(weight.dtype)
+        weight = weight / self.std.to(weight.dtype)
         return weight, bias - weight @ self.mean.to(weight.dtype)
-
-
-class FixedMoments(nn.Module):
-    """Moments that do not change: `TransitionMoments` without what depends on their count.
-
-    Args:
-        mean: ``[F]``.
-        std: ``[F]``.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean.float())
-        self.register_buffer("std", std.float())
-
-    def standardise(self, transitions: Tensor) -> Tensor:
-        """``(x - mean) / std`` of transitions ``[*, F]``."""
-        return (transitions - self.mean) / self.std
-
-    def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """See `TransitionMoments.fold`."""
-        weight = weight / self.std
-        return weight, bias - weight @ self.mean
 
 
 class TransitionEncoder(nn.Module):
