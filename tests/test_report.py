@@ -17,7 +17,7 @@ from selenium.webdriver.chrome.service import Service
 from mg2l import cli, evaluate, probe, results, train
 from mg2l.envs import video
 from mg2l.report import __main__ as report
-from mg2l.report import contents, panels, testing
+from mg2l.report import contents, page, panels, testing
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
@@ -222,7 +222,7 @@ def test_everything_is_drawn(
         "mg2l: agent 1, PCA", "Phases of an iteration",
     } <= titles  # fmt: skip
     (curves,) = [figure for figure in figures if figure["title"] == "Learning curves"]
-    assert curves["algos"] == [algo for algo in ("mg2l", "mappo", "oracle") for _ in range(2)]
+    assert curves["algos"] == ["mg2l", "mappo", "oracle"] * 2  # intervals below all lines
     headings = browser.execute_script(
         "return [...document.querySelectorAll('h3')].map((heading) => heading.textContent)"
     )
@@ -249,6 +249,30 @@ def test_a_click_hides_an_algorithm_everywhere(
     browser.execute_script("document.querySelector('[data-algo=mappo]').click()")
     assert all(browser.execute_script(seen))
     assert browser.get_log("browser") == []
+
+
+def test_intervals_are_shown_where_few_algorithms_are(
+    browser: webdriver.Chrome,
+    sweep: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(panels, "BANDS", 2)
+    monkeypatch.setattr(page, "BANDS", 2)
+    write(monkeypatch, sweep, "--out", tmp_path / "page.html")
+    look(browser, tmp_path / "page.html", 1280)
+    shown = """return document.querySelector(".js-plotly-plot").data.map(
+      (trace) => [trace.meta, trace.fill === "toself", trace.visible ?? true])"""
+
+    def bands() -> list[str]:
+        traces = browser.execute_script(shown)
+        return [algo for algo, band, visible in traces if band and visible]
+
+    assert bands() == []
+    browser.execute_script("document.querySelector('[data-algo=mappo]').click()")
+    assert bands() == ["mg2l", "oracle"]
+    browser.execute_script("document.querySelector('[data-algo=mappo]').click()")
+    assert bands() == []
 
 
 def test_a_run_that_has_only_begun(

@@ -5,11 +5,15 @@ function show() {
   const hidden = new Set(
     buttons.filter((b) => b.getAttribute("aria-pressed") === "false").map((b) => b.dataset.algo),
   );
+  const bands = buttons.length - hidden.size <= BANDS;
   for (const plot of document.querySelectorAll(".js-plotly-plot")) {
-    const own = plot.data.map((trace, index) => [trace.meta, index]).filter(([algo]) => algo);
+    const own = [...plot.data.keys()].filter((index) => plot.data[index].meta);
     if (own.length) {
-      const visible = own.map(([algo]) => !hidden.has(algo));
-      Plotly.restyle(plot, { visible }, own.map(([, index]) => index));
+      const visible = own.map((index) => {
+        const { meta, fill } = plot.data[index];
+        return !hidden.has(meta) && (fill !== "toself" || bands);
+      });
+      Plotly.restyle(plot, { visible }, own);
     }
   }
 }

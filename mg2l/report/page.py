@@ -10,7 +10,7 @@ from pathlib import Path
 from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
-from mg2l.report.panels import Section, Style
+from mg2l.report.panels import BANDS, Section, Style
 from mg2l.results import Run
 
 FOLDER = Path(__file__).parent
@@ -56,7 +56,8 @@ def html(title: str, about: str, style: Style, parts: dict[str, Sequence[Section
         f"<header><h1>{escape(title)}</h1><p>{escape(about)}</p></header>"
         f'<nav id="chips" aria-label="algorithms shown">{chips}</nav>'
         f'<nav id="contents">{"".join(links)}</nav>'
-        f"<main>{''.join(body)}</main><script>{_asset('page.js')}</script></body></html>\n"
+        f"<main>{''.join(body)}</main>"
+        f"<script>const BANDS = {BANDS};\n{_asset('page.js')}</script></body></html>\n"
     )
 
 

@@ -21,6 +21,9 @@ COLOURS = (
 
 DASHES = ("solid", "dash", "dot")
 
+BANDS = 8
+"""Algorithms shown at once, at most, for intervals to be drawn along curves."""
+
 FIRST = ("mg2l", "mappo", "oracle")
 """Algorithms that come first, and so have the same colours on every page."""
 
@@ -89,7 +92,7 @@ class Style:
         return go.Scatter(**values)
 
     def band(self, algo: str, x: Any, low: Any, high: Any) -> go.Scatter:
-        """What lies between two lines."""
+        """What lies between two lines, shown when not too many algorithms are."""
         x, low, high = (np.asarray(values, float) for values in (x, low, high))
         return go.Scatter(
             x=np.concatenate([x, x[::-1]]),
@@ -98,6 +101,7 @@ class Style:
             fillcolor=_faint(self.colour(algo)),
             line={"width": 0},
             hoverinfo="skip",
+            visible=len(self.algos) <= BANDS,
             name=algo,
             meta=algo,
         )

@@ -111,7 +111,7 @@ def few_shots(style: Style, algos: Algorithms) -> Section:
         "transitions alone. Intervals: 95 %, Student's t over seeds.",
     )
     for split, where in SPLITS.items():
-        found = figure("episodes of exploration", "return")
+        found, means = figure("episodes of exploration", "return"), []
         for algo, runs in algos.items():
             shots = shots_of(runs, split)
             points = [
@@ -125,8 +125,9 @@ def few_shots(style: Style, algos: Algorithms) -> Section:
             mean, low, high = np.asarray(points).T
             if np.isfinite(low).all():
                 found.add_trace(style.band(algo, shots, low, high))
-            found.add_trace(style.line(algo, shots, mean, mode="lines+markers"))
-        if found.data:
+            means.append(style.line(algo, shots, mean, mode="lines+markers"))
+        found.add_traces(means)
+        if means:
             caption = "Measured after training, by mg2l.evaluate."
             section.panels.append(Panel(f"On {where}", caption, found))
         for count in _logged_shots(algos, split):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mg2l import statistics
-from mg2l.report.panels import Panel, Section, Style, figure, forest, student_band
+from mg2l.report.panels import BANDS, Panel, Section, Style, figure, forest, student_band
 from mg2l.results import Run, smooth
 
 Algorithms = dict[str, list[Run]]
@@ -52,7 +52,7 @@ def curves(
 
 def lines(style: Style, algos: Algorithms, name: str, y: str, window: int) -> Any:
     """A metric over environment steps, mean and interval over seeds; None where nobody logs it."""
-    found = figure("environment steps", y)
+    found, means = figure("environment steps", y), []
     for algo, runs in algos.items():
         drawn = curves(runs, name, window)
         if drawn is None:
@@ -61,8 +61,9 @@ def lines(style: Style, algos: Algorithms, name: str, y: str, window: int) -> An
         mean, low, high = student_band(values)
         if len(values) > 1:
             found.add_trace(style.band(algo, steps, low, high))
-        found.add_trace(style.line(algo, steps, mean))
-    return found if found.data else None
+        means.append(style.line(algo, steps, mean))
+    found.add_traces(means)  # above all intervals
+    return found if means else None
 
 
 def returns(style: Style, algos: Algorithms, last: int, window: int, cut: int | None) -> Section:
@@ -76,7 +77,8 @@ def returns(style: Style, algos: Algorithms, last: int, window: int, cut: int | 
     section = Section(
         "Return while training",
         "Sum over an episode of the mean reward over agents. Intervals: 95 %, Student's t over "
-        f"seeds; none for a single seed. Curves: running mean of {window} iterations.",
+        f"seeds; none for a single seed. Along curves they are drawn when at most {BANDS} "
+        f"algorithms are shown. Curves: running mean of {window} iterations.",
     )
     curve = lines(style, algos, "return", "return", window)
     section.panels.append(Panel("Learning curves", "Mean over seeds.", curve, wide=True))
