@@ -447,12 +447,22 @@ def parser() -> argparse.ArgumentParser:
     return words
 
 
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The command line; overrides may stand anywhere, also after options that take many words."""
+    known, own, overrides = parser(), list[str](), list[str]()
+    for before, word in zip(["", *words], words, strict=False):
+        override = re.match(r"\w[\w.]*=", word) and before not in ("--set", "--folder")
+        (overrides if override else own).append(word)
+    arguments = known.parse_args(own)
+    if arguments.jobs < 1:
+        known.error(f"--jobs must be at least 1, got {arguments.jobs}")
+    arguments.overrides += overrides
+    return arguments
+
+
 def main() -> None:
     """Entry point of ``python -m mg2l.sweep``."""
-    words = parser()
-    arguments = words.parse_intermixed_args()
-    if arguments.jobs < 1:
-        words.error(f"--jobs must be at least 1, got {arguments.jobs}")
+    arguments = parse(sys.argv[1:])
     with cli.report_errors():
         jobs = grid(arguments)
         with own(arguments.folder):

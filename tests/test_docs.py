@@ -178,7 +178,7 @@ def test_readme_commands(
         check_train(arguments, tiny_run, tmp_path)
         return
     if module == "mg2l.sweep":
-        assert sweep.grid(sweep.parser().parse_intermixed_args(arguments))
+        assert sweep.grid(sweep.parse(arguments))
         return
     if module == "mg2l.envs.replay":
         run_replay(arguments)

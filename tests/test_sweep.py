@@ -53,7 +53,7 @@ def iterations(folder):
 
 
 def jobs_of(*argv):
-    return sweep.grid(sweep.parser().parse_intermixed_args(list(argv)))
+    return sweep.grid(sweep.parse(argv))
 
 
 def wait_for(condition, what):
@@ -87,6 +87,16 @@ def test_order_and_overrides(tmp_path):
         for algo in ("mg2l", "mappo")
     ]
     assert {(job.env, job.n_iters) for job in jobs} == {("mpe-spread", 9), ("mpe-hunting", 7)}
+
+
+def test_overrides_may_follow_options_of_many_words(tmp_path):
+    argv = ["--folder", str(tmp_path), "--algos", "mappo", "gamma=0.5", "--envs", "mpe-spread"]
+    argv += ["n_iters=7", "--set", "mappo:n_iters=9", "--seeds", "3", "4", "ppo.clip_param=0.1"]
+    argv += ["--then", "evaluate", "max_ep_len=10"]
+    first, second = jobs_of(*argv)
+    assert (first.algo, first.seed, second.seed, first.n_iters) == ("mappo", 3, 4, 9)
+    assert first.analyses == ["evaluate"]
+    assert {"gamma=0.5", "ppo.clip_param=0.1", "max_ep_len=10"} <= {*first.words}
 
 
 @pytest.mark.parametrize(

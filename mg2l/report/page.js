@@ -5,13 +5,13 @@ function show() {
   const hidden = new Set(
     buttons.filter((b) => b.getAttribute("aria-pressed") === "false").map((b) => b.dataset.algo),
   );
-  const bands = buttons.length - hidden.size <= BANDS;
   for (const plot of document.querySelectorAll(".js-plotly-plot")) {
     const own = [...plot.data.keys()].filter((index) => plot.data[index].meta);
     if (own.length) {
+      const shown = new Set(own.map((index) => plot.data[index].meta).filter((algo) => !hidden.has(algo)));
       const visible = own.map((index) => {
         const { meta, fill } = plot.data[index];
-        return !hidden.has(meta) && (fill !== "toself" || bands);
+        return !hidden.has(meta) && (fill !== "toself" || shown.size <= BANDS);
       });
       Plotly.restyle(plot, { visible }, own);
     }

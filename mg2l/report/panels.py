@@ -22,7 +22,7 @@ COLOURS = (
 DASHES = ("solid", "dash", "dot")
 
 BANDS = 8
-"""Algorithms shown at once, at most, for intervals to be drawn along curves."""
+"""Algorithms shown in a figure, at most, for intervals to be drawn along its curves."""
 
 FIRST = ("mg2l", "mappo", "oracle")
 """Algorithms that come first, and so have the same colours on every page."""
@@ -91,8 +91,8 @@ class Style:
         values = {"x": x, "y": y, "mode": "lines", "line": look, "name": algo, "meta": algo, **more}
         return go.Scatter(**values)
 
-    def band(self, algo: str, x: Any, low: Any, high: Any) -> go.Scatter:
-        """What lies between two lines, shown when not too many algorithms are."""
+    def band(self, algo: str, x: Any, low: Any, high: Any, among: int) -> go.Scatter:
+        """What lies between two lines, shown in a figure of not too many algorithms."""
         x, low, high = (np.asarray(values, float) for values in (x, low, high))
         return go.Scatter(
             x=np.concatenate([x, x[::-1]]),
@@ -101,9 +101,10 @@ class Style:
             fillcolor=_faint(self.colour(algo)),
             line={"width": 0},
             hoverinfo="skip",
-            visible=len(self.algos) <= BANDS,
+            visible=among <= BANDS,
             name=algo,
             meta=algo,
+            showlegend=False,
         )
 
 

@@ -124,7 +124,7 @@ def few_shots(style: Style, algos: Algorithms) -> Section:
                 continue
             mean, low, high = np.asarray(points).T
             if np.isfinite(low).all():
-                found.add_trace(style.band(algo, shots, low, high))
+                found.add_trace(style.band(algo, shots, low, high, len(algos)))
             means.append(style.line(algo, shots, mean, mode="lines+markers"))
         found.add_traces(means)
         if means:

@@ -53,14 +53,12 @@ def curves(
 def lines(style: Style, algos: Algorithms, name: str, y: str, window: int) -> Any:
     """A metric over environment steps, mean and interval over seeds; None where nobody logs it."""
     found, means = figure("environment steps", y), []
-    for algo, runs in algos.items():
-        drawn = curves(runs, name, window)
-        if drawn is None:
-            continue
-        steps, values = drawn
+    drawn = {algo: curves(runs, name, window) for algo, runs in algos.items()}
+    held = {algo: curve for algo, curve in drawn.items() if curve is not None}
+    for algo, (steps, values) in held.items():
         mean, low, high = student_band(values)
         if len(values) > 1:
-            found.add_trace(style.band(algo, steps, low, high))
+            found.add_trace(style.band(algo, steps, low, high, len(held)))
         means.append(style.line(algo, steps, mean))
     found.add_traces(means)  # above all intervals
     return found if means else None
