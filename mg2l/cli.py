@@ -80,11 +80,16 @@ def abort(message: str, status: int = 2) -> NoReturn:
 
 @contextlib.contextmanager
 def report_errors() -> Iterator[None]:
-    """Turn the errors that a user can mend into one line on stderr and exit status 2."""
+    """Turn the errors that a user can mend into one line on stderr.
+
+    The exit status is 2, or 1 where an environment failed in the middle of work.
+    """
     try:
         yield
-    except (ConfigError, CheckpointError, NonFiniteStepError) as error:
+    except (ConfigError, CheckpointError) as error:
         abort(str(error))
+    except NonFiniteStepError as error:
+        abort(str(error), status=1)
 
 
 def _read_words(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:

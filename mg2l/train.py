@@ -22,6 +22,7 @@ from mg2l.algo.learner import Learner
 from mg2l.algo.meta_test import PeriodicTest
 from mg2l.algo.rollout import Rollout
 from mg2l.config import Config
+from mg2l.envs.finite import NonFiniteStepError
 from mg2l.loading import about, flat
 from mg2l.run import checkpoint
 from mg2l.run.device import select_device
@@ -100,9 +101,12 @@ def saving_what_is_not_finite(iteration: int, folder: RunFolder) -> Iterator[Non
 
     Raises:
         NonFiniteError: there was one; the message says which, when, and where the batch is.
+        NonFiniteStepError: the environment gave such a number; the message says when, too.
     """
     try:
         yield
+    except NonFiniteStepError as error:
+        raise NonFiniteStepError(f"iteration {iteration}: {error}; the run stops") from None
     except NonFiniteLossError as error:
         check_finite({error.term: error.value}, iteration, error.batch, folder.path)
         raise

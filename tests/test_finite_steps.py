@@ -80,8 +80,9 @@ def test_training_ends_with_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("sys.argv", ["train", *words])
     with pytest.raises(SystemExit) as stopped:
         train.main()
-    assert stopped.value.code == 2
+    assert stopped.value.code == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: iteration 0: ")  # the exploration before the first
     assert "a reward of nan to agent 0 in copy 0" in line
 
 
