@@ -79,7 +79,8 @@ def returns(style: Style, algos: Algorithms, last: int, window: int, cut: int | 
         f"algorithms are shown. Curves: running mean of {window} iterations.",
     )
     curve = lines(style, algos, "return", "return", window)
-    section.panels.append(Panel("Learning curves", "Mean over seeds.", curve, wide=True))
+    caption = "Mean over seeds, as far as all of them have come."
+    section.panels.append(Panel("Learning curves", caption, curve, wide=True))
     if finals:
         section.panels.append(
             Panel(
