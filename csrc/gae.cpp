@@ -10,12 +10,11 @@ namespace mg2l {
 namespace {
 
 constexpr int kVectors = 8;              // vectors of columns walked together, state in registers
-constexpr int64_t kGroup = 4;            // steps whose results wait in cache
 constexpr int64_t kPartialSteps = 16;    // steps whose moments are summed in scalar_t
+constexpr int64_t kAhead = 2;            // steps between asking for a line and writing it
 constexpr int64_t kBlock = 128;          // columns are split between threads in multiples of this
 constexpr int64_t kTile = 4096;          // columns that the adjoint walks together
 constexpr int64_t kMinTaskWork = 16384;  // elements per task; below it a thread costs more
-static_assert(kPartialSteps % kGroup == 0);
 
 template <typename scalar_t>
 struct GaeArrays {
@@ -28,91 +27,77 @@ struct GaeArrays {
   double* moments;
 };
 
-// What a strip of columns keeps in cache.
-template <typename scalar_t, int kLanes, int kVecs>
-struct GaeTile {
-  static constexpr int kWidth = kLanes * kVecs;
-  alignas(64) scalar_t advantages[kGroup][kWidth];
-  alignas(64) scalar_t returns[kGroup][kWidth];
-  alignas(64) double total[kWidth] = {};  // of the advantages
-  alignas(64) double square_total[kWidth] = {};
-};
-
 template <typename scalar_t>
-MG2L_INLINE bool any_truncated(const GaeArrays<scalar_t>& a, int64_t first, int64_t width,
-                               int64_t step, int64_t rows) {
+MG2L_INLINE bool any_truncated(const GaeArrays<scalar_t>& a, int64_t at, int64_t width) {
   uint8_t any = 0;
-  for (int64_t row = 0; row < rows; ++row) {
-    const uint8_t* truncated = a.truncated + (step - row) * a.columns + first;
-    for (int64_t n = 0; n < width; ++n) any |= truncated[n];
-  }
+  for (int64_t n = 0; n < width; ++n) any |= a.truncated[at + n];
   return any;
 }
 
+// De-normalised values of one vector of columns that begins at `column` and lies at `values`.
 template <int kLanes, bool kScaled, typename scalar_t>
 MG2L_INLINE Vec<scalar_t, kLanes> load_value(const GaeArrays<scalar_t>& a, const scalar_t* values,
-                                             int64_t step, int64_t column) {
+                                             int64_t column) {
   using V = Vec<scalar_t, kLanes>;
-  const V value = load<V>(values + step * a.columns + column);
+  const V value = load<V>(values);
   if constexpr (!kScaled) return value;
   return V(value * load<V>(a.value_std + column) + load<V>(a.value_mean + column));
 }
 
-// Walks a strip back through `rows` steps from `step`; what comes out stays in the tile.
+// One step of a strip: `carry` becomes its advantages, `next_value` its values.
 template <bool kScaled, bool kFinal, int kLanes, int kVecs, typename scalar_t>
-MG2L_INLINE void walk_steps(const GaeArrays<scalar_t>& a, GaeTile<scalar_t, kLanes, kVecs>& tile,
-                            int64_t first, int64_t step, int64_t rows,
-                            Vec<scalar_t, kLanes> (&carry)[kVecs],
-                            Vec<scalar_t, kLanes> (&next_value)[kVecs]) {
+MG2L_INLINE void walk_step(const GaeArrays<scalar_t>& a, int64_t first, int64_t step,
+                           const Vec<scalar_t, kLanes>& gamma, const Vec<scalar_t, kLanes>& decay,
+                           Vec<scalar_t, kLanes> (&carry)[kVecs],
+                           Vec<scalar_t, kLanes> (&next_value)[kVecs]) {
   using V = Vec<scalar_t, kLanes>;
   using Bits = VecBits<scalar_t, kLanes>;
-  const V gamma = splat<V>(a.gamma), decay = splat<V>(a.decay);
-  for (int64_t row = 0; row < rows; ++row) {
-    const int64_t at = (step - row) * a.columns;
+  const int64_t at = step * a.columns + first;
+  const int64_t ahead = std::max<int64_t>(step - kAhead, 0) * a.columns + first;
+  const scalar_t *rewards = pinned(a.rewards + at), *values = pinned(a.values + at);
+  const uint8_t* terminations = pinned(a.terminated + at);
+  const uint8_t* truncations = pinned(a.truncated + at);
+  const scalar_t *next_rewards = pinned(a.rewards + ahead), *next_values = pinned(a.values + ahead);
+  const scalar_t *advantages = pinned(a.advantages + ahead), *returns = pinned(a.returns + ahead);
 #pragma GCC unroll 8
-    for (int i = 0; i < kVecs; ++i) {
-      const int64_t column = first + i * kLanes;
-      const Bits terminated = widen<Bits>(a.terminated + at + column);
-      const Bits truncated = widen<Bits>(a.truncated + at + column);
-      const V value = load_value<kLanes, kScaled>(a, a.values, step - row, column);
-      V next = next_value[i];
-      if constexpr (kFinal) {
-        const V last = load_value<kLanes, kScaled>(a, a.final_values, step - row, column);
-        next = truncated != 0 ? last : next;
-      }
-      next = terminated != 0 ? V{} : next;
-      const V later = (terminated | truncated) != 0 ? V{} : carry[i];
-      const V reward = load<V>(a.rewards + at + column);
-      const V advantage = reward - value + gamma * next + decay * later;
-      store(tile.advantages[row] + i * kLanes, advantage);
-      store(tile.returns[row] + i * kLanes, V(advantage + value));
-      carry[i] = advantage;
-      next_value[i] = value;
+  for (int i = 0; i < kVecs; ++i) {
+    const int n = i * kLanes;
+    const Bits terminated = widen<Bits>(terminations + n);
+    const Bits truncated = widen<Bits>(truncations + n);
+    const V value = load_value<kLanes, kScaled>(a, values + n, first + n);
+    V next = next_value[i];
+    if constexpr (kFinal) {
+      const V last = load_value<kLanes, kScaled>(a, a.final_values + at + n, first + n);
+      next = truncated != 0 ? last : next;
     }
+    V error = load<V>(rewards + n) - value;
+    error = terminated == 0 ? V(error + gamma * next) : error;
+    carry[i] = (terminated | truncated) == 0 ? V(error + decay * carry[i]) : error;
+    next_value[i] = value;
+    __builtin_prefetch(next_rewards + n);
+    __builtin_prefetch(next_values + n);
+    __builtin_prefetch(advantages + n, 1);
+    __builtin_prefetch(returns + n, 1);
   }
 }
 
-// Copies `rows` steps out of the tile and adds up their moments.
+// Writes what walk_step made and adds up its moments.
 template <int kLanes, int kVecs, typename scalar_t>
-MG2L_INLINE void write_steps(const GaeArrays<scalar_t>& a, GaeTile<scalar_t, kLanes, kVecs>& tile,
-                             int64_t first, int64_t step, int64_t rows,
-                             Vec<scalar_t, kLanes> (&sum)[kVecs],
-                             Vec<scalar_t, kLanes> (&square_sum)[kVecs]) {
+MG2L_INLINE void write_step(const GaeArrays<scalar_t>& a, int64_t at,
+                            const Vec<scalar_t, kLanes> (&advantage)[kVecs],
+                            const Vec<scalar_t, kLanes> (&value)[kVecs],
+                            Vec<scalar_t, kLanes> (&sum)[kVecs],
+                            Vec<scalar_t, kLanes> (&square_sum)[kVecs]) {
   using V = Vec<scalar_t, kLanes>;
-  for (int64_t row = 0; row < rows; ++row) {
-    const int64_t at = (step - row) * a.columns + first;
+  scalar_t *advantages = pinned(a.advantages + at), *returns = pinned(a.returns + at);
 #pragma GCC unroll 8
-    for (int i = 0; i < kVecs; ++i) {
-      const V advantage = load<V>(tile.advantages[row] + i * kLanes);
-      store(a.advantages + at + i * kLanes, advantage);
-      sum[i] += advantage;
-      square_sum[i] += advantage * advantage;
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < kVecs; ++i) {
-      store(a.returns + at + i * kLanes, load<V>(tile.returns[row] + i * kLanes));
-    }
+  for (int i = 0; i < kVecs; ++i) {
+    store(advantages + i * kLanes, advantage[i]);
+    sum[i] += advantage[i];
+    square_sum[i] += advantage[i] * advantage[i];
   }
+#pragma GCC unroll 8
+  for (int i = 0; i < kVecs; ++i) store(returns + i * kLanes, V(advantage[i] + value[i]));
 }
 
 template <int kLanes, int kVecs, typename scalar_t>
@@ -127,38 +112,37 @@ MG2L_INLINE void add_to_totals(double (&total)[kLanes * kVecs],
 }
 
 // A strip of kVecs vectors of kLanes neighbouring columns, walked back through all steps: each
-// input is read once and each output written once, and the state of the columns stays in registers.
-//
-// Results wait in cache until kGroup steps are done. Rows are often a multiple of a page long and
-// arrays begin alike within their pages: a load then has the low address bits of the stores of the
-// step before, waits until they have reached the cache, and the walk would take twice as long.
+// input is read once and each output written once, one after the other, and the state of the
+// columns stays in registers.
 template <typename scalar_t, int kLanes, int kVecs, bool kScaled>
 MG2L_INLINE void gae_strip(const GaeArrays<scalar_t>& a, int64_t first) {
+  constexpr int kWidth = kLanes * kVecs;
   using V = Vec<scalar_t, kLanes>;
-  GaeTile<scalar_t, kLanes, kVecs> tile;
+  double total[kWidth] = {}, square_total[kWidth] = {};  // of the advantages
+  const V gamma = splat<V>(a.gamma), decay = splat<V>(a.decay);
   V carry[kVecs] = {}, next_value[kVecs];
   V sum[kVecs] = {}, square_sum[kVecs] = {};  // what is not yet in the totals
 #pragma GCC unroll 8
   for (int i = 0; i < kVecs; ++i) {
-    next_value[i] = load_value<kLanes, kScaled>(a, a.values, a.steps, first + i * kLanes);
+    next_value[i] = load_value<kLanes, kScaled>(
+        a, a.values + a.steps * a.columns + first + i * kLanes, first + i * kLanes);
   }
-  for (int64_t step = a.steps - 1; step >= 0;) {
-    const int64_t rows = std::min(kGroup, step % kPartialSteps + 1);
+  for (int64_t step = a.steps - 1; step >= 0; --step) {
+    const int64_t at = step * a.columns + first;
     // Truncations are rare: only steps that have one pay for reading final_values.
-    if (a.final_values != nullptr && any_truncated(a, first, tile.kWidth, step, rows)) {
-      walk_steps<kScaled, true>(a, tile, first, step, rows, carry, next_value);
+    if (a.final_values != nullptr && any_truncated(a, at, kWidth)) {
+      walk_step<kScaled, true, kLanes>(a, first, step, gamma, decay, carry, next_value);
     } else {
-      walk_steps<kScaled, false>(a, tile, first, step, rows, carry, next_value);
+      walk_step<kScaled, false, kLanes>(a, first, step, gamma, decay, carry, next_value);
     }
-    write_steps(a, tile, first, step, rows, sum, square_sum);
-    step -= rows;
-    if ((step + 1) % kPartialSteps == 0) {
-      add_to_totals<kLanes, kVecs, scalar_t>(tile.total, sum);
-      add_to_totals<kLanes, kVecs, scalar_t>(tile.square_total, square_sum);
+    write_step<kLanes, kVecs>(a, at, carry, next_value, sum, square_sum);
+    if (step % kPartialSteps == 0) {
+      add_to_totals<kLanes, kVecs, scalar_t>(total, sum);
+      add_to_totals<kLanes, kVecs, scalar_t>(square_total, square_sum);
     }
   }
-  std::copy(tile.total, tile.total + tile.kWidth, a.moments + first);
-  std::copy(tile.square_total, tile.square_total + tile.kWidth, a.moments + a.columns + first);
+  std::copy(total, total + kWidth, a.moments + first);
+  std::copy(square_total, square_total + kWidth, a.moments + a.columns + first);
 }
 
 template <int kLanes, int kVecs, bool kScaled, typename scalar_t>
@@ -190,6 +174,19 @@ void parallel_columns(int64_t steps, int64_t columns, const Body& body) {
   torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
     body(begin * kBlock, std::min(columns, end * kBlock));
   });
+}
+
+// Where in a page the results begin: in the middle of the larger gap between rewards and values.
+// Rows are often a multiple of a page long, and a load that has the low address bits of a store
+// before it waits for that store; their lines would also drive each other out of the cache.
+int64_t place_of_results(const Tensor& rewards, const Tensor& values) {
+  const auto place = [](const Tensor& tensor) {
+    return static_cast<int64_t>(reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kPage);
+  };
+  const int64_t start = place(rewards);
+  const int64_t gap = (place(values) - start + kPage) % kPage;
+  const int64_t middle = gap > kPage / 2 ? gap / 2 : (gap + kPage) / 2;
+  return (start + middle) % kPage / kAlignment * kAlignment;
 }
 
 template <typename scalar_t>
@@ -290,6 +287,10 @@ std::tuple<Tensor, Tensor, Tensor> gae_cpu(const Tensor& rewards, const Tensor& 
   check_gae(rewards, values, terminated, truncated, gamma, gae_lambda, final_values, value_mean,
             value_std);
   GaeTensors tensors(rewards, values, terminated, truncated, final_values, value_mean, value_std);
+  const int64_t place = place_of_results(tensors.rewards, tensors.values);
+  auto results = two_in_page(tensors.rewards, place);
+  tensors.advantages = results[0];
+  tensors.returns = results[1];
   if (rewards.scalar_type() == ScalarType::Float) {
     gae_kernel<float>(tensors, gamma, gae_lambda);
   } else {

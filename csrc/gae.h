@@ -65,7 +65,8 @@ inline void check_gae_backward(const Tensor& grad_advantages, const Tensor& grad
   check("truncated", truncated, ScalarType::Bool);
 }
 
-// Arguments of `gae`, contiguous, and its results, allocated. `columns` is the product of *B.
+// Arguments of `gae`, contiguous, and its results; where in memory advantages and returns lie is
+// for each device to say. `columns` is the product of *B.
 struct GaeTensors {
   int64_t steps, columns;
   Tensor rewards, values, terminated, truncated;
@@ -78,9 +79,7 @@ struct GaeTensors {
       : rewards(as_contiguous(rewards_)),
         values(as_contiguous(values_)),
         terminated(as_contiguous(terminated_)),
-        truncated(as_contiguous(truncated_)),
-        advantages(torch::stable::empty_like(rewards)),
-        returns(torch::stable::empty_like(rewards)) {
+        truncated(as_contiguous(truncated_)) {
     Sizes batch = sizes_of(rewards);
     steps = batch[0];
     batch.erase(batch.begin());

@@ -27,6 +27,25 @@ inline Tensor expand_contiguous(const Tensor& tensor, const Sizes& sizes) {
   return torch::stable::contiguous(torch::stable::detail::to<Tensor>(stack[0]));
 }
 
+constexpr int64_t kPage = 4096;     // bytes
+constexpr int64_t kAlignment = 64;  // of torch's memory on the CPU
+
+// Two new CPU tensors like `tensor`, which is contiguous, one behind the other in memory; the first
+// begins `place` bytes into a page.
+inline std::array<Tensor, 2> two_in_page(const Tensor& tensor, int64_t place) {
+  const int64_t bytes = tensor.numel() * static_cast<int64_t>(tensor.element_size());
+  const int64_t stride = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  const Tensor memory = torch::stable::new_empty(tensor, {2 * stride + kPage}, ScalarType::Byte);
+  auto* begin = static_cast<uint8_t*>(memory.mutable_data_ptr());
+  const int64_t now = static_cast<int64_t>(reinterpret_cast<uintptr_t>(begin) % kPage);
+  begin += (place - now + kPage) % kPage;
+  const auto at = [&](uint8_t* data) {
+    return torch::stable::from_blob(data, tensor.sizes(), tensor.strides(), tensor.device(),
+                                    tensor.scalar_type(), [memory](void*) {});  // keeps the memory
+  };
+  return {at(begin), at(begin + stride)};
+}
+
 // Null for a tensor that was not given.
 template <typename scalar_t>
 const scalar_t* data_or_null(const std::optional<Tensor>& tensor) {

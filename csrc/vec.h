@@ -62,6 +62,14 @@ MG2L_INLINE V reread(const scalar_t& constant) {
   return splat<V>(*from);
 }
 
+// An address that the compiler keeps in a register: what lies near it is reached from there, not
+// by sums that it would keep on the stack.
+template <typename T>
+MG2L_INLINE T* pinned(T* address) {
+  asm("" : "+r"(address));
+  return address;
+}
+
 // Bytes as the integers of a vector. The compiler takes a conversion apart, lane by lane, before it
 // knows the instruction set; hence an instruction.
 template <typename Bits>

@@ -215,6 +215,26 @@ def test_does_not_depend_on_the_number_of_threads(columns, dtype):
             assert torch.equal(ours, first)
 
 
+def test_results_lie_away_from_the_inputs_within_a_page():
+    args, _ = inputs((64, 1024), dtype=torch.float32, final_values=False, scaled=False)
+    result = gae(*args)
+    for theirs in (result.advantages, result.returns):
+        for ours in args[:2]:
+            distance = (theirs.data_ptr() - ours.data_ptr()) % 4096
+            assert 960 <= distance <= 4096 - 960, distance  # a quarter of a page less a line
+
+
+def test_each_result_keeps_its_memory(device):
+    args, options = inputs((64, 1024), device)
+    expected = reference.gae(*args, **options)
+    for name in ("advantages", "returns"):
+        kept = getattr(gae(*args, **options), name)  # the others are gone
+        overwritten = [torch.full_like(kept, 7.0) for _ in range(4)]
+        assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
+        torch.testing.assert_close(kept, getattr(expected, name))
+        del overwritten
+
+
 def test_without_avx2():
     """The instructions that every x86-64 has give the same results."""
     code = (
