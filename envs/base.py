@@ -20,6 +20,14 @@ StepResult = tuple[FloatArray, FloatArray, BoolArray, BoolArray, Info]
 Space = Box | Discrete
 
 
+class EnvError(RuntimeError):
+    """An environment that cannot go on, whoever steps it.
+
+    The first line of its message says which, where and why; what follows is detail, such as the
+    traceback of another process.
+    """
+
+
 @dataclass
 class EnvConfig(Section):
     """Keys that every environment family has; a family derives from it and adds its own."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mg2l.envs.base import VectorEnv
+from mg2l.envs.base import EnvError, VectorEnv
 
 
-class NonFiniteStepError(RuntimeError):
+class NonFiniteStepError(EnvError):
     """An environment gave an observation or a reward that is NaN or infinite."""
 
 

@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from mg2l.config import Config
 from mg2l.envs import registry
-from mg2l.envs.finite import NonFiniteStepError
+from mg2l.envs.base import EnvError
 from mg2l.loading import (
     CONFIGS,
     DEFAULTS,
@@ -82,14 +82,18 @@ def abort(message: str, status: int = 2) -> NoReturn:
 def report_errors() -> Iterator[None]:
     """Turn the errors that a user can mend into one line on stderr.
 
-    The exit status is 2, or 1 where an environment failed in the middle of work.
+    The exit status is 2, or 1 where an environment failed in the middle of work; its details, such
+    as the traceback of its process, come before the line.
     """
     try:
         yield
     except (ConfigError, CheckpointError) as error:
         abort(str(error))
-    except NonFiniteStepError as error:
-        abort(str(error), status=1)
+    except EnvError as error:
+        reason, _, details = str(error).partition("\n")
+        if details:
+            print(details.rstrip(), file=sys.stderr)
+        abort(reason, status=1)
 
 
 def _read_words(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:

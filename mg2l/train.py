@@ -22,7 +22,7 @@ from mg2l.algo.learner import Learner
 from mg2l.algo.meta_test import PeriodicTest
 from mg2l.algo.rollout import Rollout
 from mg2l.config import Config
-from mg2l.envs.finite import NonFiniteStepError
+from mg2l.envs.base import EnvError
 from mg2l.loading import about, flat
 from mg2l.run import checkpoint
 from mg2l.run.device import select_device
@@ -96,17 +96,19 @@ def save(learner: Learner, folder: RunFolder, iteration: int) -> None:
 
 
 @contextmanager
-def saving_what_is_not_finite(iteration: int, folder: RunFolder) -> Iterator[None]:
-    """Save the batch of a loss that is not finite; iteration 0 is what comes before the first.
+def naming_the_iteration(iteration: int, folder: RunFolder) -> Iterator[None]:
+    """Say when something broke, and save the batch of a loss that is not finite.
+
+    Iteration 0 is what comes before the first.
 
     Raises:
         NonFiniteError: there was one; the message says which, when, and where the batch is.
-        NonFiniteStepError: the environment gave such a number; the message says when, too.
+        EnvError: the environment cannot go on; the message says when, too.
     """
     try:
         yield
-    except NonFiniteStepError as error:
-        raise NonFiniteStepError(f"iteration {iteration}: {error}; the run stops") from None
+    except EnvError as error:
+        raise EnvError(f"iteration {iteration}: {error}") from None
     except NonFiniteLossError as error:
         check_finite({error.term: error.value}, iteration, error.batch, folder.path)
         raise
@@ -124,7 +126,7 @@ def begin(
             learner.load_networks(checkpoint.load_networks(config.load_model_path, template))
         if learner.inference.explores:
             print("exploring, and first encoder updates, before iteration 1", flush=True)
-        with saving_what_is_not_finite(0, folder):
+        with naming_the_iteration(0, folder):
             learner.prepare()
     return learner, start
 
@@ -152,7 +154,7 @@ def train(config: Config, options: cli.Options) -> int:
         with log, progress, GracefulStop() as stop:
             progress.note(f"{options.algo} on {options.env}, {device}: {folder.path}")
             for iteration in range(start, config.n_iters):
-                with saving_what_is_not_finite(iteration + 1, folder):
+                with naming_the_iteration(iteration + 1, folder):
                     metrics = iterate(learner, iteration, periodic)
                 log.log(metrics)
                 progress.update(iteration + 1, metrics)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from method_helpers import TINY
 from mg2l import cli, train
 from mg2l.envs import adapters, registry
 from mg2l.envs.adapters import workers
-from mg2l.envs.base import EnvConfig
+from mg2l.envs.base import EnvConfig, EnvError
 from mg2l.run.metrics import read_metrics
 from mg2l.schema import ConfigError
 
@@ -200,7 +201,8 @@ def test_a_worker_that_hangs_is_started_anew(capfd):
     with pytest.raises(ProcessLookupError):
         os.kill(victim, 0)
     err = capfd.readouterr().err
-    assert "adapted, copy 2, task 'goal=1': worker 1 crashed\nit hung: no answer for 5 s" in err
+    assert "adapted, copy 2, task 'goal=1': worker 1 crashed; it is started anew, " in err
+    assert "\nit hung: no answer for 5 s (key timeout)" in err
     env.close()
 
 
@@ -213,7 +215,7 @@ def test_slow_copies_do_not_add_up_to_a_hanging_worker():
 
 
 def test_an_environment_that_cannot_be_made_in_time():
-    with pytest.raises(RuntimeError, match="cannot be made\nit hung: no answer for 1 s"):
+    with pytest.raises(EnvError, match="cannot be made\nit hung: no answer for 1 s"):
         build(adapted_envs.make_sleeping, timeout=1)
 
 
@@ -235,10 +237,10 @@ def test_a_copy_that_crashes_again_and_again_ends_the_run():
     for _ in range(8):
         env.step(np.zeros((4, 2, 1)))
     message = (
-        r"copy 2, task 'goal=1': worker 1 crashed[^$]*the walker has tripped\n*"
-        r"Copy 2 has been restarted 2 times \(max_restarts\)"
+        r"copy 2, task 'goal=1': worker 1 crashed, after 2 restarts of this copy "
+        r"\(max_restarts\)\n[^$]*the walker has tripped"
     )
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(EnvError, match=message):
         env.step(np.zeros((4, 2, 1)))
     env.close()
 
@@ -280,9 +282,9 @@ def test_a_crash_when_an_episode_begins_loses_no_other_episode():
 
 def test_what_cannot_go_on_is_an_error():
     env = build(adapted_envs.make_stillborn)
-    with pytest.raises(RuntimeError, match=r"no place to stand[^$]*3 times without a step"):
+    with pytest.raises(EnvError, match=r"3 times without a step between\n[^$]*no place to stand"):
         env.reset()
-    with pytest.raises(RuntimeError, match=r"adapted, task 'goal=0'.*cannot be made[^$]*TypeError"):
+    with pytest.raises(EnvError, match=r"adapted, task 'goal=0'.*cannot be made[^$]*TypeError"):
         build(adapted_envs.make_nothing)
     with pytest.raises(ConfigError, match="n_agents must be 2 or 0 for adapted, got 3"):
         build(adapted_envs.make_walkers, n_agents=3)
@@ -349,6 +351,29 @@ def test_the_example_trains_on_an_unmodified_package(tmp_path, monkeypatch):
     assert len(read_metrics(folder / "metrics.jsonl")) == 2
     for name in [name for name in sys.modules if name.startswith("mg2l_family_")]:
         del sys.modules[name]
+
+
+@pytest.mark.usefixtures("families")
+def test_training_ends_with_the_traceback_and_one_line(tmp_path, monkeypatch, capsys):
+    adapters.register("fragile", adapted_envs.make_fragile, [{"goal": 1}], [{"goal": 0}])
+    values = {**TINY, "log_tensorboard": False, "main_save_path": tmp_path, "max_restarts": 0}
+    texts = {k: json.dumps(v) if isinstance(v, (bool, list)) else v for k, v in values.items()}
+    texts.pop("n_agents", None)
+    env = tmp_path / "fragile.yaml"
+    env.write_text("family: fragile\n")
+    words = ["--algo=mg2l", f"--env={env}", *(f"{k}={v}" for k, v in texts.items())]
+    monkeypatch.setattr("sys.argv", ["train", *words])
+    with pytest.raises(SystemExit) as stopped:
+        train.main()
+    assert stopped.value.code == 1
+    *details, line = capsys.readouterr().err.strip().splitlines()
+    assert re.match(
+        r"error: iteration 0: fragile, copy \d, task 'goal=1': worker \d crashed, after 0 restarts "
+        r"of this copy \(max_restarts\)$",
+        line,
+    )
+    assert details[0].startswith("Traceback")
+    assert details[-1] == "ZeroDivisionError: the walker has tripped"
 
 
 PLUGIN = """

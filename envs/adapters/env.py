@@ -14,7 +14,7 @@ from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
 from mg2l.envs.adapters.workers import CrashError, Request, Workers
-from mg2l.envs.base import BoolArray, EnvConfig, FloatArray, Info, Space, TaskSet
+from mg2l.envs.base import BoolArray, EnvConfig, EnvError, FloatArray, Info, Space, TaskSet
 from mg2l.envs.copies import CopiesEnv
 from mg2l.schema import ConfigError, bounded
 
@@ -71,7 +71,7 @@ class AdaptedEnv(CopiesEnv):
     Raises:
         ConfigError: ``n_agents`` is another number than the environment has, or its action spaces
             are of several kinds.
-        RuntimeError: the environment cannot be made; the message holds its traceback.
+        EnvError: the environment cannot be made; the message holds its traceback.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class AdaptedEnv(CopiesEnv):
         answers, crashes = self._workers.ask([(0, ("describe", tasks.params[0]))])
         if crashes:
             self._workers.close()
-            raise RuntimeError(
+            raise EnvError(
                 f"{self.name}, task {tasks.names[0]!r}: the environment cannot be made\n"
                 f"{crashes[0]}"
             )
@@ -141,19 +141,15 @@ class AdaptedEnv(CopiesEnv):
         copy = int(self._shared["at"][crash.index])
         task = self.tasks.names[self.task_ids[copy]]
         self._crashes[crash.index] += 1
-        text = f"{self.name}, copy {copy}, task {task!r}: worker {crash.index} crashed\n{crash}"
+        said = f"{self.name}, copy {copy}, task {task!r}: worker {crash.index} crashed"
         if self._crashes[crash.index] >= _MAX_CRASHES:
-            raise RuntimeError(
-                f"{text}\nIt has crashed {_MAX_CRASHES} times without a step between"
-            )
+            raise EnvError(f"{said}, {_MAX_CRASHES} times without a step between\n{crash}")
         if self._restarts[copy] == self._max_restarts:
-            raise RuntimeError(
-                f"{text}\nCopy {copy} has been restarted {self._max_restarts} times (max_restarts)"
+            raise EnvError(
+                f"{said}, after {self._max_restarts} restarts of this copy (max_restarts)\n{crash}"
             )
         self._restarts[copy] += 1
-        print(
-            f"{text}\nIt is started anew, its episodes are truncated", file=sys.stderr, flush=True
-        )
+        print(f"{said}; it is started anew, its episodes are truncated\n{crash}", file=sys.stderr)
 
     def _start(self, copies: NDArray[np.int64], seeds: NDArray[np.int64]) -> None:
         """Begin episodes; a worker that crashes is started anew and asked again."""
@@ -178,7 +174,7 @@ class AdaptedEnv(CopiesEnv):
             self._shared["stepping"][copies] = self._clock[copies] > step
             self._shared["actions"][:] = self._past[:, step]
             if self._ask([(index, ("step",)) for index in range(len(self._workers))]):
-                raise RuntimeError(f"{self.name}: a worker crashed while episodes were repeated")
+                raise EnvError(f"{self.name}: a worker crashed while episodes were repeated")
 
     def _episode(self, copy: int) -> tuple[int, int, dict[str, Any], int]:
         task = int(self.task_ids[copy])
