@@ -316,6 +316,15 @@ def test_targets_are_drawn_red():
     np.testing.assert_array_equal(picture[128, 128], [60, 60, 60])
 
 
+def test_every_agent_has_a_colour_of_its_own():
+    for name, agents in (("mpe-spread", 2), ("mpe-hunting", 3)):
+        env = registry.make(name, 1)
+        assert isinstance(env, ParticleEnv)
+        bodies, _ = env.scenario.colors(env.tasks.features[0])
+        assert len({tuple(color) for color in bodies[:agents].tolist()}) == agents
+        assert bodies[:agents, 2].min() > bodies[:agents, 0].max()  # no agent is red, or grey
+
+
 def test_scenario_in_the_docstring_works():
     assert particle.__doc__
     code = textwrap.dedent(particle.__doc__.split("::\n", 1)[1].split("``examples")[0])

@@ -152,9 +152,12 @@ class ParticleScenario(ABC):
         return np.zeros((len(world.clock), len(self.bodies) - self.n_agents, 2))
 
     def colors(self, task: Doubles) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Colours ``[B, 3]`` and ``[L, 3]`` of bodies and landmarks of a copy with this task."""
+        """Colours ``[B, 3]`` and ``[L, 3]`` of bodies and landmarks of a copy with this task.
+
+        By default agents are blue, the first, to green, the last, and everything else is grey.
+        """
         bodies = np.full((len(self.bodies), 3), (160, 160, 160), np.uint8)
-        bodies[: self.n_agents] = (70, 100, 200)
+        bodies[: self.n_agents] = np.linspace((60, 90, 220), (30, 170, 90), self.n_agents)
         return bodies, np.full((self.n_landmarks, 3), (60, 60, 60), np.uint8)
 
 
