@@ -1,0 +1,242 @@
+// Tiles of transitions, of which both CPU kernels of `encode_context` are made: the network as it
+// is read, and the hidden features of a tile.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "bfloat16.h"
+#include "encode_context.h"
+#include "gemm.h"
+
+namespace mg2l {
+
+constexpr int64_t kTile = 48;  // transitions worked on together: their features stay in L1
+static_assert(kTile % 12 == 0);
+
+// A hidden layer as the kernels read it: in accumulation precision, hidden units along the vectors,
+// padded with zeros to whole pairs of the widest vectors.
+template <typename scalar_t>
+struct Layer {
+  int64_t inputs, units, padded;
+  std::vector<scalar_t> weight_t;  // [sets, inputs, padded]
+  std::vector<scalar_t> bias;      // [sets, padded]
+  // [sets, units, padded units of the layer before]: what gradients flow back through; not for the
+  // first layer.
+  std::vector<scalar_t> weight;
+
+  template <typename input_t>
+  Layer(int64_t sets, int64_t inputs_, int64_t units_, const input_t* weight_, const input_t* bias_,
+        bool with_weight)
+      : inputs(inputs_), units(units_), padded(padded_width<scalar_t>(units_)) {
+    const int64_t padded_inputs = padded_width<scalar_t>(inputs);
+    weight_t.assign(sets * inputs * padded, 0);
+    bias.assign(sets * padded, 0);
+    if (with_weight) weight.assign(sets * units * padded_inputs, 0);
+    for (int64_t set = 0; set < sets; ++set) {
+      for (int64_t h = 0; h < units; ++h) {
+        const input_t* row = weight_ + (set * units + h) * inputs;
+        bias[set * padded + h] = widen<scalar_t>(bias_[set * units + h]);
+        for (int64_t i = 0; i < inputs; ++i) {
+          weight_t[(set * inputs + i) * padded + h] = widen<scalar_t>(row[i]);
+          if (with_weight) {
+            weight[(set * units + h) * padded_inputs + i] = widen<scalar_t>(row[i]);
+          }
+        }
+      }
+    }
+  }
+};
+
+// All hidden layers and the query.
+template <typename scalar_t>
+struct Network {
+  std::vector<Layer<scalar_t>> layers;
+  std::vector<scalar_t> query;  // [sets, padded units of the last layer]
+
+  template <typename input_t>
+  Network(const EncodeSizes& sizes, const EncodeTensors& tensors, bool backward,
+          input_t /*input*/) {
+    const int64_t sets = sizes.weight_sets();
+    int64_t inputs = sizes.features;
+    for (size_t l = 0; l < sizes.units.size(); ++l) {
+      layers.emplace_back(sets, inputs, sizes.units[l], data<input_t>(tensors.weights[l]),
+                          data<input_t>(tensors.biases[l]), backward && l > 0);
+      inputs = sizes.units[l];
+    }
+    const int64_t padded = last().padded;
+    const input_t* given = data<input_t>(tensors.query);
+    query.assign(sets * padded, 0);
+    for (int64_t set = 0; set < sets; ++set) {
+      for (int64_t h = 0; h < inputs; ++h) {
+        query[set * padded + h] = widen<scalar_t>(given[set * inputs + h]);
+      }
+    }
+  }
+
+  const Layer<scalar_t>& last() const { return layers.back(); }
+};
+
+// Everything both kernels read. `index` is null when contexts follow each other in `context`.
+template <typename input_t, typename scalar_t>
+struct EncodeArrays {
+  const EncodeSizes& sizes;
+  const input_t* context;  // [R, A, F]
+  const int64_t* index;    // [B, T]
+  const Network<scalar_t>& network;
+  bool tanh_gelu;
+
+  const input_t* row(int64_t context_id, int64_t t, int64_t agent) const {
+    const int64_t at = context_id * sizes.transitions + t;
+    return context + ((index ? index[at] : at) * sizes.agents + agent) * sizes.features;
+  }
+};
+
+// One thread's memory: a tile of transitions and what is known of their hidden units.
+template <typename scalar_t>
+struct Scratch {
+  std::vector<scalar_t> inputs;                 // [kTile, F]
+  std::vector<std::vector<scalar_t>> features;  // of every layer, [kTile, padded]: gelu
+  std::vector<std::vector<scalar_t>> slopes;    // its derivative, then the gradient of its input
+  std::vector<scalar_t> pooled;                 // [padded]
+  alignas(64) scalar_t logits[kTile];           // query . features
+  alignas(64) scalar_t alignment[kTile];        // grad . features
+
+  Scratch(const Network<scalar_t>& network, bool backward)
+      : inputs(kTile * network.layers[0].inputs, 0), pooled(network.last().padded) {
+    for (const Layer<scalar_t>& layer : network.layers) {
+      features.emplace_back(kTile * layer.padded);
+      slopes.emplace_back(backward ? kTile * layer.padded : 0);
+    }
+  }
+};
+
+template <typename scalar_t>
+MG2L_INLINE Rows<scalar_t> inputs_of(const Network<scalar_t>& network,
+                                     const Scratch<scalar_t>& scratch, size_t l) {
+  const int64_t width = network.layers[l].inputs;
+  if (l == 0) return {scratch.inputs.data(), width, width};
+  return {scratch.features[l - 1].data(), network.layers[l - 1].padded, width};
+}
+
+// Copies a tile of transitions into scratch; rows past `count` keep older numbers that nobody uses.
+// Rows lie anywhere in memory: those of the tile after this one are asked for now, for all agents.
+template <typename input_t, typename scalar_t>
+MG2L_INLINE void gather(const EncodeArrays<input_t, scalar_t>& a, Scratch<scalar_t>& scratch,
+                        int64_t context, int64_t agent, int64_t first, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(input_t);
+  const int64_t width = a.sizes.agents * a.sizes.features;
+  const int64_t rows = a.sizes.contexts * a.sizes.transitions;
+  const int64_t ahead = context * a.sizes.transitions + first + kTile;
+  if (agent == 0) {
+    for (int64_t at = ahead; at < std::min(ahead + count, rows); ++at) {
+      const input_t* row = a.context + (a.index ? a.index[at] : at) * width;
+      for (int64_t i = 0; i < width; i += kLine) __builtin_prefetch(row + i);
+      __builtin_prefetch(row + width - 1);
+    }
+  }
+  for (int64_t t = 0; t < count; ++t) {
+    const input_t* row = a.row(context, first + t, agent);
+    scalar_t* to = scratch.inputs.data() + t * a.sizes.features;
+    for (int64_t f = 0; f < a.sizes.features; ++f) to[f] = widen<scalar_t>(row[f]);
+  }
+}
+
+// Hidden features of one layer for a tile. Of the last layer also their product with the query;
+// with kBackward the slopes, and of the last layer the product with `grad`.
+template <int kBytes, bool kTanh, bool kBackward, bool kLast, typename scalar_t>
+MG2L_INLINE void layer_features(const Network<scalar_t>& network, size_t l, int64_t set,
+                                const scalar_t* query, const scalar_t* grad,
+                                Scratch<scalar_t>& scratch, int64_t count) {
+  constexpr int kLanes = kBytes / sizeof(scalar_t);
+  constexpr int kMicro = kRows<kBytes>;
+  using V = Vec<scalar_t, kLanes>;
+  const Layer<scalar_t>& layer = network.layers[l];
+  const int64_t padded = layer.padded;
+  const Rows<scalar_t> inputs = inputs_of(network, scratch, l);
+  const scalar_t* weight_t = layer.weight_t.data() + set * layer.inputs * padded;
+  const scalar_t* bias = layer.bias.data() + set * padded;
+  scalar_t* features = scratch.features[l].data();
+  scalar_t* slopes = scratch.slopes[l].data();
+  for (int64_t first = 0; first < count; first += kMicro) {
+    V logit[kMicro], aligned[kMicro];
+    for (int row = 0; row < kMicro; ++row) logit[row] = aligned[row] = V{};
+    for (int64_t h = 0; h < padded; h += kPair * kLanes) {
+      V sum[kMicro][kPair];
+      const V start[kPair] = {load<V>(bias + h), load<V>(bias + h + kLanes)};
+      multiply<kBytes>(inputs, weight_t, padded, first, h, start, sum);
+#pragma GCC unroll 3
+      for (int row = 0; row < kMicro; row += 2) {
+        constexpr int kCount = 2 * kPair;
+        const V x[kCount] = {sum[row][0], sum[row][1], sum[row + 1][0], sum[row + 1][1]};
+        V y[kCount], slope[kCount];
+        if constexpr (kTanh || kBackward) {
+#pragma GCC unroll 4
+          for (int i = 0; i < kCount; ++i) {
+            const Gelu<V> gelu =
+                kTanh ? gelu_tanh<kLanes, scalar_t>(x[i]) : gelu_exact<kLanes>(x[i]);
+            y[i] = gelu.value;
+            slope[i] = gelu.slope;
+          }
+        } else {
+          gelu_exact_values<kLanes>(x, y);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < kCount; ++i) {
+          const int64_t unit = h + i % kPair * kLanes;
+          const int64_t at = (first + row + i / kPair) * padded + unit;
+          store(features + at, y[i]);
+          if constexpr (kBackward) store(slopes + at, slope[i]);
+          if constexpr (kLast) logit[row + i / kPair] += y[i] * load<V>(query + unit);
+          if constexpr (kLast && kBackward) aligned[row + i / kPair] += y[i] * load<V>(grad + unit);
+        }
+      }
+    }
+    if constexpr (kLast) {
+      for (int row = 0; row < kMicro; ++row) {
+        scratch.logits[first + row] = sum_lanes<scalar_t, kLanes>(logit[row]);
+        if constexpr (kBackward) {
+          scratch.alignment[first + row] = sum_lanes<scalar_t, kLanes>(aligned[row]);
+        }
+      }
+    }
+  }
+}
+
+// Hidden features of all layers for a tile.
+template <int kBytes, bool kTanh, bool kBackward, typename scalar_t>
+MG2L_INLINE void hidden_features(const Network<scalar_t>& network, int64_t set,
+                                 const scalar_t* query, const scalar_t* grad,
+                                 Scratch<scalar_t>& scratch, int64_t count) {
+  const size_t last = network.layers.size() - 1;
+  for (size_t l = 0; l < last; ++l) {
+    layer_features<kBytes, kTanh, kBackward, false>(network, l, set, query, grad, scratch, count);
+  }
+  layer_features<kBytes, kTanh, kBackward, true>(network, last, set, query, grad, scratch, count);
+}
+
+// exp(x - shift) of a tile, in place.
+template <int kBytes, typename scalar_t>
+MG2L_INLINE void exp_tile(scalar_t* x, scalar_t shift) {
+  constexpr int kLanes = kBytes / sizeof(scalar_t);
+  using V = Vec<scalar_t, kLanes>;
+  for (int64_t t = 0; t < kTile; t += kLanes) {
+    store(x + t, exp_lanes<kLanes>(load<V>(x + t) - splat<V>(shift)));
+  }
+}
+
+// Calls body(input, accumulated) with zeros of the types that belong to a dtype.
+template <typename Body>
+void for_dtype(ScalarType dtype, const Body& body) {
+  if (dtype == ScalarType::Float) {
+    body(0.0F, 0.0F);
+  } else if (dtype == ScalarType::Double) {
+    body(0.0, 0.0);
+  } else {
+    body(BFloat16(), 0.0F);
+  }
+}
+
+}  // namespace mg2l
