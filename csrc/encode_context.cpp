@@ -110,12 +110,10 @@ std::tuple<Tensor, Tensor, Tensor> encode_context_cpu(const Tensor& context_,
   const EncodeSizes sizes = check_encode_context(context_, weights_, biases_, query_, index_);
   const EncodeTensors tensors(context_, weights_, biases_, query_, index_);
   const ScalarType sums = accumulated(context_.scalar_type());
-  Tensor pooled =
-      torch::stable::new_empty(context_, {sizes.contexts, sizes.agents, sizes.units.back()}, sums);
-  Tensor lse = torch::stable::new_empty(context_, {sizes.contexts, sizes.agents}, sums);
-  Tensor pooling = torch::stable::new_empty(
-      context_,
-      {return_weights ? sizes.contexts : 0, sizes.agents, return_weights ? sizes.transitions : 0});
+  Tensor pooled = allocate(context_, {sizes.contexts, sizes.agents, sizes.units.back()}, sums);
+  Tensor lse = allocate(context_, {sizes.contexts, sizes.agents}, sums);
+  Tensor pooling = allocate(context_, {return_weights ? sizes.contexts : 0, sizes.agents,
+                                       return_weights ? sizes.transitions : 0});
   for_dtype(context_.scalar_type(), [&](auto input, auto zero) {
     using input_t = decltype(input);
     using scalar_t = decltype(zero);

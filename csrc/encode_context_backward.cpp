@@ -204,11 +204,8 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> encode_cont
   const EncodeTensors tensors(context_, weights_, biases_, query_, index_);
   const Tensor grad_pooled = as_contiguous(grad_pooled_), pooled = as_contiguous(pooled_);
   const Tensor lse = as_contiguous(lse_);
-  const auto like = [](const Tensor& tensor) {
-    return torch::stable::new_empty(tensor, sizes_of(tensor));
-  };
-  Tensor grad_context =
-      torch::stable::new_empty(context_, want_context ? sizes_of(context_) : Sizes{0});
+  const auto like = [](const Tensor& tensor) { return allocate(tensor, sizes_of(tensor)); };
+  Tensor grad_context = allocate(context_, want_context ? sizes_of(context_) : Sizes{0});
   std::vector<Tensor> grad_weights, grad_biases;
   for (const Tensor& weight : weights_) grad_weights.push_back(like(weight));
   for (const Tensor& bias : biases_) grad_biases.push_back(like(bias));

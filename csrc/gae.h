@@ -89,7 +89,7 @@ struct GaeTensors {
     if (value_mean_) value_mean = expand_contiguous(*value_mean_, batch);
     if (value_std_) value_std = expand_contiguous(*value_std_, batch);
     batch.insert(batch.begin(), 2);
-    moments = torch::stable::new_empty(rewards, batch, ScalarType::Double);
+    moments = allocate(rewards, batch, ScalarType::Double);
   }
 };
 
@@ -105,15 +105,15 @@ struct GaeBackwardTensors {
         grad_returns(as_contiguous(grad_returns_)),
         terminated(as_contiguous(terminated_)),
         truncated(as_contiguous(truncated_)),
-        grad_rewards(torch::stable::empty_like(grad_advantages)) {
+        grad_rewards(allocate(grad_advantages, sizes_of(grad_advantages))) {
     Sizes sizes = sizes_of(grad_advantages);
     steps = sizes[0];
     columns = 1;
     for (size_t axis = 1; axis < sizes.size(); ++axis) columns *= sizes[axis];
     sizes[0] = has_final_values ? steps : 0;
-    grad_final_values = torch::stable::new_empty(grad_advantages, sizes);
+    grad_final_values = allocate(grad_advantages, sizes);
     sizes[0] = steps + 1;
-    grad_values = torch::stable::new_empty(grad_advantages, sizes);
+    grad_values = allocate(grad_advantages, sizes);
   }
 };
 

@@ -162,10 +162,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pairwise_lse_cpu(
   const PairTensors tensors(queries, keys, positive, std, query_labels, key_labels, mask);
   check_positive(sizes, tensors.positive);
   const Sizes shape{sizes.groups, sizes.queries};
-  const auto result = [&] { return torch::stable::new_empty(queries, shape); };
+  const auto result = [&] { return allocate(queries, shape); };
   Tensor lse = result(), lse_negatives = result(), mean = result(), own = result();
-  Tensor negatives = torch::stable::new_empty(queries, shape, ScalarType::Long);
-  Tensor rank = torch::stable::new_empty(queries, shape, ScalarType::Long);
+  Tensor negatives = allocate(queries, shape, ScalarType::Long);
+  Tensor rank = allocate(queries, shape, ScalarType::Long);
   const auto run = [&](auto zero) {
     using scalar_t = decltype(zero);
     pairwise_lse_kernel<scalar_t>(

@@ -221,9 +221,9 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_lse_backward_cpu(
   const Tensor to_mean = as_contiguous(to_mean_), to_positive = as_contiguous(to_positive_);
   const Tensor lse = as_contiguous(lse_), lse_negatives = as_contiguous(lse_negatives_);
   const Tensor negatives = as_contiguous(negatives_);
-  Tensor grad_queries = torch::stable::new_empty(queries, sizes_of(queries));
-  Tensor grad_keys = torch::stable::new_empty(keys, sizes_of(keys));
-  Tensor grad_std = torch::stable::new_empty(keys, std ? sizes_of(keys) : Sizes{0});
+  Tensor grad_queries = allocate(queries, sizes_of(queries));
+  Tensor grad_keys = allocate(keys, sizes_of(keys));
+  Tensor grad_std = allocate(keys, std ? sizes_of(keys) : Sizes{0});
   const auto run = [&](auto zero) {
     using scalar_t = decltype(zero);
     pairwise_lse_backward_kernel<scalar_t>(

@@ -271,10 +271,10 @@ std::tuple<Tensor, Tensor, Tensor> pia_pool_cpu(const Tensor& x_, const Tensor& 
   const Tensor x = as_contiguous(x_), query = as_contiguous(query_);
   std::optional<Tensor> mask;
   if (mask_) mask = as_contiguous(*mask_);
-  Tensor pooled = torch::stable::new_empty(x, {sizes.outer, sizes.inner, sizes.heads, sizes.width});
-  Tensor lse = torch::stable::new_empty(x, {sizes.outer, sizes.inner, sizes.heads});
-  Tensor weights = torch::stable::new_empty(x, {return_weights ? sizes.outer : 0, sizes.inner,
-                                                sizes.heads, return_weights ? sizes.length : 0});
+  Tensor pooled = allocate(x, {sizes.outer, sizes.inner, sizes.heads, sizes.width});
+  Tensor lse = allocate(x, {sizes.outer, sizes.inner, sizes.heads});
+  Tensor weights = allocate(x, {return_weights ? sizes.outer : 0, sizes.inner, sizes.heads,
+                                return_weights ? sizes.length : 0});
   const auto run = [&](auto zero) {
     using scalar_t = decltype(zero);
     pia_pool_kernel(pool_arrays<scalar_t>(sizes, x, query, mask), data<scalar_t>(pooled),
@@ -293,8 +293,8 @@ std::tuple<Tensor, Tensor> pia_pool_backward_cpu(const Tensor& grad_, const Tens
   const Tensor pooled = as_contiguous(pooled_), lse = as_contiguous(lse_);
   std::optional<Tensor> mask;
   if (mask_) mask = as_contiguous(*mask_);
-  Tensor grad_x = torch::stable::new_empty(x, sizes_of(x));
-  Tensor grad_query = torch::stable::new_empty(x, sizes_of(query));
+  Tensor grad_x = allocate(x, sizes_of(x));
+  Tensor grad_query = allocate(x, sizes_of(query));
   const auto run = [&](auto zero) {
     using scalar_t = decltype(zero);
     pia_pool_backward_kernel(pool_arrays<scalar_t>(sizes, x, query, mask), data<scalar_t>(pooled),

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 
@@ -27,6 +28,27 @@ inline Tensor expand_contiguous(const Tensor& tensor, const Sizes& sizes) {
   return torch::stable::contiguous(torch::stable::detail::to<Tensor>(stack[0]));
 }
 
+// A new contiguous tensor on the device of `tensor`. Unlike torch::stable::new_empty it does not
+// ask the dispatcher for an operator by name, which takes longer than to allocate.
+inline Tensor allocate(const Tensor& tensor, const Sizes& sizes,
+                       std::optional<ScalarType> dtype = std::nullopt) {
+  Sizes strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t axis = sizes.size(); axis-- > 0;) {
+    strides[axis] = stride;
+    stride *= std::max<int64_t>(sizes[axis], 1);
+  }
+  int32_t device, type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &device));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &type));
+  if (dtype) type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(*dtype));
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), type, device,
+      static_cast<int32_t>(tensor.get_device_index()), &made));
+  return Tensor(made);
+}
+
 constexpr int64_t kPage = 4096;     // bytes
 constexpr int64_t kAlignment = 64;  // of torch's memory on the CPU
 
@@ -35,7 +57,7 @@ constexpr int64_t kAlignment = 64;  // of torch's memory on the CPU
 inline std::array<Tensor, 2> two_in_page(const Tensor& tensor, int64_t place) {
   const int64_t bytes = tensor.numel() * static_cast<int64_t>(tensor.element_size());
   const int64_t stride = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  const Tensor memory = torch::stable::new_empty(tensor, {2 * stride + kPage}, ScalarType::Byte);
+  const Tensor memory = allocate(tensor, {2 * stride + kPage}, ScalarType::Byte);
   auto* begin = static_cast<uint8_t*>(memory.mutable_data_ptr());
   const int64_t now = static_cast<int64_t>(reinterpret_cast<uintptr_t>(begin) % kPage);
   begin += (place - now + kPage) % kPage;

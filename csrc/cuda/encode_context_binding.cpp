@@ -70,8 +70,8 @@ Tensor pack(const EncodeSizes& sizes, const EncodeTensors& tensors, void* stream
     inputs = units;
   }
   const int64_t query = size;
-  Tensor packed = torch::stable::new_empty(tensors.context, {query + sets * packed_size(inputs, 0)},
-                                           accumulated(tensors.context.scalar_type()));
+  Tensor packed = allocate(tensors.context, {query + sets * packed_size(inputs, 0)},
+                           accumulated(tensors.context.scalar_type()));
   auto* to = data<scalar_t>(packed);
   inputs = sizes.features;
   for (size_t l = 0; l < sizes.units.size(); ++l) {
@@ -103,13 +103,12 @@ std::tuple<Tensor, Tensor, Tensor> encode_context_cuda(const Tensor& context_,
   const EncodeTensors tensors(context_, weights_, biases_, query_, index_);
   const int64_t units = sizes.units.back();
   const int64_t splits = context_splits(sizes.contexts * sizes.agents, sizes.transitions);
-  Tensor pooled = torch::stable::new_empty(context_, {sizes.contexts, sizes.agents, units}, sums);
-  Tensor lse = torch::stable::new_empty(context_, {sizes.contexts, sizes.agents}, sums);
-  Tensor pooling = torch::stable::new_empty(
-      context_,
-      {return_weights ? sizes.contexts : 0, sizes.agents, return_weights ? sizes.transitions : 0});
-  Tensor partial = torch::stable::new_empty(
-      context_, {sizes.contexts * sizes.agents * splits, padded(units) + 2}, sums);
+  Tensor pooled = allocate(context_, {sizes.contexts, sizes.agents, units}, sums);
+  Tensor lse = allocate(context_, {sizes.contexts, sizes.agents}, sums);
+  Tensor pooling = allocate(context_, {return_weights ? sizes.contexts : 0, sizes.agents,
+                                       return_weights ? sizes.transitions : 0});
+  Tensor partial =
+      allocate(context_, {sizes.contexts * sizes.agents * splits, padded(units) + 2}, sums);
   for_launchers(dtype, [&](auto launchers) {
     using Launchers = decltype(launchers);
     using input_t = typename Launchers::input_t;
@@ -140,11 +139,8 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> encode_cont
   const EncodeTensors tensors(context_, weights_, biases_, query_, index_);
   const Tensor grad_pooled = as_contiguous(grad_pooled_), pooled = as_contiguous(pooled_);
   const Tensor lse = as_contiguous(lse_);
-  const auto like = [](const Tensor& tensor) {
-    return torch::stable::new_empty(tensor, sizes_of(tensor));
-  };
-  Tensor grad_context =
-      torch::stable::new_empty(context_, want_context ? sizes_of(context_) : Sizes{0});
+  const auto like = [](const Tensor& tensor) { return allocate(tensor, sizes_of(tensor)); };
+  Tensor grad_context = allocate(context_, want_context ? sizes_of(context_) : Sizes{0});
   std::vector<Tensor> grad_weights, grad_biases;
   for (const Tensor& weight : weights_) grad_weights.push_back(like(weight));
   for (const Tensor& bias : biases_) grad_biases.push_back(like(bias));
@@ -158,7 +154,7 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> encode_cont
     inputs = units;
   }
   size += padded(inputs);
-  Tensor partial = torch::stable::new_empty(context_, {sets, parts, size}, accumulated(dtype));
+  Tensor partial = allocate(context_, {sets, parts, size}, accumulated(dtype));
   for_launchers(dtype, [&](auto launchers) {
     using Launchers = decltype(launchers);
     using input_t = typename Launchers::input_t;

@@ -19,8 +19,8 @@ std::tuple<Tensor, Tensor, Tensor> gae_cuda(const Tensor& rewards, const Tensor&
   const auto device = rewards.get_device_index();
   const DeviceGuard guard(device);
   GaeTensors tensors(rewards, values, terminated, truncated, final_values, value_mean, value_std);
-  tensors.advantages = torch::stable::empty_like(tensors.rewards);
-  tensors.returns = torch::stable::empty_like(tensors.rewards);
+  tensors.advantages = allocate(tensors.rewards, sizes_of(tensors.rewards));
+  tensors.returns = allocate(tensors.rewards, sizes_of(tensors.rewards));
   const auto launch = [&](auto launcher, auto zero) {
     using scalar_t = decltype(zero);
     check_launch("gae",

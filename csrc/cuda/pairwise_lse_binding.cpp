@@ -29,11 +29,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pairwise_lse_cuda(
   const DeviceGuard guard(device);
   const PairTensors t(queries, keys, positive, std, query_labels, key_labels, mask);
   const Sizes shape{sizes.groups, sizes.queries};
-  const auto result = [&] { return torch::stable::new_empty(queries, shape); };
+  const auto result = [&] { return allocate(queries, shape); };
   Tensor lse = result(), lse_negatives = result(), mean = result(), own = result();
-  Tensor negatives = torch::stable::new_empty(queries, shape, ScalarType::Long);
-  Tensor rank = torch::stable::new_empty(queries, shape, ScalarType::Long);
-  Tensor offsets = torch::stable::new_empty(queries, {sizes.groups, std ? sizes.keys : 0});
+  Tensor negatives = allocate(queries, shape, ScalarType::Long);
+  Tensor rank = allocate(queries, shape, ScalarType::Long);
+  Tensor offsets = allocate(queries, {sizes.groups, std ? sizes.keys : 0});
   const auto launch = [&](auto launcher, auto zero) {
     using scalar_t = decltype(zero);
     check_launch(
@@ -71,10 +71,10 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_lse_backward_cuda(
   const Tensor to_mean = as_contiguous(to_mean_), to_positive = as_contiguous(to_positive_);
   const Tensor lse = as_contiguous(lse_), lse_negatives = as_contiguous(lse_negatives_);
   const Tensor negatives = as_contiguous(negatives_);
-  Tensor grad_queries = torch::stable::new_empty(queries, sizes_of(queries));
-  Tensor grad_keys = torch::stable::new_empty(keys, sizes_of(keys));
-  Tensor grad_std = torch::stable::new_empty(keys, std ? sizes_of(keys) : Sizes{0});
-  Tensor offsets = torch::stable::new_empty(queries, {sizes.groups, std ? sizes.keys : 0});
+  Tensor grad_queries = allocate(queries, sizes_of(queries));
+  Tensor grad_keys = allocate(keys, sizes_of(keys));
+  Tensor grad_std = allocate(keys, std ? sizes_of(keys) : Sizes{0});
+  Tensor offsets = allocate(queries, {sizes.groups, std ? sizes.keys : 0});
   if (sizes.queries == 0) {
     torch::stable::zero_(grad_keys);
     torch::stable::zero_(grad_std);

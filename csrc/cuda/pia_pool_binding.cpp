@@ -35,10 +35,9 @@ std::tuple<Tensor, Tensor, Tensor> pia_pool_cuda(const Tensor& x_, const Tensor&
   const Tensor x = as_contiguous(x_), query = as_contiguous(query_);
   std::optional<Tensor> mask;
   if (mask_) mask = as_contiguous(*mask_);
-  Tensor pooled = torch::stable::new_empty(x, {sizes.outer, sizes.inner, sizes.heads, sizes.width});
-  Tensor lse = torch::stable::new_empty(x, {sizes.outer, sizes.inner, sizes.heads});
-  Tensor weights =
-      torch::stable::new_empty(x, {sizes.outer, sizes.inner, sizes.heads, sizes.length});
+  Tensor pooled = allocate(x, {sizes.outer, sizes.inner, sizes.heads, sizes.width});
+  Tensor lse = allocate(x, {sizes.outer, sizes.inner, sizes.heads});
+  Tensor weights = allocate(x, {sizes.outer, sizes.inner, sizes.heads, sizes.length});
   const auto launch = [&](auto launcher, auto zero) {
     using scalar_t = decltype(zero);
     check_launch("pia_pool",
@@ -52,7 +51,7 @@ std::tuple<Tensor, Tensor, Tensor> pia_pool_cuda(const Tensor& x_, const Tensor&
   } else {
     launch(mg2l_pia_pool_double, 0.0);
   }
-  if (!return_weights) weights = torch::stable::new_empty(x, {0, sizes.inner, sizes.heads, 0});
+  if (!return_weights) weights = allocate(x, {0, sizes.inner, sizes.heads, 0});
   return {pooled, lse, weights};
 }
 
@@ -69,11 +68,11 @@ std::tuple<Tensor, Tensor> pia_pool_backward_cuda(const Tensor& grad_, const Ten
   std::optional<Tensor> mask;
   if (mask_) mask = as_contiguous(*mask_);
   const Sizes rows{sizes.outer, sizes.inner, sizes.heads, sizes.length};
-  Tensor weights = torch::stable::new_empty(x, rows);
-  Tensor grad_logits = torch::stable::new_empty(x, rows);
-  Tensor partial = torch::stable::new_empty(x, {mg2l_pia_pool_parts(), sizes.heads, sizes.width});
-  Tensor grad_x = torch::stable::new_empty(x, sizes_of(x));
-  Tensor grad_query = torch::stable::new_empty(x, sizes_of(query));
+  Tensor weights = allocate(x, rows);
+  Tensor grad_logits = allocate(x, rows);
+  Tensor partial = allocate(x, {mg2l_pia_pool_parts(), sizes.heads, sizes.width});
+  Tensor grad_x = allocate(x, sizes_of(x));
+  Tensor grad_query = allocate(x, sizes_of(query));
   const auto launch = [&](auto launcher, auto zero) {
     using scalar_t = decltype(zero);
     check_launch(
