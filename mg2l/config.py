@@ -249,8 +249,8 @@ class EncoderConfig(Section):
     """With ``conditional_mi``: what is contrasted, an agent's own representation, as it must do
     without the global one when it acts, or both together (the literal form)."""
 
-    local_to_encoder: bool = False
-    """The local losses also train transition encoder and aggregation."""
+    local_to_encoder: bool = True
+    """The local losses also train transition encoder and aggregation; in the paper they do not."""
 
     told_actors: Literal["local", "global"] = "local"
     """What actors are told: each its own representation, or all of them the global one, for which

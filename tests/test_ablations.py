@@ -11,15 +11,14 @@ from mg2l import loading
 from mg2l.config import EncoderConfig
 
 CHANGES: dict[str, dict[str, Any]] = {
-    "mg2l-global-only": {"told_actors": "global"},
+    "mg2l-global-only": {"told_actors": "global", "local_to_encoder": False},
     "mg2l-local-only": {
         "global_objective": "none",
-        "local_to_encoder": True,
         "critic_to_encoder": False,
         "told_critics": "local",
     },
     "mg2l-kl": {"local_objective": "kl"},
-    "mg2l-q-only": {"global_objective": "none"},
+    "mg2l-q-only": {"global_objective": "none", "local_to_encoder": False},
     "mg2l-transformer": {"aggregator": "transformer", "n_blocks": 1},
     "mg2l-gaussian-product": {"aggregator": "gaussian_product"},
     "mg2l-rnn": {"aggregator": "rnn"},
@@ -80,15 +79,16 @@ def test_q_only_leaves_the_encoder_to_the_value_loss():
     assert metrics["grad_norm/encoder_from_critic"] > 0
 
 
-def test_the_default_trains_every_level_and_cuts_the_local_one_off():
-    both = gradients(tiny_learner("mg2l"))
-    assert min(both.values()) > 0
-    local = tiny_learner("mg2l")
-    inference = inference_of(local)
+@pytest.mark.parametrize("reaches", [True, False])
+def test_every_level_is_trained_and_the_encoder_by_local_losses_too_unless_cut_off(reaches):
+    keys: dict[str, Any] = {} if reaches else {"local_to_encoder": False}
+    assert min(gradients(tiny_learner("mg2l", **keys)).values()) > 0
+    inference = inference_of(tiny_learner("mg2l", **keys))
     context = inference.contexts(torch.arange(3))
     inference.optimiser.zero_grad()
     inference.encoder(context).local.mean.sum().backward()
-    assert all(p.grad is None for p in inference.encoder.aggregator.parameters())
+    given = [p.grad is not None for p in inference.encoder.aggregator.parameters()]
+    assert all(given) if reaches else not any(given)
 
 
 def test_critics_that_train_the_encoder_are_told_the_global_representation():

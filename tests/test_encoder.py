@@ -65,17 +65,21 @@ def test_every_transition_counts(form):
     """A context is not cut short, and no agent's axis is taken for that of time."""
     encoder = make_encoder(form, bounded_by="none")
     context = draw(CONTEXTS, LENGTH, AGENTS, FEATURES).requires_grad_()
-    encoder(context).local.mean[:, 2].sum().backward()  # only reaches local heads: x is cut off
-    assert context.grad is None
-    context = context.detach().requires_grad_()
-    x = encoder.aggregator(context)
-    assert x.shape == (CONTEXTS, AGENTS, 8)
-    x[1, 2].square().sum().backward()
+    assert encoder.aggregator(context).shape == (CONTEXTS, AGENTS, 8)
+    encoder(context).local.mean[1, 2].square().sum().backward()
     assert context.grad is not None
     touched = context.grad.abs().sum(-1) > 0
     wanted = torch.zeros_like(touched)
     wanted[1, :, 2] = True
     assert torch.equal(touched, wanted)
+
+
+def test_local_losses_can_be_cut_off_from_the_encoder():
+    encoder = make_encoder(FORMS[0], bounded_by="none", local_to_encoder=False)
+    context = draw(CONTEXTS, LENGTH, AGENTS, FEATURES).requires_grad_()
+    encoder(context).local.mean.sum().backward()
+    assert context.grad is None
+    assert all(p.grad is not None for p in encoder.local.parameters())
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -172,16 +172,21 @@ def touched(objective):
 
 @pytest.mark.parametrize("values", FORMS, ids=lambda values: "-".join(values.values()))
 @pytest.mark.parametrize("query", ["own", "joint"])
-def test_the_local_loss_trains_local_heads_alone_and_the_global_loss_all_else(values, query):
-    objective, encoder, queries, keys = make(local_query=query, **values)
+@pytest.mark.parametrize("to_encoder", [True, False], ids=["to encoder", "cut off"])
+def test_the_local_loss_trains_what_agents_infer_with_and_the_global_loss_all_else(
+    values, query, to_encoder
+):
+    objective, encoder, queries, keys = make(
+        local_query=query, local_to_encoder=to_encoder, **values
+    )
     context_keys = keys if objective.needs_keys else None
     metrics = objective(queries, ORDER, context_keys, encoder)[1]
     if values["local_objective"] == "none":
         assert not metrics["loss/local"].requires_grad
         assert metrics["loss/local"] == 0
     else:
-        metrics["loss/local"].backward()
-        assert touched(objective) == {"local"}
+        metrics["loss/local"].backward(retain_graph=True)
+        assert touched(objective) == {"local"} | ({"aggregator"} if to_encoder else set())
         objective.zero_grad()
     metrics["loss/global"].backward()
     wanted = {"aggregator", "over_agents"}

@@ -114,8 +114,11 @@ def test_local_loss_pairs_each_query_with_its_own_task(keys: Any, negatives: Any
 
 @pytest.mark.parametrize("objective_name", ["conditional_mi", "mi", "kl"])
 def test_local_loss_trains_the_local_heads_alone(objective_name: Any) -> None:
+    """In the form of the paper; by default it trains what leads to them, too."""
     torch.manual_seed(0)
-    config = EncoderConfig(context_dim=8, local_objective=objective_name, keys="context")
+    config = EncoderConfig(
+        context_dim=8, local_objective=objective_name, keys="context", local_to_encoder=False
+    )
     encoder = TaskEncoder(config, agents=2, transition=5)
     objective = Objective(config, 3, encoder, torch.Generator().manual_seed(0))
     query = encoder(torch.randn(6, 4, 2, 5))

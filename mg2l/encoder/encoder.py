@@ -225,7 +225,7 @@ class TransitionAggregator(TransitionEncoder):
 
 
 class LocalInference(nn.Module):
-    """``x^i -> (mu^i, sigma^i)``, on inputs cut off from the graph unless ``local_to_encoder``.
+    """``x^i -> (mu^i, sigma^i)``; without ``local_to_encoder``, on inputs cut off from the graph.
 
     There is one network per agent, or one for all of them where they share it.
     """
