@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,12 @@ TINY = {
     "save_model": False,
     "log_tensorboard": False,
 }
+
+
+def overrides(values: dict[str, Any]) -> list[str]:
+    """Values as words of a command line, ``key=value``."""
+    written = {k: json.dumps(v) if isinstance(v, (bool, list)) else v for k, v in values.items()}
+    return [f"{key}={value}" for key, value in written.items()]
 
 
 def tiny_config(algo: str = "mg2l", env: str = "mpe-spread", **values: Any) -> Config:

@@ -1,6 +1,5 @@
 """Foreign environments in worker processes: interfaces, crashes, saved state, plugins."""
 
-import json
 import os
 import re
 import signal
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from adapted_envs import TEST, TRAIN
 from gymnasium.spaces import Box, Discrete
-from method_helpers import TINY
+from method_helpers import TINY, overrides
 
 from mg2l import cli, train
 from mg2l.envs import adapters, registry
@@ -343,10 +342,8 @@ def test_the_example_trains_on_an_unmodified_package(tmp_path, monkeypatch):
     assert len(example.read_text().splitlines()) < 40
     monkeypatch.setattr(registry, "_origins", dict(registry._origins))
     values = {**TINY, "log_tensorboard": False, "main_save_path": tmp_path, "n_workers": 2}
-    texts = {k: json.dumps(v) if isinstance(v, (bool, list)) else v for k, v in values.items()}
-    texts.pop("n_agents", None)
     words = ["--algo=mg2l", f"--env={EXAMPLES / 'third_party.yaml'}"]
-    assert train.train(*cli.parse([*words, *(f"{k}={v}" for k, v in texts.items())])) == 0
+    assert train.train(*cli.parse([*words, *overrides(values)])) == 0
     (folder,) = tmp_path.glob("*/*/*")
     assert len(read_metrics(folder / "metrics.jsonl")) == 2
     for name in [name for name in sys.modules if name.startswith("mg2l_family_")]:
@@ -357,11 +354,9 @@ def test_the_example_trains_on_an_unmodified_package(tmp_path, monkeypatch):
 def test_training_ends_with_the_traceback_and_one_line(tmp_path, monkeypatch, capsys):
     adapters.register("fragile", adapted_envs.make_fragile, [{"goal": 1}], [{"goal": 0}])
     values = {**TINY, "log_tensorboard": False, "main_save_path": tmp_path, "max_restarts": 0}
-    texts = {k: json.dumps(v) if isinstance(v, (bool, list)) else v for k, v in values.items()}
-    texts.pop("n_agents", None)
     env = tmp_path / "fragile.yaml"
     env.write_text("family: fragile\n")
-    words = ["--algo=mg2l", f"--env={env}", *(f"{k}={v}" for k, v in texts.items())]
+    words = ["--algo=mg2l", f"--env={env}", *overrides(values)]
     monkeypatch.setattr("sys.argv", ["train", *words])
     with pytest.raises(SystemExit) as stopped:
         train.main()

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from method_helpers import TINY, tiny_learner
+from method_helpers import TINY, overrides, tiny_learner
 
 from mg2l import cli, evaluate, export, loading, train
 from mg2l.agent import FORMAT, Agent, Context
@@ -149,8 +149,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny run of mg2l, exported to ``export`` in its folder."""
     root = tmp_path_factory.mktemp("runs")
     pairs = {**TINY, "save_model": True, "main_save_path": root}
-    texts = {k: json.dumps(v) if isinstance(v, (bool, list)) else v for k, v in pairs.items()}
-    assert train.train(*cli.parse([f"{k}={v}" for k, v in texts.items()])) == 0
+    assert train.train(*cli.parse(overrides(pairs))) == 0
     (folder,) = root.glob("*/mg2l/*")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["export", str(folder)])

@@ -1,13 +1,12 @@
 """Films of a team: what is on them, that each agent's marker is its own, and nothing disturbed."""
 
 import itertools
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from method_helpers import TINY, tiny_learner
+from method_helpers import TINY, overrides, tiny_learner
 from PIL import Image, ImageSequence
 
 from mg2l import cli, evaluate, film, train
@@ -27,8 +26,7 @@ def learner() -> Learner:
 
 def trained(root: Path, algo: str) -> Path:
     pairs = {**TINY, "save_model": True, "main_save_path": root}
-    texts = {k: json.dumps(v) if isinstance(v, (bool, list)) else v for k, v in pairs.items()}
-    arguments = [f"--algo={algo}", *(f"{k}={v}" for k, v in texts.items())]
+    arguments = [f"--algo={algo}", *overrides(pairs)]
     assert train.train(*cli.parse(arguments)) == 0
     (folder,) = root.glob(f"*/{algo}/*")
     return folder

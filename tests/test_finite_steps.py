@@ -1,10 +1,8 @@
 """An environment whose numbers are not finite is named before anybody learns from them."""
 
-import json
-
 import numpy as np
 import pytest
-from method_helpers import TINY, KnownConfig, KnownEnv, env_of, known_learner
+from method_helpers import TINY, KnownConfig, KnownEnv, env_of, known_learner, overrides
 
 from mg2l import train
 from mg2l.algo.meta_test import MetaTest
@@ -73,10 +71,9 @@ def test_training_ends_with_one_line(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setitem(registry._families, "known", registry._Family(KnownConfig, Broken))
     pairs = {**TINY, "main_save_path": tmp_path}
-    texts = {k: json.dumps(v) if isinstance(v, (bool, list)) else v for k, v in pairs.items()}
     path = tmp_path / "known.yaml"
     path.write_text("family: known\n")
-    words = ["--algo=mg2l", f"--env={path}", *(f"{k}={v}" for k, v in texts.items())]
+    words = ["--algo=mg2l", f"--env={path}", *overrides(pairs)]
     monkeypatch.setattr("sys.argv", ["train", *words])
     with pytest.raises(SystemExit) as stopped:
         train.main()

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from method_helpers import TINY, tiny_learner
+from method_helpers import TINY, overrides, tiny_learner
 
 from mg2l import cli, evaluate, loading, train
 from mg2l.algo.learner import Learner
@@ -147,8 +147,7 @@ def test_bounds():
 
 def words(algo, root, **values):
     pairs = {**TINY, "save_model": True, "main_save_path": root, **values}
-    texts = {k: json.dumps(v) if isinstance(v, (bool, list)) else v for k, v in pairs.items()}
-    return [f"--algo={algo}", *(f"{k}={v}" for k, v in texts.items())]
+    return [f"--algo={algo}", *overrides(pairs)]
 
 
 def run(algo, root, **values):

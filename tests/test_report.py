@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from method_helpers import TINY
+from method_helpers import TINY, overrides
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
@@ -29,8 +29,7 @@ FLAGS = (
 def trained(root: Path, algo: str, seed: int, n_iters: int = 3) -> Path:
     values = {**TINY, "save_model": True, "eval_interval": 1, "eval_episodes": 1}
     values |= {"eval_shots": [0, 1], "n_iters": n_iters, "seed": seed, "main_save_path": root}
-    texts = {k: json.dumps(v) if isinstance(v, (bool, list)) else v for k, v in values.items()}
-    words = [f"--algo={algo}", *(f"{key}={value}" for key, value in texts.items())]
+    words = [f"--algo={algo}", *overrides(values)]
     assert train.train(*cli.parse(words)) == 0
     (folder,) = root.glob(f"*/{algo}/*-sd{seed}")
     return folder

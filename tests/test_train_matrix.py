@@ -1,7 +1,6 @@
 """Every choice of the configuration through real training, and a reward that becomes NaN."""
 
 import itertools
-import json
 import math
 import re
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from method_helpers import TINY
+from method_helpers import TINY, overrides
 
 from mg2l import cli, loading, train
 from mg2l.envs.particle.spread import Spread
@@ -87,8 +86,7 @@ CASES = [
 def words(algo: str, root: Path, **values: Any) -> list[str]:
     env = values.pop("env", "mpe-spread")
     pairs = {**SMALL, "main_save_path": root, **values}
-    texts = {k: json.dumps(v) if isinstance(v, (bool, list)) else v for k, v in pairs.items()}
-    return [f"--algo={algo}", f"--env={env}", *(f"{k}={v}" for k, v in texts.items())]
+    return [f"--algo={algo}", f"--env={env}", *overrides(pairs)]
 
 
 def flat(row: dict[str, Any]) -> dict[str, Any]:
