@@ -1,11 +1,12 @@
 """Builds the kernels; everything else is in pyproject.toml.
 
-Three extension modules:
+Four extension modules:
 
 - ``mg2l._C``: operators for the CPU, LibTorch stable ABI.
 - ``mg2l._C_cuda``: the same for CUDA. nvcc sees only ``csrc/cuda/*.cu`` (no torch header), the host
   compiler only the binding, so that a CPU build of torch is enough to compile it.
 - ``mg2l._particle``: physics of the particle world, pybind11 on NumPy arrays.
+- ``mg2l._warehouse``: warehouses of robots, likewise.
 
 Environment variables:
 
@@ -159,18 +160,22 @@ if CUDA and sources("csrc/cuda/*.cu"):
             extra_link_args=["-Wl,-z,defs", "-Wl,--exclude-libs,ALL"],
         )
     )
-if particle := sources("csrc/particle/*.cpp"):
-    extensions.append(
-        Extension(
-            "mg2l._particle",
-            particle,
-            include_dirs=[pybind11.get_include()],
-            extra_compile_args=[*CXX_FLAGS, *WARNINGS, *SIMD_FLAGS],
-            depends=sources("csrc/*.h") + sources("csrc/particle/*.h"),
-            language="c++",
-        )
+
+
+def suite(name: str) -> Extension:
+    """Simulators of an environment suite, pybind11 on NumPy arrays."""
+    return Extension(
+        f"mg2l._{name}",
+        sources(f"csrc/{name}/*.cpp"),
+        include_dirs=[pybind11.get_include()],
+        extra_compile_args=[*CXX_FLAGS, *WARNINGS, *SIMD_FLAGS],
+        depends=sources("csrc/*.h") + sources(f"csrc/{name}/*.h"),
+        language="c++",
     )
 
+
+extensions += [suite("particle"), suite("warehouse")]
+
 # The wheel's tag names one Python version: the operator libraries would run with any, but
-# mg2l._particle is bound with pybind11, which does not use the limited API.
+# mg2l._particle and mg2l._warehouse are bound with pybind11, which does not use the limited API.
 setup(ext_modules=extensions, cmdclass={"build_ext": Build})

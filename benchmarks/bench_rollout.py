@@ -13,6 +13,7 @@ import pytest
 
 from mg2l.envs import registry
 from mg2l.envs.particle import Bodies
+from mg2l.envs.rware.layouts import LayoutConfig
 
 native = importlib.import_module("mg2l._particle")
 
@@ -36,6 +37,33 @@ def test_env_step(benchmark, name, num_envs):
     bar = BARS.get((name, num_envs), 0)
     benchmark.extra_info.update(env_steps_per_s=round(rate), bar=bar)
     assert rate >= bar, f"{rate:,.0f} env steps/s, bar {bar:,}"
+
+
+@pytest.mark.parametrize("num_envs", [32, 256])
+def test_warehouse_step(benchmark, num_envs):
+    """Whole ``step`` of warehouses, beside copies of the package under the same actions."""
+    pytest.importorskip("rware")
+    rng = np.random.default_rng(0)
+    actions = rng.integers(5, size=(100, num_envs, 4))
+    rates = {}
+    for simulator in ("package", "native"):
+        env = registry.make(LayoutConfig(simulator=simulator), num_envs, seed=0)
+        env.reset()
+        few = actions[: 2 if simulator == "package" else None]
+
+        def walk(env=env, few=few):
+            for action in few:
+                env.step(action)
+
+        start = time.perf_counter()
+        walk()
+        rates[simulator] = len(few) * num_envs / (time.perf_counter() - start)
+    benchmark.pedantic(walk, rounds=15, warmup_rounds=2)
+    rate = num_envs * len(actions) / benchmark.stats.stats.median
+    benchmark.extra_info.update(
+        env_steps_per_s=round(rate), package=round(rates["package"]), bar=300_000
+    )
+    assert rate >= 300_000, f"{rate:,.0f} env steps/s, bar 300,000"
 
 
 ROBOT_BARS = {"mujoco-cheetah-dir": 60_000, "mujoco-hopper-param": 25_000}  # on two threads

@@ -61,12 +61,14 @@ def test_a_wheel_holds_every_file(tmp_path: Path) -> None:
     }
     # rglob does not follow the links mg2l/envs and mg2l/configs, which are covered above.
     wanted |= {f"mg2l/{p.relative_to(PACKAGE)}" for p in PACKAGE.rglob("*.py")}
-    wanted |= {"mg2l/py.typed", "mg2l/_particle.pyi", "mg2l/report/page.css", "mg2l/report/page.js"}
+    wanted |= {"mg2l/py.typed", "mg2l/_particle.pyi", "mg2l/_warehouse.pyi"}
+    wanted |= {"mg2l/report/page.css", "mg2l/report/page.js"}
     for part in ("mg2l/configs/env/", "mg2l/envs/particle/", "mg2l/ops/", "mg2l/algo/"):
         assert any(name.startswith(part) for name in wanted), part
     assert wanted <= names
     assert "mg2l/_C.abi3.so" in names
-    assert any(re.match(r"mg2l/_particle\..*so$", name) for name in names)
+    for suite in ("particle", "warehouse"):
+        assert any(re.match(rf"mg2l/_{suite}\..*so$", name) for name in names)
     assert not [name for name in names if name.startswith(("envs/", "configs/", "tests/"))]
 
 

@@ -1,18 +1,18 @@
-"""The warehouses: the package's own observations and rewards, layouts, pictures, training."""
+"""The warehouses: equal to the package, layouts, pictures, training."""
 
 import dataclasses
 import math
-import time
 
 import numpy as np
 import pytest
 import yaml
 from method_helpers import TINY
-from rware.warehouse import RewardType, Warehouse
 
 from mg2l import cli, train
+from mg2l._warehouse import Warehouses
 from mg2l.envs import registry
 from mg2l.envs.rware.layouts import TEST, TRAIN, LayoutConfig, layout_tasks, parse
+from mg2l.envs.rware.package import PackageLayoutEnv
 from mg2l.envs.rware.warehouse import LayoutEnv
 from mg2l.loading import CONFIGS, load_config
 from mg2l.run.metrics import read_metrics
@@ -25,14 +25,6 @@ def build(num_envs=N, seed=0, **values) -> LayoutEnv:
     return LayoutEnv(LayoutConfig(**values), num_envs, seed)
 
 
-def package_warehouse(config, layout):
-    """As the package is used by itself."""
-    return Warehouse(
-        3, 8, 1, config.n_agents, 0, config.sensor_range, config.requests, None, None,
-        RewardType[config.reward_type.upper()], layout=layout,
-    )  # fmt: skip
-
-
 def wander(env, rng):
     """Actions that move about and now and then load; some copies always press forward."""
     actions = rng.choice(5, size=(env.num_envs, env.num_agents), p=[0.1, 0.4, 0.15, 0.15, 0.2])
@@ -40,59 +32,67 @@ def wander(env, rng):
     return actions
 
 
+ODD = ["xxxxx/.....\n.g.../xxxxx\n.xxxx/..g..", "x.g/xxx/x.x/xxx/xxx"]
+
+
 @pytest.mark.parametrize(
-    ("sensor_range", "reward_type"), [(1, "individual"), (2, "global"), (4, "two_stage")]
+    ("sensor_range", "reward_type", "n_agents", "difficulty", "layouts"),
+    [
+        (1, "individual", 6, "-easy", []),
+        (2, "global", 6, "-easy", []),
+        (2, "two_stage", 12, "", []),  # crowded: queues, rings, and contests for a cell
+        (4, "two_stage", 8, "-hard", ODD),
+    ],
 )
-def test_equals_the_package(sensor_range, reward_type):
-    """Observations and rewards of the package's own warehouse, with the same random numbers."""
+def test_equals_the_package(sensor_range, reward_type, n_agents, difficulty, layouts):
+    """Episodes of the package's own warehouses in all layouts, with the same random numbers."""
     config = LayoutConfig(
-        sensor_range=sensor_range, reward_type=reward_type, n_agents=6, difficulty="-easy",
-        max_ep_len=LENGTH, layouts=[TRAIN["both columns"], "xxxxx/.....\n.g.../xxxxx\n.xxxx/..g.."],
+        sensor_range=sensor_range, reward_type=reward_type, n_agents=n_agents, layouts=layouts,
+        difficulty=difficulty, max_ep_len=LENGTH,
     )  # fmt: skip
-    env = LayoutEnv(config, N, seed=4)
-    ids = np.arange(N) % len(env.tasks)
-    obs, _ = env.reset(task_ids=ids)
-    singles = []
-    for copy, task in enumerate(ids.tolist()):
-        single = package_warehouse(config, env.tasks.params[task]["layout"])
-        children = np.random.SeedSequence(4).spawn(N)
-        single.np_random = np.random.Generator(np.random.PCG64(children[copy]))
-        np.testing.assert_array_equal(obs[copy], np.stack(single.reset()[0]))
-        singles.append(single)
+    count = len(layout_tasks(config))
+    ours, theirs = (kind(config, count, 4) for kind in (LayoutEnv, PackageLayoutEnv))
+    ids = np.arange(count)
+    np.testing.assert_array_equal(ours.reset(task_ids=ids)[0], theirs.reset(task_ids=ids)[0])
     rng, paid = np.random.default_rng(sensor_range), 0.0
     for _ in range(4 * LENGTH):
-        actions = wander(env, rng)
-        obs, rewards, terminated, _, info = env.step(actions)
-        assert not terminated.any()
-        over = env._clock == 0
-        for copy, single in enumerate(singles):
-            theirs, pay, *_ = single.step(actions[copy].tolist())
-            np.testing.assert_array_equal(info["final_obs"][copy], np.stack(theirs))
-            np.testing.assert_array_equal(rewards[copy], np.float32(pay))
-            if over[copy]:
-                np.testing.assert_array_equal(obs[copy], np.stack(single.reset()[0]))
-        paid += rewards.sum()
+        actions = wander(ours, rng)
+        found, known = ours.step(actions), theirs.step(actions)
+        for part, expected in zip(found[:4], known[:4], strict=True):
+            np.testing.assert_array_equal(part, expected)
+        np.testing.assert_array_equal(found[4]["final_obs"], known[4]["final_obs"])
+        paid += float(found[1].sum())
     assert paid > 0
+    state, their_state = ours.state_dict(), theirs.state_dict()
+    for name in ("robots", "delivered", "shelves", "requests"):
+        np.testing.assert_array_equal(state[name], their_state[name])
+    # A checkpoint of one goes on in the other.
+    theirs.load_state_dict(state)
+    actions = wander(ours, rng)
+    np.testing.assert_array_equal(ours.step(actions)[0], theirs.step(actions)[0])
 
 
-def test_observations_are_faster_than_the_package():
-    env = build(num_envs=32)
-    env.reset()
-    singles = [package_warehouse(env.config, env.tasks.params[0]["layout"]) for _ in range(32)]
-    for single in singles:
-        single.reset()
-
-    def fastest(work):
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    theirs = fastest(lambda: [s._make_obs(agent) for s in singles for agent in s.agents])
-    ours = fastest(env._observe)
-    assert theirs > 8 * ours, f"{theirs * 1e3:.2f} ms against {ours * 1e3:.2f} ms"
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda w: w.begin(1, 0, [0], [0], [1]), "copy is out of range"),
+        (lambda w: w.begin(0, 1, [0], [0], [1]), "layout is out of range"),
+        (lambda w: w.begin(0, 0, [9], [0], [1]), r"cells must be in \[0, 6\), got 9"),
+        (lambda w: w.begin(0, 0, [0], [4], [1]), r"directions must be in \[0, 4\), got 4"),
+        (lambda w: w.begin(0, 0, [0], [0], [0]), r"requests must be in \[1, 3\), got 0"),
+        (lambda w: w.begin(0, 0, [0, 1], [0], [1]), r"cells must have shape \(1,\), got \(2,\)"),
+        (lambda w: w.step([[5]], lambda copy, count: 0), r"actions must be in \[0, 5\), got 5"),
+        (lambda w: w.step([[0], [0]], lambda copy, count: 0), r"must have shape \(1, 1\)"),
+        (lambda w: w.restore(0, 0, [[2, 2, 0, 0, 0]], [[0, 0]] * 2, [1]), "robots do not fit"),
+        (lambda w: w.restore(0, 0, [[0, 0, 0, 3, 0]], [[0, 0]] * 2, [1]), "robots"),
+        (lambda w: w.restore(0, 0, [[0, 0, 0, 0, 0]], [[2, 2]] * 2, [1]), "shelves do not fit"),
+    ],
+)
+def test_the_simulator_refuses_what_does_not_fit(call, message):
+    layout = np.array([list("xx."), list("..g")], "S1").view(np.uint8)
+    warehouses = Warehouses([layout], 1, 1, 1, 1, "global")
+    with pytest.raises((ValueError, IndexError), match=message):
+        call(warehouses)
 
 
 def test_tasks():
@@ -143,7 +143,7 @@ def test_difficulty_is_how_many_shelves_are_requested():
     for difficulty, requests in (("-easy", 8), ("", 4), ("-hard", 2)):
         env = build(num_envs=1, difficulty=difficulty)
         env.reset()
-        assert len(env._warehouses[0].request_queue) == requests
+        assert env.state_dict()["requests"].shape == (1, requests)
     assert LayoutConfig(n_agents=1, difficulty="-hard").requests == 1
 
 
@@ -167,12 +167,14 @@ def test_keys_of_the_original(tmp_path):
 
 
 def test_a_task_that_changes_gets_its_own_warehouse():
-    env = build(num_envs=2)
-    env.reset(task_ids=[0, 1])
-    before = list(env._warehouses)
-    env.reset(task_ids=[0, 2])
-    assert env._warehouses[0] is before[0]
-    assert len(env._warehouses[1].shelfs) == (parse(TRAIN["left column"]) == "x").sum()
+    config = LayoutConfig()
+    for kind in (LayoutEnv, PackageLayoutEnv):
+        env = kind(config, 2)
+        env.reset(task_ids=[0, 1])
+        env.reset(task_ids=[0, 2])
+        shelves = (env.state_dict()["shelves"] > 0).any(-1).sum(1)
+        counts = [(parse(TRAIN[name]) == "x").sum() for name in ("both columns", "left column")]
+        assert shelves.tolist() == counts
 
 
 def test_state_with_loaded_robots_goes_on_alike():
@@ -207,17 +209,17 @@ def test_picture_shows_what_is_requested_and_carried():
     env.reset()
     picture = env.render()
     assert picture.shape == (260, 260, 3)
-    robot = env._warehouses[0].agents[0]
-    robot.carrying_shelf = env._warehouses[0].shelfs[0]
+    state = env.state_dict()
+    state["robots"][0, 0, 3] = 1
+    env.load_state_dict(state)
     assert not np.array_equal(picture, env.render())
 
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'needs the package rware; .*pip install .*\[rware\]"$'):
-        registry.make("rware-layout", 1)
-    assert "rware-layout" in registry.names()
-    assert "rware-layout" in cli.help_text(["--env=rware-layout"])
+        registry.make(LayoutConfig(simulator="package"), 1)
+    registry.make("rware-layout", 1).close()
 
 
 @pytest.mark.parametrize("algo", ["mg2l", "mappo", "oracle"])

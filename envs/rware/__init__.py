@@ -1,4 +1,4 @@
-"""Warehouses of robots (the package ``rware``, Papoudakis et al., 2021, arXiv:2006.07869)."""
+"""Warehouses of robots (RWARE, Papoudakis et al., 2021, arXiv:2006.07869)."""
 
 from typing import Any
 
@@ -8,7 +8,11 @@ from mg2l.envs.rware.layouts import LayoutConfig
 
 
 def _layout(config: Any, num_envs: int, seed: int) -> VectorEnv:
-    optional.load("rware", "rware")
+    if config.simulator == "package":
+        optional.load("rware", "rware")
+        from mg2l.envs.rware.package import PackageLayoutEnv
+
+        return PackageLayoutEnv(config, num_envs, seed)
     from mg2l.envs.rware.warehouse import LayoutEnv
 
     return LayoutEnv(config, num_envs, seed)

@@ -61,6 +61,10 @@ class LayoutConfig(EnvConfig):
     """Who is paid for a delivery: who brought the shelf, everybody, or half to who brought it and
     half when it is put back."""
 
+    simulator: Literal["native", "package"] = "native"
+    """What steps the warehouses: C++, all copies at once, or the package ``rware``, a hundred times
+    slower. Both give the same episodes."""
+
     layouts: list[str] = field(default_factory=list)
     """Training layouts instead of the original's five: rows of x (shelf), g (goal) and . (free)
     cells, separated by / or line breaks."""
