@@ -47,7 +47,10 @@ class EnvConfig(Section):
 
 @dataclass(frozen=True, eq=False)
 class TaskSet:
-    """The tasks of an environment: training tasks first, then the held-out test tasks.
+    """The tasks of an environment, in three parts.
+
+    Training tasks come first, then held-out tasks of the same distribution (``test``), then tasks
+    beyond it (``ood``).
 
     Raises:
         ValueError: the lengths differ, a task occurs twice, or there is no training task.
@@ -63,7 +66,11 @@ class TaskSet:
     """A short name of each task, unique."""
 
     n_train: int
-    """Tasks ``0 .. n_train - 1`` are for training, the others for testing."""
+    """Tasks ``0 .. n_train - 1`` are for training."""
+
+    n_test: int | None = None
+    """Tasks after them that are held out, of the same distribution; None is all others. What is
+    left lies beyond the distribution."""
 
     def __post_init__(self) -> None:
         count = len(self.params)
@@ -76,6 +83,9 @@ class TaskSet:
             raise ValueError("task names must be unique: train and test tasks share none")
         if not 1 <= self.n_train <= count:
             raise ValueError(f"n_train must be in [1, {count}], got {self.n_train}")
+        left = count - self.n_train
+        if self.n_test is not None and not 0 <= self.n_test <= left:
+            raise ValueError(f"n_test must be in [0, {left}], got {self.n_test}")
 
     def __len__(self) -> int:
         return len(self.params)
@@ -92,8 +102,20 @@ class TaskSet:
 
     @property
     def test_ids(self) -> NDArray[np.int64]:
-        """``[K - n_train]`` ids of the test tasks."""
-        return np.arange(self.n_train, len(self))
+        """``[n_test]`` ids of the held-out tasks of the same distribution."""
+        end = len(self) if self.n_test is None else self.n_train + self.n_test
+        return np.arange(self.n_train, end)
+
+    @property
+    def ood_ids(self) -> NDArray[np.int64]:
+        """Ids of the tasks beyond the distribution that is trained on."""
+        return np.arange(self.n_train + len(self.test_ids), len(self))
+
+    @property
+    def parts(self) -> dict[str, NDArray[np.int64]]:
+        """Ids by part: ``train``, and those of ``test`` and ``ood`` that are not empty."""
+        parts = {"train": self.train_ids, "test": self.test_ids, "ood": self.ood_ids}
+        return {name: ids for name, ids in parts.items() if len(ids)}
 
 
 class VectorEnv(ABC):

@@ -2,6 +2,8 @@
 
 An environment step is one copy stepped once: physics, observations, rewards, and a new episode
 where one ends. Actions are random, drawn while the clock stands still.
+
+With ``--gate``: what hand-written teams return that know the task, and that do not.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mg2l import cli
-from mg2l.envs import EnvConfig, registry
+from mg2l.envs import EnvConfig, gate, registry
 from mg2l.envs.command import env_config, positive
 from mg2l.envs.random_actions import random_actions
 from mg2l.schema import ConfigError
@@ -86,6 +88,20 @@ def show(speeds: list[Speed], console: Console) -> None:
         )
 
 
+def show_gates(gates: list[gate.Gate], as_json: bool) -> None:
+    """A line per part of the tasks, or one JSON object per environment."""
+    for found in gates:
+        if as_json:
+            print(json.dumps({**asdict(found), "separation": found.separation}))
+            continue
+        for part, informed in found.informed.items():
+            print(
+                f"{found.env}  {part:5}  random {found.random[part]:.1f}  blind "
+                f"{found.blind[part]:.1f} ({found.rule})  informed {informed:.1f}  "
+                f"separation {found.separation[part]:.2f}"
+            )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m mg2l.envs.benchmark", description=__doc__)
@@ -97,11 +113,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--threads", type=positive, help="processors that may be used (default: all there are)"
     )
+    parser.add_argument(
+        "--gate",
+        action="store_true",
+        help="instead: returns of random, blind and informed scripted teams, by part of the tasks",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     options = parser.parse_args(arguments)
     processors = os.sched_getaffinity(0)
     with cli.report_errors():
         configs = {name: env_config(name) for name in options.names}
+        if options.gate:
+            show_gates([gate.measure(*named) for named in configs.items()], options.json)
+            return 0
         if options.threads is not None and options.threads > len(processors):
             raise ConfigError(
                 f"--threads must be at most {len(processors)}, the processors there are, "

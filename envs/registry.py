@@ -35,6 +35,7 @@ GROUP = "mg2l.envs"
 class _Family:
     config_class: type[EnvConfig]
     factory: Callable[[Any, int, int], VectorEnv]
+    scripted: Callable[[], Any] | None = None
 
 
 _Arrays = Mapping[str, NDArray[np.float64]]
@@ -58,7 +59,10 @@ _origins: dict[str, str] = {}
 
 
 def register(
-    name: str, config_class: type[EnvConfig], factory: Callable[[Any, int, int], VectorEnv]
+    name: str,
+    config_class: type[EnvConfig],
+    factory: Callable[[Any, int, int], VectorEnv],
+    scripted: Callable[[], Any] | None = None,
 ) -> None:
     """Make a family known.
 
@@ -67,6 +71,7 @@ def register(
         config_class: the family's own keys; the class of a config tells its family.
         factory: ``(config, num_envs, seed) -> VectorEnv``. Imports of optional packages belong
             inside it.
+        scripted: makes the family's ``ScriptedTeams`` (``mg2l.envs.gate``), if it has any.
 
     Raises:
         ValueError: the name or the config class is taken.
@@ -74,7 +79,7 @@ def register(
     for known, family in _families.items():
         if known == name or family.config_class is config_class:
             raise ValueError(f"env {name!r} ({config_class.__name__}) clashes with {known!r}")
-    _families[name] = _Family(config_class, factory)
+    _families[name] = _Family(config_class, factory, scripted)
 
 
 def load(module: str) -> None:
@@ -175,6 +180,21 @@ def make(config: EnvConfig | str, num_envs: int, seed: int = 0) -> VectorEnv:
         if type(config) is family.config_class:
             return family.factory(config, num_envs, seed)
     raise ValueError(f"{type(config).__name__} is the config of no env; choose one of {names()}")
+
+
+def scripted(config: EnvConfig) -> Any:
+    """The hand-written teams of a config's family (``mg2l.envs.gate.ScriptedTeams``).
+
+    Raises:
+        ConfigError: it has none.
+    """
+    for family in _families.values():
+        if type(config) is family.config_class and family.scripted is not None:
+            return family.scripted()
+    known = sorted(name for name, family in _families.items() if family.scripted is not None)
+    raise ConfigError(
+        f"{type(config).__name__}: the family has no scripted teams; these have: {', '.join(known)}"
+    )
 
 
 def register_replayer(replayer: Replayer) -> None:

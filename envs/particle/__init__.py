@@ -33,15 +33,22 @@ begin, what agents see and what they are paid; the world (``world.py``) does the
 """
 
 from mg2l.envs import registry
+from mg2l.envs.particle import scripted
+from mg2l.envs.particle.bounty import Bounty, BountyConfig
+from mg2l.envs.particle.goals import Goals, GoalsConfig
 from mg2l.envs.particle.hunting import Hunting, HuntingConfig
 from mg2l.envs.particle.replay import replay, replays
 from mg2l.envs.particle.spread import Spread, SpreadConfig
+from mg2l.envs.particle.weights import Weights, WeightsConfig
 from mg2l.envs.particle.world import Bodies as Bodies
 from mg2l.envs.particle.world import ParticleEnv as ParticleEnv
 from mg2l.envs.particle.world import ParticleScenario as ParticleScenario
 from mg2l.envs.particle.world import World as World
 from mg2l.envs.particle.world import factory as factory
 
-registry.register("mpe-spread", SpreadConfig, factory(Spread))
-registry.register("mpe-hunting", HuntingConfig, factory(Hunting))
+registry.register("mpe-spread", SpreadConfig, factory(Spread), scripted.spread)
+registry.register("mpe-hunting", HuntingConfig, factory(Hunting), scripted.hunt)
+registry.register("mpe-goals", GoalsConfig, factory(Goals), scripted.goals)
+registry.register("mpe-weights", WeightsConfig, factory(Weights), scripted.weights)
+registry.register("mpe-bounty", BountyConfig, factory(Bounty), scripted.bounty)
 registry.register_replayer(registry.Replayer(replays, replay))

@@ -62,8 +62,9 @@ class Hunting(ParticleScenario):
 
     End: truncated after ``max_ep_len`` steps; never terminated.
 
-    Tasks: features are the multi-hot set of targets. Training tasks have one target; test tasks
-    are the prey not trained on, then sets of several targets.
+    Tasks: features are the multi-hot set of targets. Training tasks have one target, and so have
+    test tasks; sets of several targets lie beyond the distribution (where each prey is trained on,
+    they are the test tasks).
     """
 
     def __init__(self, config: HuntingConfig) -> None:

@@ -58,8 +58,9 @@ class Spread(ParticleScenario):
 
     End: truncated after ``max_ep_len`` steps; never terminated.
 
-    Tasks: features are the multi-hot set of targets. Training tasks have ``min(A, L)`` targets;
-    test tasks are the sets of that size not trained on, then sets of other sizes.
+    Tasks: features are the multi-hot set of targets. Training tasks have ``min(A, L)`` targets,
+    and so have test tasks; sets of other sizes lie beyond the distribution (where all sets of
+    ``min(A, L)`` are trained on, they are the test tasks).
     """
 
     def __init__(self, config: SpreadConfig) -> None:

@@ -19,8 +19,9 @@ def target_tasks(
 ) -> TaskSet:
     """Training tasks: sets of ``n_targets`` objects; test tasks: the sets not trained on.
 
-    Test tasks are first the held-out sets of ``n_targets`` objects, then sets of other sizes,
-    at most ``MAX_TEST`` (a seeded choice, spread over the sizes, when there are more).
+    Test tasks are the held-out sets of ``n_targets`` objects, and sets of other sizes lie beyond
+    the distribution; where all sets of ``n_targets`` are trained on, the others are the test tasks.
+    At most ``MAX_TEST`` of both (a seeded choice, spread over the sizes, when there are more).
 
     Args:
         n_objects: objects to choose from.
@@ -49,6 +50,7 @@ def target_tasks(
     rng = np.random.default_rng(seed)
     train = _choose(n_objects, n_targets, n_train or total, set(), rng)
     test = _choose(n_objects, n_targets, min(total - len(train), MAX_TEST), set(train), rng)
+    held_out = len(test)
     sizes = [size for size in range(1, n_objects + 1) if size != n_targets]
     for i, size in enumerate(sizes):
         share = (MAX_TEST - len(test)) // (len(sizes) - i)
@@ -63,6 +65,7 @@ def target_tasks(
         features=features,
         names=[f"{what} " + "+".join(map(str, targets)) for targets in chosen],
         n_train=len(train),
+        n_test=held_out or None,
     )
 
 

@@ -160,6 +160,10 @@ class ParticleScenario(ABC):
         bodies[: self.n_agents] = np.linspace((60, 90, 220), (30, 170, 90), self.n_agents)
         return bodies, np.full((self.n_landmarks, 3), (60, 60, 60), np.uint8)
 
+    def hidden(self, task: Doubles) -> tuple[Doubles, NDArray[np.uint8]]:
+        """Centres ``[M, 2]`` and colours ``[M, 3]`` of places that only pictures show."""
+        return np.zeros((0, 2)), np.zeros((0, 3), np.uint8)
+
 
 class ParticleEnv(VectorEnv):
     """``N`` copies of a particle world under one scenario (see ``VectorEnv`` for the contract).
@@ -305,11 +309,17 @@ class ParticleEnv(VectorEnv):
             raise ValueError(f"index must be in [0, {self.num_envs}), got {index}")
         world = self.world
         body_colors, landmark_colors = self.scenario.colors(world.task[index])
+        places, place_colors = self.scenario.hidden(world.task[index])
         return draw_world(
-            np.concatenate([world.landmarks[index], world.position[index]]),
-            np.concatenate([np.full(self.scenario.n_landmarks, 0.05), self.scenario.bodies.size]),
-            np.concatenate([landmark_colors, body_colors]),
-        )
+            np.concatenate([places, places, world.landmarks[index], world.position[index]]),
+            np.concatenate([
+                np.full(len(places), 0.11), np.full(len(places), 0.08),  # rings
+                np.full(self.scenario.n_landmarks, 0.05), self.scenario.bodies.size,
+            ]),
+            np.concatenate([
+                place_colors, np.full_like(place_colors, 255), landmark_colors, body_colors
+            ]),
+        )  # fmt: skip
 
     def _set_tasks(self, task_ids: ArrayLike) -> None:
         ids = np.array(task_ids, np.int64)

@@ -1,0 +1,99 @@
+"""What a family can show at all: hand-written teams that know the task, and that do not.
+
+A family separates where, on held-out tasks, an informed team and a blind one differ by at least
+half of what lies between the informed one and random actions. No training is involved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mg2l.envs import registry
+from mg2l.envs.base import EnvConfig
+from mg2l.envs.random_actions import random_actions
+
+Policy = Callable[[Any], NDArray[Any]]
+"""Actions ``[N, A, ...]`` of an environment's agents in the state that it is in."""
+
+TASKS = 24
+"""Tasks of each part that are played at most."""
+
+SEPARATES = 0.5
+"""Fraction of the informed-to-random range by which informed and blind must differ."""
+
+
+@dataclass(frozen=True)
+class ScriptedTeams:
+    """Hand-written teams of a family."""
+
+    informed: Policy
+    """Reads the task."""
+
+    blind: Mapping[str, Policy]
+    """Rules that do not; the one that is best on training tasks counts."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Mean return of an episode by part of the tasks."""
+
+    env: str
+    random: dict[str, float]
+    blind: dict[str, float]
+    informed: dict[str, float]
+    rule: str
+    """Name of the blind rule."""
+
+    @property
+    def separation(self) -> dict[str, float]:
+        """``(informed - blind) / (informed - random)`` by part."""
+        return {
+            part: (self.informed[part] - self.blind[part])
+            / max(self.informed[part] - self.random[part], 1e-9)
+            for part in self.informed
+        }
+
+
+def measure(name: str, config: EnvConfig, episodes: int = 16, seed: int = 0) -> Gate:
+    """Play the scripted teams of a family on `TASKS` tasks of each part.
+
+    Args:
+        name: what the result is called.
+        config: of the family.
+        episodes: of each task.
+        seed: of the episodes, the same for all teams.
+
+    Raises:
+        ConfigError: the family has no scripted teams.
+    """
+    teams = registry.scripted(config)
+    env: Any = registry.make(config, 1, seed)
+    played = {part: ids[:TASKS] for part, ids in env.tasks.parts.items()}
+    env.close()
+    ids = np.repeat(np.concatenate(list(played.values())), episodes)
+
+    def returns(policy: Policy | None) -> dict[str, float]:
+        env: Any = registry.make(config, len(ids), seed)
+        try:
+            rng = np.random.default_rng(seed)
+            _, info = env.reset(seed, ids)
+            gained, playing = np.zeros(len(ids)), np.ones(len(ids), bool)
+            while playing.any():
+                actions = random_actions(env, rng, info) if policy is None else policy(env)
+                _, rewards, terminated, truncated, info = env.step(actions)
+                gained += np.where(playing, rewards.mean(1), 0.0)
+                playing &= ~(terminated | truncated).all(1)
+        finally:
+            env.close()
+        ends = np.cumsum([len(part_ids) * episodes for part_ids in played.values()])
+        parts = np.split(gained, ends[:-1])
+        return {part: float(x.mean()) for part, x in zip(played, parts, strict=True)}
+
+    blind = {rule: returns(policy) for rule, policy in teams.blind.items()}
+    rule = max(blind, key=lambda name: blind[name]["train"])
+    return Gate(name, returns(None), blind[rule], returns(teams.informed), rule)

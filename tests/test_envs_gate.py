@@ -1,0 +1,168 @@
+"""Families in which inference is worth something: parts of the tasks, and the gate."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mg2l.config import Config
+from mg2l.envs import TaskSet, benchmark, gate, registry
+from mg2l.envs.particle.bounty import BountyConfig
+from mg2l.envs.particle.continuous import one_positive
+from mg2l.envs.particle.goals import GoalsConfig
+from mg2l.envs.particle.spread import SpreadConfig
+from mg2l.loading import load_config
+from mg2l.schema import ConfigError
+
+SEPARATING = ["mpe-goals", "mpe-goals-joint", "mpe-weights", "mpe-hunting-4", "mpe-spread-8"]
+
+
+@pytest.mark.parametrize("name", SEPARATING)
+def test_knowing_the_task_is_worth_something_on_held_out_tasks(name):
+    found = gate.measure(name, load_config(env=name).env, episodes=8)
+    assert found.informed["test"] > found.blind["test"] > found.random["test"] - 5
+    assert found.separation["test"] >= gate.SEPARATES
+    assert found.informed["ood"] > found.blind["ood"]
+
+
+def test_a_gate_that_a_compromise_passes_is_told():
+    """The paper's own spread: a team that covers all landmarks does nearly as well."""
+    found = gate.measure("mpe-spread", load_config(env="mpe-spread").env, episodes=8)
+    assert found.separation["test"] < gate.SEPARATES
+
+
+def test_scripted_goals_are_reached():
+    """Informed: what is left is the way there, about a second and a half."""
+    found = gate.measure("goals", GoalsConfig(), episodes=2)
+    assert -6 < found.informed["test"] < -2
+    again = gate.measure("goals", GoalsConfig(), episodes=2)
+    assert found == again
+
+
+def test_families_without_scripted_teams_say_so():
+    with pytest.raises(ConfigError, match=r"no scripted teams; these have: mpe-bounty, mpe-goals"):
+        gate.measure("rware-layout", registry.config_class("rware-layout")())
+
+
+def test_command(capsys):
+    assert benchmark.main(["--gate", "--json", "mpe-goals"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["env"] == "mpe-goals"
+    assert set(found["separation"]) == {"train", "test", "ood"}
+    assert benchmark.main(["--gate", "mpe-goals"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["train", "test", "ood"]
+    with pytest.raises(SystemExit):
+        benchmark.main(["--gate", "magent-gather"])
+    assert "no scripted teams" in capsys.readouterr().err
+
+
+# Parts of the tasks.
+
+
+def tasks(n_train, n_test):
+    features = np.arange(6, dtype=np.float32)[:, None]
+    return TaskSet([{}] * 6, features, [f"task {i}" for i in range(6)], n_train, n_test)
+
+
+@pytest.mark.parametrize(
+    ("n_train", "n_test", "parts"),
+    [
+        (2, None, {"train": [0, 1], "test": [2, 3, 4, 5]}),
+        (2, 3, {"train": [0, 1], "test": [2, 3, 4], "ood": [5]}),
+        (2, 0, {"train": [0, 1], "ood": [2, 3, 4, 5]}),
+        (6, None, {"train": [0, 1, 2, 3, 4, 5]}),
+    ],
+)
+def test_parts(n_train, n_test, parts):
+    found = tasks(n_train, n_test).parts
+    assert {name: ids.tolist() for name, ids in found.items()} == parts
+
+
+@pytest.mark.parametrize("n_test", [-1, 5])
+def test_parts_that_cannot_be(n_test):
+    with pytest.raises(ValueError, match=rf"n_test must be in \[0, 4\], got {n_test}"):
+        tasks(2, n_test)
+
+
+def test_sets_of_targets_of_other_sizes_lie_beyond():
+    config = SpreadConfig(n_landmarks=5, n_tasks=6)
+    found = registry.make(config, 1).tasks
+    sizes = {part: {int(found.features[i].sum()) for i in ids} for part, ids in found.parts.items()}
+    assert sizes == {"train": {2}, "test": {2}, "ood": {1, 3, 4, 5}}
+    # Where all pairs are trained on there is nothing else to test on.
+    assert list(registry.make(SpreadConfig(), 1).tasks.parts) == ["train", "test"]
+
+
+@pytest.mark.parametrize("name", ["mpe-goals", "mpe-weights", "mpe-bounty"])
+def test_a_seed_makes_continuous_tasks(name):
+    section: Any = registry.config_class(name)
+    found, same, other = (
+        registry.make(section(task_seed=seed), 1).tasks.features for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(found, same)
+    assert not np.array_equal(found[:40], other[:40])
+    few = registry.make(section(n_tasks=3, n_test_tasks=2, n_ood_tasks=0), 1).tasks
+    assert {part: len(ids) for part, ids in few.parts.items()} == {"train": 3, "test": 2}
+
+
+def test_goals_beyond_lie_in_the_sector_that_nobody_trains_on():
+    found = registry.make(GoalsConfig(), 1).tasks
+    angles = {
+        part: np.arctan2(*found.features[ids].reshape(-1, 2).T[::-1]) % (2 * np.pi)
+        for part, ids in found.parts.items()
+    }
+    assert angles["train"].max() < 1.5 * np.pi
+    assert angles["test"].max() < 1.5 * np.pi
+    assert angles["ood"].min() > 1.5 * np.pi
+
+
+def test_one_positive():
+    assert one_positive(7, 3).tolist() == [
+        [1, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1], [-1, 1, 1], [1, -1, 1], [1, 1, 1],
+    ]  # fmt: skip
+
+
+# What agents are paid and see.
+
+
+def place(env, agents, others=()):
+    """Put bodies of all copies at rest."""
+    shape = env.world.position.shape
+    position = np.broadcast_to(np.array([*agents, *others], float), shape)
+    env.reset()
+    env.set_state(position, np.zeros(shape), env.world.landmarks, env.world.task)
+
+
+@pytest.mark.parametrize("pay", ["own", "joint"])
+def test_pay_of_goals(pay):
+    env: Any = registry.make(GoalsConfig(pay=pay), 3)
+    place(env, [(0.5, 0.0), (0.0, -0.5)])
+    goals = env.world.task.reshape(3, 2, 2)
+    reward = env.step(np.zeros((3, 2, 2)))[1]
+    own = -np.linalg.norm(env.world.agents - goals, axis=-1)
+    expected = own if pay == "own" else own.mean(1, keepdims=True).repeat(2, 1)
+    np.testing.assert_allclose(reward, expected, rtol=1e-6)
+    assert env.observation_spaces[0].shape == ((6,) if pay == "own" else (4,))
+
+
+def test_pay_of_prey():
+    """Each predator that is close to a prey earns its pay, and the team shares the mean."""
+    env: Any = registry.make(BountyConfig(n_agents=3, n_prey=2), 2)
+    place(env, [(0.0, 0.0), (0.9, 0.9), (0.0, 0.1)], [(0.0, 0.05), (0.9, 0.8)])
+    task = env.world.task
+    reward = env.step(np.zeros((2, 3, 2)))[1]
+    expected = (2 * task[:, 0] + task[:, 1]) / 3
+    np.testing.assert_allclose(reward, expected[:, None].repeat(3, 1), rtol=1e-6)
+
+
+def test_pictures_show_what_is_hidden():
+    env = registry.make(GoalsConfig(), 2)
+    env.reset(seed=[1, 1], task_ids=[0, 1])
+    assert (env.render(0) != env.render(1)).any()
+
+
+def test_all_presets_are_whole_configs():
+    for name in SEPARATING:
+        assert isinstance(load_config(env=name), Config)
