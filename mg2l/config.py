@@ -22,6 +22,10 @@ class RolloutConfig(Section):
     n_rollout_threads: int = bounded(32, ge=1)
     """Environment copies stepped together; each draws its own task for every iteration."""
 
+    rollout_threads_divisor: int = bounded(1, ge=1)
+    """Divides ``n_rollout_threads``: with 2, and ``episodes_per_task: 2``, half as many copies for
+    twice as long take as many steps in an iteration as the environment says."""
+
     n_ae_rollout_threads: int = bounded(4, ge=1)
     """Environment copies of an exploration rollout, whose transitions fill the context replay."""
 
@@ -289,7 +293,8 @@ class EncoderConfig(Section):
     """Transitions in a context from which actors and critics are told of the task."""
 
     context_episodes: int = bounded(10, ge=1)
-    """Episodes that the transitions of such a context are drawn from."""
+    """Episodes, or where they end early stretches of ``max_ep_len`` steps, that the transitions of
+    such a context are drawn from."""
 
     update_contexts: int = bounded(160, ge=1)
     """Contexts that an encoder update learns from."""
@@ -447,7 +452,12 @@ class Config(Section):
         super().__post_init__()
         if self.load_model and not self.load_model_path:
             raise ValueError("load_model=true needs load_model_path, got an empty path")
-        envs, steps = self.rollout.n_rollout_threads, self.rollout_steps
+        if self.rollout.n_rollout_threads % self.rollout.rollout_threads_divisor:
+            raise ValueError(
+                f"rollout_threads_divisor={self.rollout.rollout_threads_divisor} must divide "
+                f"n_rollout_threads={self.rollout.n_rollout_threads}"
+            )
+        envs, steps = self.rollout_envs, self.rollout_steps
         if self.policy.use_recurrent_policy and steps % self.policy.data_chunk_length:
             raise ValueError(
                 f"data_chunk_length={self.policy.data_chunk_length} must divide "
@@ -461,8 +471,18 @@ class Config(Section):
         if self.ppo.num_mini_batch > rows:
             raise ValueError(
                 f"num_mini_batch={self.ppo.num_mini_batch} exceeds the rollout's {rows} {unit} "
-                f"(n_rollout_threads={envs} x {self._rollout_steps_shown}={steps})"
+                f"({self._rollout_envs_shown}={envs} x {self._rollout_steps_shown}={steps})"
             )
+
+    @property
+    def rollout_envs(self) -> int:
+        """N: environment copies of a rollout."""
+        return self.rollout.n_rollout_threads // self.rollout.rollout_threads_divisor
+
+    @property
+    def _rollout_envs_shown(self) -> str:
+        divided = self.rollout.rollout_threads_divisor > 1
+        return "n_rollout_threads / rollout_threads_divisor" if divided else "n_rollout_threads"
 
     @property
     def rollout_steps(self) -> int:

@@ -1,10 +1,11 @@
 """Meta-test a run: ``python -m mg2l.evaluate RUN --oracle ORACLE_RUN``.
 
-On the held-out tasks and on those of training, after 0, 1, 2 and 5 episodes of exploration under
-the prior, each agent infers the task from its own transitions and acts; also with transitions
-drawn by their priority, and online, the context growing within the episode. All of them meet the
-same episodes. Writes ``evaluation.json`` and ``evaluation.csv`` (a row per episode and agent) into
-the run's folder, and with ``--video`` a film of each held-out task into its folder ``videos``.
+On the held-out tasks, those of training and those beyond their distribution, after 0, 1, 2 and 5
+episodes of exploration under the prior, each agent infers the task from its own transitions and
+acts; also with transitions drawn by their priority, and online, the context growing within the
+episode. All of them meet the same episodes. Writes ``evaluation.json`` and ``evaluation.csv`` (a
+row per episode and agent) into the run's folder, and with ``--video`` a film of each held-out task
+into its folder ``videos``.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from numpy.typing import NDArray
 from mg2l import cli, film, statistics
 from mg2l.algo.context import ContextInference
 from mg2l.algo.learner import Learner
-from mg2l.algo.meta_test import MetaTest
+from mg2l.algo.meta_test import MetaTest, Scored
 from mg2l.envs import video
 from mg2l.run import checkpoint
 from mg2l.run.device import select_device
 from mg2l.run.folder import write_json
 from mg2l.schema import ConfigError
 
-SPLITS = ("test", "train")
+SPLITS = ("test", "train", "ood")
 MISMATCHED = 12
 """Tasks of the mismatch matrix at most: it plays the square of their number."""
 
 CSV_COLUMNS = (
     *("training_seed", "split", "task"),
     *("mode", "shots", "sampling"),
-    *("episode", "agent", "return"),
+    *("episode", "length", "agent", "return"),
 )
 
 
@@ -57,6 +58,9 @@ class Played:
     returns: NDArray[np.float64]
     """``[K, episodes, A]`` sum of each agent's rewards."""
 
+    lengths: NDArray[np.int64]
+    """``[K, episodes]`` steps."""
+
 
 def bounds(returns: NDArray[np.float64]) -> tuple[float, float]:
     """95 % bootstrap interval of the mean of ``[K, episodes]``, stratified by task."""
@@ -69,23 +73,27 @@ def play_all(
 ) -> Iterator[Played]:
     """Every way of acting that the algorithm knows, on the tasks of a split."""
     tasks = learner.env.tasks
-    ids = tasks.test_ids if split == "test" else tasks.train_ids
+    ids = tasks.parts[split]
     names = [tasks.names[i] for i in ids]
     test = MetaTest(learner, ids.tolist(), episodes, seed, deterministic)
 
-    def played(mode: str, count: int, sampling: str, rewards: Any) -> Played:
-        returns = np.asarray(rewards.cpu() if isinstance(rewards, torch.Tensor) else rewards)
-        returns = returns.astype(np.float64).sum(0).reshape(len(ids), episodes, -1)
-        return Played(split, mode, count, sampling, names, returns)
+    def played(mode: str, count: int, sampling: str, returns: Any, lengths: Any) -> Played:
+        shape = (len(ids), episodes)
+        by_task = (returns.reshape(*shape, -1), lengths.reshape(shape))
+        return Played(split, mode, count, sampling, names, *by_task)
+
+    def scored(mode: str, count: int, sampling: str, episode: Scored) -> Played:
+        numbers = (episode.returns.cpu().numpy(), episode.lengths.cpu().numpy())
+        return played(mode, count, sampling, *numbers)
 
     try:
         for count in shots:
-            yield played("shots", count, "uniform", test.play(count).rewards)
+            yield scored("shots", count, "uniform", test.play(count))
             if count and test.prioritises:
-                yield played("shots", count, "priority", test.play(count, "priority").rewards)
+                yield scored("shots", count, "priority", test.play(count, "priority"))
         if test.infers:
-            yield played("online", 0, "uniform", test.play_online().rewards)
-        yield played("random", 0, "none", test.play_random())
+            yield scored("online", 0, "uniform", test.play_online())
+        yield played("random", 0, "none", *test.play_random())
     finally:
         test.close()
 
@@ -93,7 +101,7 @@ def play_all(
 def mismatch(learner: Learner, split: str, shots: int, episodes: int, seed: int) -> dict[str, Any]:
     """Context of one task, acting in another: mean returns, rows are the contexts' tasks."""
     tasks = learner.env.tasks
-    ids = (tasks.test_ids if split == "test" else tasks.train_ids)[:MISMATCHED].tolist()
+    ids = tasks.parts[split][:MISMATCHED].tolist()
     test = MetaTest(learner, ids, episodes, seed)
     try:
         returns = test.play_mismatched(shots)
@@ -112,6 +120,7 @@ def summary(played: Played, scale: tuple[float, float] | None) -> dict[str, Any]
         "sampling": played.sampling,
         "return": float(team.mean()),
         "interval": bounds(team),
+        "episode_length": float(played.lengths.mean()),
         "by_agent": [
             {"return": float(own.mean()), "interval": bounds(own)}
             for own in np.moveaxis(played.returns, 2, 0)
@@ -160,7 +169,7 @@ def evaluate(
     episodes_played: list[Played] = []
     results, scales = [], {}
     for split in SPLITS:
-        if split == "test" and not len(learner.env.tasks.test_ids):
+        if split not in learner.env.tasks.parts:
             continue
         rows = list(play_all(learner, split, shots, episodes, seed, deterministic))
         random = rows[-1].returns.mean()
@@ -202,7 +211,7 @@ def write_csv(path: Path, training_seed: int, played: list[Played]) -> None:
                     [
                         *(training_seed, rows.split, rows.names[task]),
                         *(rows.mode, rows.shots, rows.sampling),
-                        *(episode, agent, f"{value:.6g}"),
+                        *(episode, rows.lengths[task, episode], agent, f"{value:.6g}"),
                     ]
                 )
 

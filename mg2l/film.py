@@ -45,10 +45,10 @@ MAPPED = (ContextInference, BeliefInference)
 
 @dataclass(frozen=True)
 class Recording:
-    """S steps of one task: one or two episodes of equal length."""
+    """S steps of one task: one or two episodes."""
 
-    phases: list[str]
-    """What the team does in each episode."""
+    phases: list[tuple[str, int]]
+    """What the team does in each episode, and its steps."""
 
     pictures: video.Frames
     """``[S]``, before each step."""
@@ -88,13 +88,14 @@ class Studio:
             names = self.tasks.names[: min(TASKS, self.tasks.n_train)]
             course = Course(*self.known, names, acts_on, infers)
         draw = Drawing(course)
-        kind = "training" if task < self.tasks.n_train else "test"
-        title = f"{self.tasks.names[task]}  ({kind} task)"
-        length = count // len(held.phases)
+        part = next(name for name, ids in self.tasks.parts.items() if task in ids)
+        kind = {"train": "training task", "test": "test task", "ood": "task beyond training"}[part]
+        title = f"{self.tasks.names[task]}  ({kind})"
+        steps = [(name, step, length) for name, length in held.phases for step in range(length)]
         for index, moment in enumerate(shown):
-            episode, step = divmod(moment, length)
+            name, step, length = steps[moment]
             gained = held.rewards[moment - step : moment].sum()
-            subtitle = f"{held.phases[episode]}   step {step}/{length}   return {gained:.1f}"
+            subtitle = f"{name}   step {step}/{length}   return {gained:.1f}"
             yield draw(held.pictures[moment], title, subtitle, index)
 
     @torch.no_grad()
@@ -109,11 +110,11 @@ class Studio:
         try:
             if test.infers:
                 return self._recognition(test, camera)
-            rollout = test.live(1)
+            rollout, last = test.live(1)
             told = None if self.known is None else self._numbers(rollout.task)[:, 0]
-            phases = ["first episode", "second episode"]
-            if len(rollout.rewards) == test.steps:  # one that remembers nothing lives through one
-                phases = ["acting"]
+            # One that remembers nothing lives through one episode.
+            names = ["first episode", "second episode"] if last else ["acting"]
+            phases = list(zip(names, rollout.episodes().lengths.tolist(), strict=True))
             return Recording(phases, camera.frames, _team(rollout), told, told)
         finally:
             test.close()
@@ -125,15 +126,17 @@ class Studio:
             pictures = list(camera.frames)
             inferred = [
                 test.infer(test.transitions(first_steps(explored, t)), "uniform")
-                for t in range(1, test.steps + 1)
+                for t in range(1, len(explored.rewards) + 1)
             ]
             acted = test.act(inferred[-1])
         assert explored.task is not None
         # Before its first step an agent has seen nothing: there is only the draw from the prior.
-        infers = torch.cat([explored.task[:1], *inferred, *inferred[-1:] * (test.steps - 1)])
+        infers = torch.cat(
+            [explored.task[:1], *inferred, *inferred[-1:] * (len(acted.rewards) - 1)]
+        )
         acts_on = np.concatenate([self._numbers(rollout.task) for rollout in (explored, acted)])
         return Recording(
-            ["exploring", "acting"],
+            [("exploring", len(explored.rewards)), ("acting", len(acted.rewards))],
             [*pictures, *camera.frames],
             np.concatenate([_team(explored), _team(acted)]),
             acts_on[:, 0],
@@ -150,7 +153,7 @@ class Studio:
                 with self.learner.apart(test.seed):
                     told = test.infer(test.explore(SHOTS), "uniform")
             else:
-                last = test.live(SHOTS - 1).task
+                last = test.live(SHOTS - 1)[0].task
                 assert last is not None
                 told = last[-1:]
         finally:

@@ -50,7 +50,7 @@ def iterate(
         metrics |= learner.update_inference()
     if (iteration + 1) % config.rollout.sample_ae_interval == 0:
         metrics |= learner.explore()
-    metrics |= returns_of(rollout, tasks, config.rollout.episodes_per_task)
+    metrics |= returns_of(rollout, tasks)
     metrics |= learner.take_times()
     seconds = time.perf_counter() - start
     metrics["time/iteration"] = seconds
@@ -61,11 +61,20 @@ def iterate(
     return metrics
 
 
-def returns_of(rollout: Rollout, tasks: np.ndarray, episodes: int = 1) -> dict[str, Any]:
-    """Mean return of an episode over the environments, and of each task among them."""
-    returns = rollout.returns.cpu().numpy() / episodes
-    by_task = {str(task): float(returns[tasks == task].mean()) for task in np.unique(tasks)}
-    return {"return": float(returns.mean()), "return_by_task": by_task}
+def returns_of(rollout: Rollout, tasks: np.ndarray) -> dict[str, Any]:
+    """Mean return and length of the rollout's whole episodes, and the return of each task's.
+
+    Also the fraction of its steps that lie in episodes which it cut off, and count nowhere.
+    """
+    episodes = rollout.episodes()
+    returns, own = episodes.returns.mean(1).cpu().numpy(), tasks[episodes.copies.cpu().numpy()]
+    steps = rollout.first[:-1].numel()
+    return {
+        "return": float(returns.mean()),
+        "return_by_task": {str(k): float(returns[own == k].mean()) for k in np.unique(own)},
+        "episode_length": float(episodes.lengths.double().mean()),
+        "unfinished": 1 - int(episodes.lengths.sum()) / steps,
+    }
 
 
 def restore(learner: Learner, folder: RunFolder, previous: bool) -> int:

@@ -30,7 +30,8 @@ def paid_learner(patch: pytest.MonkeyPatch, algo: str, **values: Any) -> Learner
     path = loading.find("algo", algo)
     schema = loading.Schema("paid")
     own = schema.flatten(loading._read(path))
-    wanted = {"n_rollout_threads": 8, "n_ae_rollout_threads": 4, **values}
+    copies = {"n_rollout_threads": 8, "rollout_threads_divisor": 1, "n_ae_rollout_threads": 4}
+    wanted = {**copies, **values}
     config = schema.build({**own, **schema.flatten({**TINY, **wanted})})
     return Learner(config, torch.device("cpu"))
 

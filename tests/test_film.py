@@ -78,7 +78,7 @@ def test_missing_packages_are_said_before_anything_is_evaluated(tmp_path, monkey
 def test_the_maps_change_while_the_team_explores_and_stand_still_while_it_acts(learner):
     studio = film.Studio(learner, 0)
     held, frames = studio.record(3), list(studio.film(3))
-    assert held.phases == ["exploring", "acting"]
+    assert held.phases == [("exploring", STEPS), ("acting", STEPS)]
     assert held.acts_on is not None
     assert held.infers is not None
     assert held.acts_on.shape == held.infers.shape == (2 * STEPS, 2, 8)
@@ -156,7 +156,7 @@ def test_the_learner_is_left_as_it_was_and_films_repeat(learner):
 def test_other_algorithms(algo, phases, mapped):
     studio = film.Studio(tiny_learner(algo), 0)
     held = studio.record(3)
-    assert held.phases == phases
+    assert held.phases == [(name, STEPS) for name in phases]
     assert len(held.pictures) == len(held.rewards) == STEPS * len(phases)
     assert (studio.known is not None) == (held.infers is not None) == mapped
     frames = list(studio.film(3))
@@ -212,7 +212,7 @@ def test_many_tasks_agents_and_long_names_fit():
 
 
 def test_first_steps(learner):
-    rollout = MetaTest(learner, [0], 2, seed=0).play(0)
+    rollout = MetaTest(learner, [0], 2, seed=0).play(0).rollout
     first = first_steps(rollout, 4)
     assert torch.equal(first.rewards, rollout.rewards[:4])
     assert torch.equal(first.observations, rollout.observations[:5])

@@ -54,7 +54,7 @@ class Answers:
         inference = learner.inference
         test = MetaTest(learner, range(len(learner.env.tasks))[-TASKS:], EPISODES, seed=0)
         try:
-            rollout = test.play(0)
+            rollout = test.play(0).rollout
             self._policies = _of_policies(learner, rollout)
             self._inferences: list[Answer] = []
             if isinstance(inference, ContextInference):

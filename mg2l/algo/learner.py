@@ -51,7 +51,7 @@ class Learner:
         self.noise = torch.Generator(device).manual_seed(torch_seed + 1)
         self.draws = torch.Generator().manual_seed(torch_seed + 2)
 
-        self.env = registry.make(config.env, config.rollout.n_rollout_threads, env_seed)
+        self.env = registry.make(config.env, config.rollout_envs, env_seed)
         self.tasks = self.env.tasks.n_train
         observation, action_space = _common_spaces(self.env)
         agents = self.env.num_agents

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,20 @@ from mg2l.envs.random_actions import random_actions
 from mg2l.replay import Context
 
 Sampling = Literal["uniform", "priority"]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The one episode of every copy that counts."""
+
+    returns: Tensor
+    """``[N, A]`` float64, sum of each agent's rewards."""
+
+    lengths: Tensor
+    """``[N]`` steps."""
+
+    rollout: Rollout
+    """What was played: that episode is its last, or among its last where others took longer."""
 
 
 class MetaTest:
@@ -75,7 +90,7 @@ class MetaTest:
         )
 
     @torch.no_grad()
-    def play(self, shots: int, sampling: Sampling = "uniform") -> Rollout:
+    def play(self, shots: int, sampling: Sampling = "uniform") -> Scored:
         """An episode of every copy after ``shots`` episodes of exploration of its own.
 
         Algorithms that are told step by step, or remember, live through them in one go.
@@ -85,28 +100,31 @@ class MetaTest:
             sampling: how transitions are drawn into a context.
         """
         if not self.infers:
-            return last_episode(self.live(shots), self.steps)
+            return _scored(*self.live(shots))
         with self.learner.apart(self.seed):
-            return self.act(self.infer(self.explore(shots), sampling))
+            return _scored(self.act(self.infer(self.explore(shots), sampling)))
 
     @torch.no_grad()
-    def live(self, shots: int) -> Rollout:
+    def live(self, shots: int) -> tuple[Rollout, int]:
         """``shots`` episodes and another one in one go, without contexts.
 
         One alone where nothing is remembered of the others.
+
+        Returns:
+            The rollout, and the number of each copy's last episode.
         """
         with self.learner.apart(self.seed):
             told = self.inference.tell_actors(self.ids, self.steps * (shots + 1))
             remembers = self.learner.actor.body.remembers_episodes
             if isinstance(told, Tensor) or (told is None and not remembers):
-                return self.act(told)
-            return self._collect(self.steps * (shots + 1), told, 0)
+                return self.act(told), 0
+            return self._collect(shots + 1, told, 0), shots
 
     @torch.no_grad()
-    def play_online(self) -> Rollout:
+    def play_online(self) -> Scored:
         """An episode without exploration, in which the context grows with every step."""
         with self.learner.apart(self.seed):
-            return self.act(_Growing(self))
+            return _scored(self.act(_Growing(self)))
 
     @torch.no_grad()
     def play_mismatched(self, shots: int) -> np.ndarray:
@@ -118,38 +136,52 @@ class MetaTest:
             for shift in range(tasks):
                 acting = np.roll(np.arange(tasks), -shift)
                 ids = self.ids.reshape(tasks, -1)[acting].reshape(-1)
-                returns = self._collect(self.steps, told, -1, ids).returns
+                returns = _scored(self._collect(1, told, -1, ids)).returns
                 by_task = returns.view(tasks, -1).mean(1).cpu().numpy()
                 found[np.arange(tasks), acting] = by_task
         return found
 
-    def play_random(self) -> np.ndarray:
-        """Rewards ``[T, N, A]`` of an episode of actions drawn uniformly from their space."""
+    def play_random(self) -> tuple[np.ndarray, np.ndarray]:
+        """An episode of actions drawn uniformly from their space.
+
+        Returns:
+            Returns ``[N, A]`` and lengths ``[N]`` of every copy's episode.
+        """
         rng = np.random.default_rng(self.seed)
-        rewards = []
         info = self.env.reset(self._seeds(-1), self.ids)[1]
-        for step in range(self.steps):
+        returns = np.zeros((self.env.num_envs, self.env.num_agents))
+        lengths, playing = np.zeros(len(returns), np.int64), np.ones(len(returns), np.bool_)
+        while playing.any():
             actions = random_actions(self.env, rng, info)
-            _, reward, _, _, info = self.env.step(actions)
-            require_finite(self.env, "reward", reward, step + 1)
-            rewards.append(reward)
-        return np.stack(rewards)
+            _, reward, terminated, truncated, info = self.env.step(actions)
+            require_finite(self.env, "reward", reward, int(lengths.max()) + 1)
+            returns[playing] += reward[playing]
+            lengths[playing] += 1
+            playing &= ~(terminated | truncated).all(1)
+        return returns, lengths
 
     @torch.no_grad()
     def explore(self, shots: int) -> Tensor | None:
-        """``[N, shots * steps, A, F]``: each copy's own transitions, or None for no shot."""
-        found = [self.transitions(self.explore_once(shot)) for shot in range(shots)]
-        return torch.cat(found, 1) if found else None
+        """``[N, shots * T, A, F]``: each copy's own transitions, or None for no shot.
+
+        Where episodes end early, T is the longest of all copies and shots, and each is repeated to
+        that length: no episode counts for more than another.
+        """
+        episodes = [self.explore_once(shot) for shot in range(shots)]
+        found = [self.transitions(episode) for episode in episodes]
+        length = max((len(episode.rewards) for episode in episodes), default=0)
+        same = [x[:, torch.arange(length, device=x.device) % x.shape[1]] for x in found]
+        return torch.cat(same, 1) if same else None
 
     @torch.no_grad()
     def explore_once(self, shot: int) -> Rollout:
         """An episode of every copy under a draw from the prior."""
         told = self._context_inference().explore(len(self.ids))
-        return self._collect(self.steps, told, shot)
+        return self._collect(1, told, shot)
 
     def transitions(self, rollout: Rollout) -> Tensor:
-        """What each copy's agents lived through, ``[N, T, A, F]``."""
-        return self._context_inference().transitions(rollout).transpose(0, 1)
+        """What each copy's agents lived through in its first episode, ``[N, T, A, F]``."""
+        return self._context_inference().transitions(rollout, episodes=1).transpose(0, 1)
 
     @torch.no_grad()
     def infer(self, experience: Tensor | None, sampling: Sampling) -> Tensor:
@@ -189,18 +221,19 @@ class MetaTest:
         Args:
             told: what actors are told, as `Collector.collect` takes it.
         """
-        return self._collect(self.steps, told, -1)
+        return self._collect(1, told, -1)
 
     def _collect(
         self,
-        steps: int,
+        episodes: int,
         told: Tensor | Listener | None,
         episode: int,
         ids: np.ndarray | None = None,
     ) -> Rollout:
         ids = self.ids if ids is None else ids
         seeds = self._seeds(episode)
-        return self.collector.collect(steps, ids, told, self.deterministic, seeds)
+        steps = self.steps * episodes
+        return self.collector.collect(steps, ids, told, self.deterministic, seeds, episodes)
 
     def _seeds(self, episode: int) -> list[int]:
         """Of every copy in an exploration episode, or in the one that counts (-1)."""
@@ -226,17 +259,16 @@ class PeriodicTest:
         self.tests: dict[str, MetaTest] = {}
 
     def measure(self) -> dict[str, float]:
-        """``eval/<split>_<K>_shots``: mean return over tasks and episodes, the same every time."""
+        """``eval/<part>_<K>_shots``: mean return over tasks and episodes, the same every time."""
         start, config = time.perf_counter(), self.learner.config
         tasks = self.learner.env.tasks
         if not self.tests:
-            for split, ids in (("train", tasks.train_ids), ("test", tasks.test_ids)):
-                if len(ids):
-                    found = MetaTest(self.learner, ids.tolist(), config.eval_episodes, config.seed)
-                    self.tests[split] = found
+            for part, ids in tasks.parts.items():
+                found = MetaTest(self.learner, ids.tolist(), config.eval_episodes, config.seed)
+                self.tests[part] = found
         metrics = {
-            f"eval/{split}_{shots}_shots": float(test.play(shots).returns.mean())
-            for split, test in self.tests.items()
+            f"eval/{part}_{shots}_shots": float(test.play(shots).returns.mean())
+            for part, test in self.tests.items()
             for shots in config.eval_shots
         }
         metrics["time/eval"] = time.perf_counter() - start
@@ -273,20 +305,16 @@ class _Growing:
         self.seen.append(transitions.join(observations, actions, rewards, final_observations))
 
 
-def last_episode(rollout: Rollout, steps: int) -> Rollout:
-    """The last ``steps`` steps of a rollout; what is after the last step stays."""
-    start = len(rollout.rewards) - steps
-    return _part(rollout, start, start + steps)
+def _scored(rollout: Rollout, number: int = 0) -> Scored:
+    """The episode of that number of every copy."""
+    episode = rollout.episode(number)
+    return Scored(episode.returns, episode.lengths, rollout)
 
 
 def first_steps(rollout: Rollout, steps: int) -> Rollout:
     """The first ``steps`` steps of a rollout."""
-    return _part(rollout, 0, steps)
-
-
-def _part(rollout: Rollout, start: int, stop: int) -> Rollout:
     kept: dict[str, Any] = {}
     for name, value in vars(rollout).items():
         extra = 1 if name in ("observations", "first") else 0
-        kept[name] = None if value is None else value[start : stop + extra]
+        kept[name] = None if value is None else value[: steps + extra]
     return Rollout(**kept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,9 +15,25 @@ from mg2l.envs.base import VectorEnv
 from mg2l.envs.finite import require_finite
 
 
+class Episodes(NamedTuple):
+    """Whole episodes of a rollout; what it cut off is not among them."""
+
+    returns: Tensor
+    """``[M, A]`` float64, sum of each agent's rewards."""
+
+    lengths: Tensor
+    """``[M]`` steps."""
+
+    copies: Tensor
+    """``[M]`` the environment in which each was lived through."""
+
+
 @dataclass
 class Rollout:
-    """What happened in ``T`` steps of ``N`` environments; time first, on the device."""
+    """What happened in ``T`` steps of ``N`` environments; time first, on the device.
+
+    An episode that ends early is followed by another one: there can be many in a rollout.
+    """
 
     observations: Tensor
     """``[T + 1, N, A, O]``; the last row is where the rollout stopped."""
@@ -56,9 +72,42 @@ class Rollout:
     """``[T, N, A]`` bool, agents that were alive when they acted."""
 
     @property
-    def returns(self) -> Tensor:
-        """``[N]`` sum over steps of the mean over agents of the reward."""
-        return self.rewards.mean(2).sum(0)
+    def _number(self) -> Tensor:
+        """``[T, N]`` of the episode that a step belongs to, from 0."""
+        return self.first[:-1].long().cumsum(0) - 1
+
+    def within(self, episodes: int) -> Tensor:
+        """``[T, N]`` bool: steps of the first episodes of each environment."""
+        return self._number < episodes
+
+    def episodes(self) -> Episodes:
+        """All episodes that ended within the rollout, in the order of their number."""
+        number = self._number
+        steps, count, agents = self.rewards.shape
+        shape = (int(number.max()) + 1 if steps else 0, count)
+        lengths = number.new_zeros(shape).scatter_add(0, number, torch.ones_like(number))
+        returns = self.rewards.new_zeros((*shape, agents), dtype=torch.float64).scatter_add(
+            0, number.unsqueeze(-1).expand(-1, -1, agents), self.rewards.double()
+        )
+        order = torch.arange(shape[0], device=number.device).unsqueeze(1)
+        whole = order < self.first[1:].sum(0)
+        return Episodes(returns[whole], lengths[whole], whole.nonzero()[:, 1])
+
+    def episode(self, index: int) -> Episodes:
+        """The episode of that number of every environment, ``M = N``.
+
+        Raises:
+            ValueError: an environment has not ended it.
+        """
+        ended = self.first[1:].sum(0)
+        if bool((ended <= index).any()):
+            raise ValueError(f"episode {index} has not ended in all environments")
+        whole = self.episodes()
+        copies = torch.arange(len(ended), device=ended.device)
+        # Of the episodes of one number come those of the environments that ended it, in order.
+        start = sum(int((ended > number).sum()) for number in range(index))
+        rows = start + copies
+        return Episodes(whole.returns[rows], whole.lengths[rows], whole.copies[rows])
 
 
 class Listener(Protocol):
@@ -104,6 +153,7 @@ class Collector:
         task: Tensor | Listener | None,
         deterministic: bool = False,
         seeds: Sequence[int] | None = None,
+        episodes: int | None = None,
     ) -> Rollout:
         """Reset every copy to its task and act for ``steps`` steps.
 
@@ -114,6 +164,7 @@ class Collector:
                 every step, or None, or who says it in the course of the rollout.
             deterministic: act on the most likely action instead of a sample.
             seeds: of the environment's copies; None goes on with their streams.
+            episodes: stop early, when every copy has ended as many.
 
         Raises:
             NonFiniteStepError: the environment gave a number that is NaN or infinite.
@@ -127,6 +178,7 @@ class Collector:
         observation, info = env.reset(seeds, task_ids)
         require_finite(env, "observation", observation, 0)
         first = np.ones(env.num_envs, dtype=bool)
+        ended = np.zeros(env.num_envs, np.int64)
         for t in range(steps):
             if isinstance(task, Tensor):
                 heard.append(task[min(t, len(task) - 1)])
@@ -165,11 +217,15 @@ class Collector:
             if task is not None and not isinstance(task, Tensor):
                 final, gained = self._tensor(info["final_obs"]), self._tensor(reward)
                 task.see(rows, action, gained, final, self._tensor(first))
+            ended += first
+            if episodes is not None and ended.min() >= episodes:
+                break
         buffers["observations"].append(observation)
         buffers["first"].append(first)
         stacked = {name: self._stack(rows) for name, rows in buffers.items()}
         if isinstance(task, Tensor):
-            task = task.expand(steps, *task.shape[1:])
+            length = len(buffers["rewards"])
+            task = task[:length] if len(task) > 1 else task.expand(length, *task.shape[1:])
         elif task is not None:
             task = torch.stack(heard)
         return Rollout(task=task, **stacked)

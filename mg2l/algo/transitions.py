@@ -41,12 +41,20 @@ class Transitions:
         parts = [observations, self.actions(actions), rewards.unsqueeze(-1), final_observations]
         return torch.cat(parts, -1)
 
-    def __call__(self, rollout: Rollout) -> Tensor:
-        """All transitions of a rollout, ``[T, N, A, F]``, none of them of the dead."""
+    def __call__(self, rollout: Rollout, episodes: int | None = None) -> Tensor:
+        """All transitions of a rollout, ``[T, N, A, F]``, none of them of the dead.
+
+        With ``episodes`` of the first episodes of each environment alone, which are repeated where
+        they end early.
+        """
         transitions = self.join(
             rollout.observations[:-1], rollout.actions, rollout.rewards, rollout.final_observations
         )
-        return lived_through(transitions, rollout.active)
+        kept = rollout.active
+        if episodes is not None:
+            within = rollout.within(episodes).unsqueeze(-1).expand_as(rollout.rewards)
+            kept = within if kept is None else kept & within
+        return lived_through(transitions, kept)
 
     def split(self, transitions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``[*, F]`` taken apart: ``[*, O]``, ``[*, action]``, ``[*, 1]``, ``[*, O]``."""

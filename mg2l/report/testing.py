@@ -14,7 +14,11 @@ from mg2l.report.panels import Panel, Section, Style, figure, forest
 from mg2l.report.training import Algorithms, lines
 from mg2l.results import Run
 
-SPLITS = {"test": "held-out tasks", "train": "tasks of training"}
+SPLITS = {
+    "test": "held-out tasks",
+    "train": "tasks of training",
+    "ood": "tasks beyond the training distribution",
+}
 Matrix = NDArray[np.float64]
 
 
