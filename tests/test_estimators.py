@@ -2,6 +2,7 @@ import json
 import math
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from mg2l.estimators import (
     smile,
     table,
 )
+from mg2l.estimators.notes import Notes, entropy
 from mg2l.ops import pairwise_lse
 
 
@@ -201,19 +203,106 @@ def test_fits_repeat_and_leave_the_global_generator_alone():
     assert fit_mi(x, y, seed=1, **options) != first
 
 
+OPTIONS: dict[str, Any] = {"steps": 50, "batch_size": 64, "hidden": (16,), "progress": False}
+
+UNITS: dict[str, tuple[Any, Any]] = {
+    "scale": (3.7, 0.0),
+    "offset": (1.0, 1e6),
+    "sign": (-1.0, 0.0),
+    "tiny": (1e-200, 0.0),
+    "huge": (1e200, 1e203),
+    "by coordinate": (torch.tensor([1e-9, -4e7]), torch.tensor([-1.0, 1e12])),
+}
+
+
+@pytest.mark.parametrize("name", ["info_nce", "nwj", "club", "l1out"])
+@pytest.mark.parametrize("preprocess", ["rank", "standardise", "none"])
+def test_units_do_not_matter(name, preprocess):
+    x, y = (v.double() for v in distributions.correlated_normal(2, 0.8).sample(400, seed=0))
+    plain = fit_mi(x, y, name, preprocess=preprocess, check=False, **OPTIONS).mi
+    for unit, (scale, offset) in UNITS.items():
+        if unit == "by coordinate" and preprocess == "none":
+            continue  # keeps the ratios of coordinates
+        mapped = fit_mi(
+            scale * x + offset, y / 7 - 3, name, preprocess=preprocess, check=False, **OPTIONS
+        )
+        assert mapped.mi == pytest.approx(plain, rel=1e-5, abs=1e-6), unit
+
+
+@pytest.mark.parametrize("constant", [0.0, 5.0, -1e30])
+def test_constant_coordinates_change_nothing(constant):
+    x, y = distributions.bivariate_normal(0.75).sample(400, seed=0)
+    column = torch.full_like(x, constant)
+    wide = torch.cat([column, x], 1), torch.cat([y, column], 1)
+    for name in ("info_nce", "l1out"):
+        assert fit_mi(*wide, name, **OPTIONS) == fit_mi(x, y, name, **OPTIONS)
+    with pytest.warns(UserWarning, match="y is constant: there is nothing to share"):
+        found = fit_mi(x, column, "l1out", **OPTIONS)
+    assert (found.mi, found.low, found.high) == (0, 0, 0)
+
+
+def test_a_critic_of_ones_own_is_given_every_coordinate():
+    x, y = distributions.bivariate_normal(0.75).sample(400, seed=0)
+    wide = torch.cat([torch.ones_like(x), x], 1)
+    critic = estimators.separable(2, 1, (16,), 4)
+    assert fit_mi(wide, y, critic=critic, **OPTIONS | {"lr": 1e-2}).mi > 0.1
+
+
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
-    "shape": ({"x": torch.zeros(20)}, r"x must be floats \[N, size\], got torch.float32 \[20\]"),
+    "shape": ({"x": torch.zeros(20)}, r"x must be floats \[N, size\] .*got torch.float32 \[20\]"),
+    "width": ({"x": torch.zeros(20, 0)}, r"x must have at least 1 coordinate, got \[20, 0\]"),
+    "list": ({"y": [[0.0]] * 20}, r"y must be a tensor \[N, size\], got list"),
     "nan": ({"y": torch.full((20, 1), math.nan)}, "y must be finite"),
+    "infinity": ({"x": torch.full((20, 1), math.inf)}, "x must be finite"),
     "pairs": ({"y": torch.zeros(19, 1)}, "x and y must be N >= 8 pairs, got 20 and 19"),
+    "few": ({"x": torch.zeros(7, 1), "y": torch.zeros(7, 1)}, "N >= 8 pairs, got 7 and 7"),
+    "two dtypes": ({"y": torch.zeros(20, 1).double()}, "one dtype .* torch.float32 .*float64"),
     "estimator": ({"estimator": "mi"}, "estimator must be one of info_nce, nwj, .* got 'mi'"),
+    "estimators": ({"estimator": ["nwj"]}, r"estimator must be one of .* got \['nwj'\]"),
     "critic": ({"critic": "best"}, "critic must be one of separable, bilinear, .* got 'best'"),
-    "preprocess": ({"preprocess": "x"}, "preprocess must be 'rank', 'standardise' or 'none'"),
-    "batch": ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
-    "held out": ({"held_out": 1.0}, "held_out must leave 2 pairs to train on, got 1.0"),
+    "class": ({"critic": estimators.cosine}, "critic must be one of .* or a Critic, got <class"),
+    "preprocess": ({"preprocess": "x"}, "preprocess must be one of rank, standardise, none"),
+    "hidden": ({"hidden": 64}, r"hidden must be integers such as \(64, 64\), got 64"),
+    "no width": ({"hidden": (8, 0)}, r"each of hidden must be an integer in \[1, 65536\], got 0"),
+    "features": ({"features": 10**30}, r"features must be an integer in \[1, 65536\], got 10000"),
+    "seed": ({"seed": -1}, r"seed must be an integer in \[0, 9223372036854775807\], got -1"),
     "density": (
         {"estimator": "club", "critic": "separable"},
         "club needs a conditional density: critic 'gaussian'",
     ),
+    "own critic": (
+        {"critic": estimators.bilinear(2, 1, (), 1)},
+        r"critic must take x and y, \[N, 1",
+    ),
+    "diverges": ({"lr": 1e30, "steps": 20}, r"lr=1e\+30 lets the critic of info_nce diverge"),
+}
+REFUSALS |= {
+    f"{name} {dtype}": (
+        {name: torch.zeros(20, 1, dtype=dtype)},
+        f"{name} must be floats .* {dtype}",
+    )
+    for name in ("x", "y")
+    for dtype in (torch.int64, torch.bool, torch.float16, torch.bfloat16, torch.complex64)
+}
+REFUSALS |= {
+    f"steps {value}": ({"steps": value}, r"steps must be an integer in \[1, 1000000000\], got ")
+    for value in (0, -1, 10**30, 1.5, True, "10", None, math.nan)
+}
+REFUSALS |= {
+    f"batch_size {value}": ({"batch_size": value}, r"batch_size must be an integer in \[2, ")
+    for value in (1, 0, -3, 2.0, 10**30)
+}
+REFUSALS |= {
+    f"held_out {value}": ({"held_out": value}, "held_out must be a fraction in")
+    for value in (0, 0.0, -0.1, 1.5, 5, math.nan, math.inf, True, "0.2", None)
+}
+REFUSALS |= {
+    f"held_out {value}": ({"held_out": value}, "held_out must leave 2 pairs to train on, got")
+    for value in (1.0, 1, 0.96)
+}
+REFUSALS |= {
+    f"lr {value}": ({"lr": value}, r"lr must be a number in \(0, inf\), got")
+    for value in (0, -1e-3, math.nan, math.inf, "fast", None, True)
 }
 
 
@@ -225,8 +314,99 @@ def test_refuses(case):
         "x": torch.randn(20, 1, generator=g),
         "y": torch.randn(20, 1, generator=g),
     }
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         fit_mi(**arguments | change, progress=False)
+    assert "\n" not in str(caught.value)
+
+
+# What an estimate says about itself.
+
+
+def noted(x, y, name, count=1, **options):
+    """An estimate with so many notes, each of them a warning."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = fit_mi(x, y, name, **OPTIONS | options)
+    assert [str(warning.message) for warning in caught] == list(found.notes)
+    assert len(found.notes) == count, found.notes
+    return found
+
+
+def labelled(count=600):
+    """Labels 0..3, and what is near them."""
+    g = torch.Generator().manual_seed(0)
+    label = torch.randint(4, (count, 1), generator=g).float()
+    return label, label + 0.2 * torch.randn(count, 1, generator=g)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_nothing_is_said_where_nothing_is_wrong(name):
+    x, y = distributions.bivariate_normal(0.75).sample(1500, seed=0)
+    assert noted(x, y, name, 0, steps=150).bound == ESTIMATORS[name].bound
+
+
+@pytest.mark.parametrize("name", ["club", "l1out"])
+def test_labels_have_no_density(name):
+    label, near = labelled()
+    found = noted(near, label, name, 2 if name == "club" else 1, check=False, steps=100)
+    assert found.bound == "neither"
+    assert f"coordinates [0] of y take few values: {name} needs a density" in found.notes[0]
+    assert not noted(near, label, "info_nce", 0).notes
+
+
+def test_more_than_the_entropy_of_labels_is_said():
+    label, near = labelled()
+    found = noted(label, near, "club", 1, steps=200, lr=1e-2)
+    assert found.bound == "upper"  # far above, and above all the same
+    assert "more than the entropy H(x) = 1.39 of the values of x" in found.notes[0]
+    notes = Notes()
+    notes.on_value("nwj", "lower", (1.6, 1.5, 1.7), label, near, 100)
+    assert notes.broken
+    assert "nwj is 1.60, more than the entropy H(x) = 1.39" in notes.texts[0]
+
+
+def test_the_entropy_of_labels_is_that_of_their_frequencies():
+    g = torch.Generator().manual_seed(0)
+    share = torch.tensor([0.5, 0.3, 0.2])
+    label = torch.multinomial(share, 20_000, replacement=True, generator=g).float().unsqueeze(1)
+    assert entropy(label) == pytest.approx(-float((share * share.log()).sum()), abs=0.02)
+    assert entropy(torch.randn(200, 1, generator=g)) is None
+    assert entropy(torch.zeros(200, 2)) == 0
+
+
+def test_an_upper_bound_below_a_lower_one_is_said():
+    """``y = +-x + noise``: a Gaussian ``q(y | x)`` knows the spread, and no sign."""
+    g = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 1500, 1, generator=g)
+    y = x * torch.where(torch.rand(1500, 1, generator=g) < 0.5, -1, 1) + 0.05 * noise
+    found = noted(x, y, "l1out", 1, steps=300, lr=1e-2)
+    assert found.bound == "neither"
+    assert "less than the lower bound info_nce = 0." in found.notes[0]
+    assert noted(x, y, "l1out", 0, steps=300, lr=1e-2, check=False).mi == found.mi
+
+
+def test_pairs_that_repeat_are_said():
+    x, y = distributions.bivariate_normal(0.75).sample(200, seed=0)
+    found = noted(x.repeat(5, 1), y.repeat(5, 1), "info_nce", 1)
+    assert found.bound == "neither"
+    assert "% of the held-out pairs are training pairs as well" in found.notes[0]
+
+
+def test_what_held_out_pairs_cannot_show_is_said():
+    x, y = distributions.correlated_normal(2, 12.0).sample(300, seed=0)
+    found = noted(x, y, "info_nce", 1, steps=300, lr=1e-2)
+    assert found.bound == "lower"
+    assert "log K = 4.09 with K = 60 held-out pairs: near it and above" in found.notes[0]
+    notes = Notes()
+    notes.on_value("smile", "neither", (9.0, 8.0, 10.0), x, y, 60)
+    assert "more than the 60 held-out pairs can show: log K(K - 1) = 8.17" in notes.texts[0]
+
+
+def test_less_than_nothing_is_said():
+    x, y = distributions.correlated_normal(1, 0.0).sample(100, seed=0)
+    found = noted(x, y, "info_nce", 1, steps=600, lr=1e-2)
+    assert found.bound == "lower"
+    assert "information is never negative" in found.notes[0]
 
 
 def test_every_bound_says_what_it_is():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -10,8 +12,10 @@ from rich.progress import track
 from torch import Tensor
 
 from mg2l.encoder.gaussian import Gaussian
-from mg2l.estimators import bounds
+from mg2l.estimators import bounds, checks
 from mg2l.estimators.critics import CRITICS, Critic
+from mg2l.estimators.notes import Notes
+from mg2l.estimators.preprocess import PREPROCESS, prepare
 from mg2l.ops.results import PairwiseScores
 
 SMILE_CLIP = 5.0
@@ -69,32 +73,15 @@ class Estimate(NamedTuple):
     """97.5 % quantile."""
 
     bound: str
-    """``lower``, ``upper`` or ``neither``."""
+    """What it is of the information: ``lower``, ``upper`` or ``neither``. The latter also where
+    these samples break the estimator's bound, as ``notes`` say."""
 
     ceiling: float
     """What the estimate cannot exceed: ``log K`` for ``info_nce``, else infinity."""
 
-
-def _normal_scores(train: Tensor, x: Tensor) -> Tensor:
-    """Every coordinate of ``x`` through the distribution function of ``train``'s, to a normal."""
-    columns = []
-    for known, wanted in zip(train.unbind(1), x.unbind(1), strict=True):
-        ordered = known.double().sort().values.contiguous()
-        wanted = wanted.double().contiguous()
-        right = torch.searchsorted(ordered, wanted).clamp(1, len(ordered) - 1)
-        low, high = ordered[right - 1], ordered[right]
-        part = ((wanted - low) / (high - low).clamp(min=1e-300)).clamp(0, 1)
-        columns.append((right + part - 0.5) / len(ordered))
-    scores: Tensor = torch.special.ndtri(torch.stack(columns, 1))
-    return scores.to(x.dtype)
-
-
-def _prepare(train: Tensor, x: Tensor, how: str) -> Tensor:
-    if how == "rank":
-        return _normal_scores(train, x)
-    if how == "standardise":
-        return (x - train.mean(0)) / train.std(0).clamp(min=1e-12)
-    return x
+    notes: tuple[str, ...] = ()
+    """Bounds on the same samples that the estimate contradicts, and why it should not be trusted;
+    each is a warning as well."""
 
 
 def _shifted(scores: PairwiseScores, shift: float) -> PairwiseScores:
@@ -108,22 +95,12 @@ def _shifted(scores: PairwiseScores, shift: float) -> PairwiseScores:
     )
 
 
-def _check(x: Tensor, y: Tensor, estimator: str, preprocess: str, batch_size: int) -> None:
-    for name, samples in (("x", x), ("y", y)):
-        if samples.dim() != 2 or not samples.is_floating_point():
-            raise ValueError(
-                f"{name} must be floats [N, size], got {samples.dtype} {list(samples.shape)}"
-            )
-        if not bool(samples.isfinite().all()):
-            raise ValueError(f"{name} must be finite, got NaN or infinity")
-    if len(x) != len(y) or len(x) < 8:
-        raise ValueError(f"x and y must be N >= 8 pairs, got {len(x)} and {len(y)}")
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
-    if preprocess not in ("rank", "standardise", "none"):
-        raise ValueError(f"preprocess must be 'rank', 'standardise' or 'none', got {preprocess!r}")
-    if batch_size < 2:
-        raise ValueError(f"batch_size must be at least 2, got {batch_size}")
+class _Fit(NamedTuple):
+    """A bound on the held-out pairs."""
+
+    value: float
+    resampled: Tensor
+    """``[BOOTSTRAP]`` values of bootstrap samples."""
 
 
 def fit_mi(
@@ -141,63 +118,130 @@ def fit_mi(
     preprocess: str = "rank",
     seed: int = 0,
     progress: bool = True,
+    check: bool = True,
 ) -> Estimate:
     """Estimate ``I(x; y)`` [nats] from samples.
 
     A critic is trained on one part of the pairs and the bound taken on the other, all of its pairs
-    at once: a critic that has learned its samples by heart gains nothing by that.
+    at once: a critic that has learned its samples by heart gains nothing by that. The units of x
+    and y (scale, offset and sign of each coordinate) do not matter.
 
     Args:
-        x: ``[N, size]`` float, N >= 8.
-        y: ``[N, size]`` float, paired with x.
+        x: ``[N, size]`` float32 or float64, finite, N >= 8.
+        y: ``[N, size]`` likewise, paired with x.
         estimator: a key of `ESTIMATORS`.
         critic: a key of `CRITICS`, or one of your own; None takes the estimator's. ``club`` and
             ``l1out`` need a conditional density, ``gaussian``.
-        hidden: hidden layers of its networks.
-        features: width of what is multiplied.
-        steps: of Adam.
-        batch_size: pairs of a step.
-        lr: learning rate; it falls to 0 along a cosine.
-        held_out: share of the pairs that the estimate is made of.
+        hidden: hidden layers of its networks, widths in ``[1, 65536]``.
+        features: width of what is multiplied, in ``[1, 65536]``.
+        steps: of Adam, in ``[1, 1e9]``.
+        batch_size: pairs of a step, at least 2; more than there are is all of them.
+        lr: learning rate, positive; it falls to 0 along a cosine.
+        held_out: share of the pairs that the estimate is made of, in ``(0, 1)``; it leaves at
+            least 2 pairs to train on, and is at least 2 pairs.
         preprocess: ``rank`` maps each coordinate to a normal by its ranks, under which information
-            does not change, and which tames heavy tails; ``standardise``; ``none``.
-        seed: of the split, the critic and the batches.
+            does not change, and which tames heavy tails; ``standardise`` gives each coordinate
+            mean 0 and standard deviation 1; ``none`` scales all coordinates of x by one factor,
+            and all of y: their ratios stay.
+        seed: of the split, the critic and the batches, in ``[0, 2^63)``.
         progress: show a bar.
+        check: with an upper bound, fit ``info_nce`` to the same pairs too, and say where the upper
+            bound lies below it. Takes as long again.
 
     Returns:
         :class:`Estimate`.
 
     Raises:
-        ValueError: an argument is not as above.
+        ValueError: an argument is not as above, or the critic diverged.
     """
-    _check(x, y, estimator, preprocess, batch_size)
+    tested = _check_arguments(
+        x, y, estimator, critic, hidden, features, steps, batch_size, lr, held_out, preprocess, seed
+    )
     about = ESTIMATORS[estimator]
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(x), generator=generator).to(x.device)
-    tested = max(2, round(held_out * len(x)))
+    ceiling = math.log(tested) if estimator == "info_nce" else math.inf
+    for letter, samples in (("x", x), ("y", y)):
+        if not bool(_varied(samples).any()):
+            note = f"{letter} is constant: there is nothing to share"
+            warnings.warn(note, stacklevel=2)
+            return Estimate(0.0, 0.0, 0.0, about.bound, ceiling, (note,))
+    if not isinstance(critic, Critic):  # a density of what is constant would be noise
+        x, y = (v[:, _varied(v)] for v in (x, y))
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
     test, train = order[:tested], order[tested:]
-    if len(train) < 2:
-        raise ValueError(f"held_out must leave 2 pairs to train on, got {held_out}")
-    x_train, y_train = (_prepare(v[train], v[train], preprocess).detach() for v in (x, y))
-    x_test, y_test = (_prepare(v[train], v[test], preprocess).detach() for v in (x, y))
+    x_train, y_train = (prepare(v[train], v[train], preprocess).detach() for v in (x, y))
+    x_test, y_test = (prepare(v[train], v[test], preprocess).detach() for v in (x, y))
+
+    def fit(name: str, chosen: Critic) -> _Fit:
+        about = ESTIMATORS[name]
+        generator = torch.Generator().manual_seed(seed + 1)
+        # Drawn first, so that two estimators are compared on the same bootstrap samples.
+        picks = torch.randint(tested, (BOOTSTRAP, tested), generator=generator).to(x.device)
+        _train(chosen, about, x_train, y_train, steps, batch_size, lr, generator, name, progress)
+        with torch.no_grad():
+            scores = _shifted(chosen(x_test, y_test, clip=about.clip), about.shift)
+            value = float(about.value(scores))
+            resampled = torch.stack(
+                [about.value(PairwiseScores(*(row[pick] for row in scores))) for pick in picks]
+            )
+        if not math.isfinite(value):
+            raise ValueError(f"lr={lr} lets the critic of {name} diverge, which is then {value}")
+        return _Fit(value, resampled)
+
     chosen = _make_critic(critic or about.critic, x, y, hidden, features, seed)
     if about.train == "likelihood" and not hasattr(chosen, "conditional"):
         raise ValueError(f"{estimator} needs a conditional density: critic 'gaussian'")
-    _train(chosen, about, x_train, y_train, steps, batch_size, lr, generator, estimator, progress)
-    with torch.no_grad():
-        scores = _shifted(chosen(x_test, y_test, clip=about.clip), about.shift)
-        value = float(about.value(scores))
-        resampled = torch.stack(
-            [
-                about.value(PairwiseScores(*(row[pick] for row in scores)))
-                for pick in torch.randint(tested, (BOOTSTRAP, tested), generator=generator).to(
-                    x.device
-                )
-            ]
-        )
-    low, high = torch.quantile(resampled, torch.tensor([0.025, 0.975]).to(resampled)).tolist()
-    ceiling = float(torch.tensor(float(tested)).log()) if estimator == "info_nce" else float("inf")
-    return Estimate(value, low, high, about.bound, ceiling)
+    _try(chosen, x_train, y_train)
+    found = fit(estimator, chosen)
+    quantiles = torch.tensor([0.025, 0.975]).to(found.resampled)
+    low, high = torch.quantile(found.resampled, quantiles).tolist()
+
+    notes = Notes()
+    held = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    held[test] = True
+    notes.on_samples(estimator, about.train == "likelihood", x, y, held)
+    notes.on_value(estimator, about.bound, (found.value, low, high), x, y, tested)
+    if check and about.bound == "upper":
+        lower = fit("info_nce", _make_critic("separable", x, y, hidden, features, seed))
+        notes.on_lower_bound(estimator, found.value, lower.value, found.resampled - lower.resampled)
+    for note in notes.texts:
+        warnings.warn(note, stacklevel=2)
+    bound = "neither" if notes.broken else about.bound
+    return Estimate(found.value, low, high, bound, ceiling, tuple(notes.texts))
+
+
+def _check_arguments(
+    x: Tensor,
+    y: Tensor,
+    estimator: str,
+    critic: str | Critic | None,
+    hidden: Sequence[int],
+    features: int,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    held_out: float,
+    preprocess: str,
+    seed: int,
+) -> int:
+    """Judge what `fit_mi` was given; returns K, how many pairs are held out."""
+    checks.check_samples(x, y)
+    checks.check_choice("estimator", estimator, ESTIMATORS)
+    if critic is not None and not isinstance(critic, Critic):
+        checks.check_choice("critic", critic, CRITICS, " or a Critic")
+    checks.check_widths("hidden", hidden)
+    checks.check_integer("features", features, 1, checks.MAX_WIDTH)
+    checks.check_integer("steps", steps, 1, checks.MAX_STEPS)
+    checks.check_integer("batch_size", batch_size, 2, checks.MAX_INTEGER)
+    checks.check_learning_rate(lr)
+    checks.check_choice("preprocess", preprocess, PREPROCESS)
+    checks.check_integer("seed", seed, 0, checks.MAX_INTEGER)
+    return checks.held_out_pairs(held_out, len(x))
+
+
+def _varied(samples: Tensor) -> Tensor:
+    """``[size]`` bool, the coordinates that are not constant."""
+    varied: Tensor = (samples != samples[0]).any(0)
+    return varied
 
 
 def _make_critic(
@@ -205,12 +249,23 @@ def _make_critic(
 ) -> Critic:
     if isinstance(critic, Critic):
         return critic
-    if critic not in CRITICS:
-        raise ValueError(f"critic must be one of {', '.join(CRITICS)}, got {critic!r}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = CRITICS[critic](x.shape[1], y.shape[1], hidden, features)
     return made.to(x.device, x.dtype)
+
+
+def _try(critic: Critic, x: Tensor, y: Tensor) -> None:
+    """Judge whether a critic takes these samples, and has something to train."""
+    try:
+        with torch.no_grad():
+            critic(x[:2], y[:2])
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        shapes = " and ".join(f"[N, {v.shape[1]}] {v.dtype} on {v.device}" for v in (x, y))
+        raise ValueError(f"critic must take x and y, {shapes}: {reason}") from error
+    if not any(parameter.requires_grad for parameter in critic.parameters()):
+        raise ValueError("critic must have parameters to train, got none")
 
 
 def _train(
@@ -226,7 +281,7 @@ def _train(
     progress: bool,
 ) -> None:
     optimiser = torch.optim.Adam(critic.parameters(), lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     average = torch.zeros((), dtype=x.dtype, device=x.device)
     size = min(batch_size, len(x))
     for _ in track(range(steps), name, disable=not progress, transient=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import warnings
 from pathlib import Path
 
 from rich.progress import track
@@ -45,7 +46,9 @@ def run(path: Path, seeds: int = SEEDS, samples: int = SAMPLES, steps: int = STE
         if key in done:
             continue
         x, y = known.sample(samples, seed)
-        done[key] = fit_mi(x, y, name, steps=steps, seed=seed, progress=False).mi
+        with warnings.catch_warnings(action="ignore"):  # what is known to fail is in the table
+            estimate = fit_mi(x, y, name, steps=steps, seed=seed, progress=False, check=False)
+        done[key] = estimate.mi
         row = {"distribution": known.name, "estimator": name, "seed": seed, "mi": done[key]}
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
