@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import Any
 
-from mg2l.schema import ConfigError
+from mg2l.packages import require
 
 
 def load(module: str, extra: str) -> Any:
@@ -19,10 +18,5 @@ def load(module: str, extra: str) -> Any:
     Raises:
         ConfigError: the package is not installed; one line that says what to install.
     """
-    package = module.partition(".")[0]
-    if importlib.util.find_spec(package) is None:
-        raise ConfigError(
-            f"this environment needs the package {package}; install it with: "
-            f'pip install -c constraints.txt -e ".[{extra}]"'
-        )
+    require("this environment", module.partition(".")[0], extra=extra)
     return importlib.import_module(module)

@@ -5,7 +5,6 @@ GIF is written by pillow; MP4 by imageio and the ffmpeg that the package imageio
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mg2l.envs.base import FloatArray, Info, StepResult, VectorEnv
+from mg2l.packages import require
 from mg2l.schema import ConfigError
 
 Frames = Sequence[NDArray[np.uint8]]
@@ -73,11 +73,7 @@ def check(path: Path) -> None:
     kind = path.suffix.lower()
     if kind not in PACKAGES:
         raise ConfigError(f"a film must end in {' or '.join(PACKAGES)}, got {path}")
-    if not all(map(importlib.util.find_spec, PACKAGES[kind])):
-        raise ConfigError(
-            f"{kind} needs packages that are missing; install them with: "
-            'pip install -c constraints.txt -e ".[video]"'
-        )
+    require(f"a {kind} film", *PACKAGES[kind], extra="video")
 
 
 def write(path: Path, frames: Frames, fps: float = 20) -> None:

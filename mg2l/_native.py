@@ -9,7 +9,7 @@ import torch
 
 CPU_LIBRARY = Path(__file__).with_name("_C.abi3.so")
 CUDA_LIBRARY = Path(__file__).with_name("_C_cuda.abi3.so")
-BUILD_COMMAND = "pip install -e ."
+REINSTALL = "pip install --force-reinstall mg2l, or in a clone: pip install -e ."
 
 
 def load() -> None:
@@ -23,7 +23,7 @@ def load() -> None:
     if not CPU_LIBRARY.exists():
         raise ImportError(
             f"the compiled operators of mg2l are missing ({CPU_LIBRARY} does not exist). "
-            f"Build them in the root of the repository: {BUILD_COMMAND}"
+            f"Install it again: {REINSTALL}"
         )
     _load(CPU_LIBRARY)
     if CUDA_LIBRARY.exists() and torch.version.cuda is not None:
@@ -36,7 +36,7 @@ def _load(library: Path) -> None:
     except OSError as error:
         raise ImportError(
             f"{library.name} cannot be loaded with torch {torch.__version__}: {error}. "
-            f"Build it again in the root of the repository: {BUILD_COMMAND}"
+            f"Install mg2l again: {REINSTALL}"
         ) from error
 
 

@@ -7,7 +7,6 @@ wraps the rest in ``report_errors``, so that every mistake of a user is one line
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import itertools
 import json
 import os
@@ -36,6 +35,7 @@ from mg2l.loading import (
     read_sources,
     with_values,
 )
+from mg2l.packages import require
 from mg2l.run.checkpoint import CheckpointError
 from mg2l.schema import ConfigError, Key, keys, nearest
 
@@ -187,8 +187,8 @@ def read(argv: Sequence[str]) -> tuple[Config, Options] | None:
         parsed = Options(
             expt=_stem(names["expt"]), algo=_stem(names["algo"]), env=_stem(names["env"])
         )
-    if config.log_wandb and "wandb" not in sys.modules and not importlib.util.find_spec("wandb"):
-        raise ConfigError("log_wandb=true needs a package that is missing: pip install wandb")
+    if config.log_wandb:
+        require("log_wandb=true", "wandb", extra="wandb")
     return config, parsed
 
 

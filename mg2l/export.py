@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import hashlib
 import importlib.metadata
-import importlib.util
 import itertools
 import logging
 import math
@@ -34,6 +33,7 @@ from mg2l.algo.learner import Learner
 from mg2l.algo.mg2l import MG2L
 from mg2l.envs import registry
 from mg2l.loading import family_of
+from mg2l.packages import require
 from mg2l.run import checkpoint
 from mg2l.run.folder import write_json
 from mg2l.schema import ConfigError
@@ -55,12 +55,7 @@ def require_packages() -> None:
     Raises:
         ConfigError: a package is missing.
     """
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"exporting needs {', '.join(missing)}; install with: "
-            'pip install -c constraints.txt -e ".[export]"'
-        )
+    require("exporting", *PACKAGES, extra="export")
 
 
 # One network.

@@ -21,6 +21,7 @@ from mg2l import cli, evaluate
 from mg2l.algo.context import ContextInference
 from mg2l.algo.learner import Learner
 from mg2l.algo.mg2l import MG2L
+from mg2l.packages import require
 from mg2l.replay import ContextReplay
 from mg2l.representation import Map, describe, maps, plane
 from mg2l.run.checkpoint import CheckpointError
@@ -202,6 +203,11 @@ def main() -> None:
     if min(arguments.episodes) < 1:
         parser.error(f"--episodes must be at least 1, got {arguments.episodes}")
     with cli.report_errors():
+        require("a probe", "sklearn", extra="analysis")
+        if arguments.map is not None:
+            require("--map", "matplotlib", extra="analysis")
+        if "umap" in arguments.by:
+            require("--by umap", "umap", extra="umap")
         learner, inference = load(arguments.run)
         names = learner.env.tasks.names[: learner.tasks]
         contexts: dict[str, Any] = {}

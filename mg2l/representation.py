@@ -6,11 +6,12 @@ episode with it.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mg2l.packages import installed
 
 Map = Literal["pca", "umap"]
 
@@ -82,7 +83,7 @@ def principal_axes(z: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.flo
 def maps() -> list[Map]:
     """Ways to lay representations out in a plane that are installed."""
     found: list[Map] = ["pca"]
-    return [*found, "umap"] if importlib.util.find_spec("umap") else found
+    return [*found, "umap"] if installed("umap") else found
 
 
 def plane(z: NDArray[Any], by: Map = "pca") -> NDArray[np.float64]:

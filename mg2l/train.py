@@ -145,6 +145,8 @@ def train(config: Config, options: cli.Options) -> int:
     if config.n_training_threads:
         torch.set_num_threads(config.n_training_threads)
     device = select_device(config.gpu_id)
+    if config.gpu_id >= 0 and device.type == "cpu":
+        print(f"gpu_id={config.gpu_id}: torch finds no GPU here, training on the CPU", flush=True)
     with RunFolder.open(config, options) as folder:
         try:
             learner, start = begin(config, options, folder, device)

@@ -72,7 +72,9 @@ def test_missing_packages_are_said_before_anything_is_evaluated(tmp_path, monkey
     monkeypatch.setattr("sys.argv", ["evaluate", str(tmp_path), "--video"])
     with pytest.raises(SystemExit):
         evaluate.main()
-    assert ".gif needs packages that are missing" in capsys.readouterr().err
+    assert "a .gif film needs the package no_such_package; install with: pip" in (
+        capsys.readouterr().err
+    )
 
 
 def test_the_maps_change_while_the_team_explores_and_stand_still_while_it_acts(learner):

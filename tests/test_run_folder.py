@@ -1,5 +1,6 @@
 """The folder of a run, the device it uses, and how it is stopped."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -9,11 +10,12 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from mg2l import cli
+from mg2l import cli, train
 from mg2l.loading import config_from_yaml
 from mg2l.run import folder as folder_module
 from mg2l.run.device import select_device
@@ -113,10 +115,18 @@ def test_a_run_has_one_process_at_a_time(choice):
 
 def test_device_without_a_gpu(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert select_device(-1) == torch.device("cpu")
+    assert select_device(-1) == select_device(3) == torch.device("cpu")
     assert capsys.readouterr().out == ""
-    assert select_device(3) == torch.device("cpu")
-    assert capsys.readouterr().out == "gpu_id=3: torch finds no GPU here, running on the CPU\n"
+
+
+def test_training_says_once_that_there_is_no_gpu(monkeypatch, capsys, choice):
+    config, options = choice
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(train, "begin", Mock(side_effect=ConfigError("far enough")))
+    for gpu_id, line in ((3, "gpu_id=3: torch finds no GPU here, training on the CPU\n"), (-1, "")):
+        with pytest.raises(ConfigError, match="far enough"):
+            train.train(dataclasses.replace(config, gpu_id=gpu_id), options)
+        assert capsys.readouterr().out == line
 
 
 def test_device_with_gpus(monkeypatch, capsys):

@@ -210,7 +210,7 @@ def test_wandb_mode_follows_the_user(monkeypatch, tmp_path, no_wandb_account, va
 
 def test_wandb_that_is_missing_is_told_before_anything_starts(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match="pip install wandb"):
+    with pytest.raises(ConfigError, match="log_wandb=true needs the package wandb"):
         MetricsLogger(tmp_path, wandb=True)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.delitem(sys.modules, "wandb")
@@ -219,7 +219,7 @@ def test_wandb_that_is_missing_is_told_before_anything_starts(monkeypatch, capsy
         cli.parse(["log_wandb=true"])
     assert info.value.code == 2
     assert capsys.readouterr().err == (
-        "error: log_wandb=true needs a package that is missing: pip install wandb\n"
+        'error: log_wandb=true needs the package wandb; install with: pip install "mg2l[wandb]"\n'
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import ArrayLike, NDArray
 
+from mg2l._native import REINSTALL
 from mg2l.envs.base import EnvConfig, FloatArray, Info, StepResult, Streams, TaskSet, VectorEnv
 from mg2l.envs.particle.draw import draw_world
 
@@ -21,7 +22,7 @@ try:
     from mg2l import _particle
 except ImportError as error:
     raise ImportError(
-        "the physics of the particle world is not built; run: pip install -e ."
+        f"the physics of the particle world is not built; install mg2l again: {REINSTALL}"
     ) from error
 
 distances = _particle.distances

@@ -9,10 +9,10 @@ was not measured is left out: ``mg2l.evaluate`` and ``mg2l.probe`` measure it.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from pathlib import Path
 
 from mg2l import cli
+from mg2l.packages import require
 from mg2l.results import find
 from mg2l.schema import ConfigError
 
@@ -43,11 +43,7 @@ def main() -> None:
             option = name.replace("_", "-")
             words.error(f"--{option} must be at least {least}, got {value}")
     with cli.report_errors():
-        if not all(map(importlib.util.find_spec, PACKAGES)):
-            raise ConfigError(
-                "a report needs packages that are missing; install them with: "
-                'pip install -c constraints.txt -e ".[report]"'
-            )
+        require("a report", *PACKAGES, extra="report")
         runs = find(arguments.folders)
         if not runs:
             raise ConfigError(f"no run lies below {', '.join(map(str, arguments.folders))}")

@@ -8,7 +8,7 @@ from mg2l.schema import ConfigError
 
 
 def select_device(gpu_id: int) -> torch.device:
-    """CUDA device ``gpu_id``, or the CPU for -1 and wherever there is no GPU (one line says so).
+    """CUDA device ``gpu_id``, or the CPU for -1 and wherever there is no GPU.
 
     Raises:
         ConfigError: there are GPUs, but not so many.
@@ -17,7 +17,6 @@ def select_device(gpu_id: int) -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
-        print(f"gpu_id={gpu_id}: torch finds no GPU here, running on the CPU", flush=True)
         return torch.device("cpu")
     if gpu_id >= count:
         raise ConfigError(

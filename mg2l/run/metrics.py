@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mg2l.schema import ConfigError
+from mg2l.packages import require
 
 
 def _plain(value: Any) -> Any:
@@ -134,12 +134,9 @@ class MetricsLogger:
 
     @staticmethod
     def _start_wandb(folder: Path, config: Mapping[str, Any]) -> Any:
-        try:
-            import wandb
-        except ImportError:
-            raise ConfigError(
-                "log_wandb=true needs a package that is missing: pip install wandb"
-            ) from None
+        require("log_wandb=true", "wandb", extra="wandb")
+        import wandb
+
         name = "-".join(folder.resolve().parts[-3:])
         return wandb.init(
             project="mg2l",

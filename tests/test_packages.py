@@ -1,0 +1,68 @@
+"""Packages that are missing: one line, which holds for whoever installed a wheel."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import tomllib
+
+from mg2l import probe
+from mg2l.packages import installed, require
+from mg2l.schema import ConfigError
+
+ROOT = Path(__file__).parents[1]
+SOURCES = [path for folder in ("mg2l", "envs") for path in (ROOT / folder).rglob("*.py")]
+
+
+def test_what_is_missing_is_named():
+    require("this", "torch", "numpy", extra="analysis")
+    with pytest.raises(ConfigError) as caught:
+        require("a thing", "torch", "no_such_a", "no_such_b", extra="analysis")
+    assert str(caught.value) == (
+        "a thing needs the packages no_such_a, no_such_b; install with: "
+        'pip install "mg2l[analysis]"'
+    )
+
+
+def test_what_was_imported_from_no_file_is_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "made_here", ModuleType("made_here"))
+    assert installed("made_here")
+    monkeypatch.setitem(sys.modules, "made_here", None)
+    assert not installed("made_here")
+
+
+@pytest.mark.parametrize(
+    ("missing", "words", "line"),
+    [
+        ("sklearn", [], 'a probe needs the package sklearn; install with: .*"mg2l[analysis]"'),
+        ("matplotlib", ["--map=a.png"], '--map needs the package matplotlib; .*"mg2l[analysis]"'),
+        ("umap", ["--by", "umap"], '--by umap needs the package umap; .*"mg2l[umap]"'),
+    ],
+)
+def test_a_probe_says_what_it_needs_before_it_begins(
+    tmp_path, monkeypatch, capsys, missing, words, line
+):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name == missing else find(name)
+    )
+    monkeypatch.setattr("sys.argv", ["probe", str(tmp_path), *words])
+    with pytest.raises(SystemExit):
+        probe.main()
+    pattern = re.escape(f"error: {line}").replace(r"\.\*", ".*")
+    assert re.fullmatch(pattern + "\n", capsys.readouterr().err)
+
+
+def test_messages_hold_outside_a_clone():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for path in SOURCES:
+        text = path.read_text()
+        assert "constraints.txt" not in text, path
+        assert "root of the repository" not in text, path
+        named = re.findall(r'mg2l\[(\w+)\]|extra="([\w-]+)"', text)
+        assert {one or other for one, other in named} <= {*extras}, path
