@@ -32,16 +32,16 @@ class EnvError(RuntimeError):
 class EnvConfig(Section):
     """Keys that every environment family has; a family derives from it and adds its own."""
 
-    max_ep_len: int = bounded(100, ge=1)
+    max_ep_len: int = bounded(100, ge=1, le=1_000_000)
     """Steps after which an episode is truncated."""
 
-    n_agents: int = bounded(2, ge=1)
+    n_agents: int = bounded(2, ge=1, le=1000)
     """Agents of the team."""
 
-    n_tasks: int = bounded(0, ge=0)
+    n_tasks: int = bounded(0, ge=0, le=1_000_000)
     """Tasks to train on; 0 is all that the family has."""
 
-    task_seed: int = bounded(0, ge=0)
+    task_seed: int = bounded(0, ge=0, le=2**32 - 1)
     """Seed of the choice of training tasks, where fewer than all are trained on."""
 
 

@@ -12,21 +12,21 @@ from typing import Literal
 
 from mg2l.algo import registry
 from mg2l.envs.base import EnvConfig
-from mg2l.schema import Section, bounded, one_of
+from mg2l.schema import Section, bounded, check_steps, one_of
 
 
 @dataclass
 class RolloutConfig(Section):
     """How experience is collected."""
 
-    n_rollout_threads: int = bounded(32, ge=1)
+    n_rollout_threads: int = bounded(32, ge=1, le=65_536)
     """Environment copies stepped together; each draws its own task for every iteration."""
 
-    rollout_threads_divisor: int = bounded(1, ge=1)
+    rollout_threads_divisor: int = bounded(1, ge=1, le=1000)
     """Divides ``n_rollout_threads``: with 2, and ``episodes_per_task: 2``, half as many copies for
     twice as long take as many steps in an iteration as the environment says."""
 
-    n_ae_rollout_threads: int = bounded(4, ge=1)
+    n_ae_rollout_threads: int = bounded(4, ge=1, le=65_536)
     """Environment copies of an exploration rollout, whose transitions fill the context replay."""
 
     paired_exploration: bool = True
@@ -34,13 +34,13 @@ class RolloutConfig(Section):
     only what the tasks change tells their episodes apart. Else an encoder can learn by heart which
     starting positions it has seen with which task."""
 
-    n_init_rollouts: int = bounded(5, ge=1)
+    n_init_rollouts: int = bounded(5, ge=1, le=1_000_000)
     """Exploration rollouts before the first iteration."""
 
     sample_ae_interval: int = bounded(5, ge=1)
     """Iterations between two exploration rollouts."""
 
-    episodes_per_task: int = bounded(1, ge=1)
+    episodes_per_task: int = bounded(1, ge=1, le=1000)
     """Episodes of one task, one after the other, in a rollout: with more than one, what is
     remembered of the first helps in the others. The number of steps grows accordingly."""
 
@@ -55,7 +55,7 @@ class RolloutConfig(Section):
 class PPOConfig(Section):
     """Multi-agent proximal policy optimisation (Yu et al., 2022, arXiv:2103.01955)."""
 
-    ppo_epoch: int = bounded(15, ge=1)
+    ppo_epoch: int = bounded(15, ge=1, le=10_000)
     """Passes over a rollout."""
 
     num_mini_batch: int = bounded(1, ge=1)
@@ -144,10 +144,10 @@ class PolicyConfig(Section):
     use_centralized_V: bool = True
     """The critic sees the observations of all agents; false: its own agent's only."""
 
-    algo_hidden_size: int = bounded(256, ge=1)
+    algo_hidden_size: int = bounded(256, ge=1, le=8192)
     """Width of the hidden layers."""
 
-    layer_N: int = bounded(1, ge=0)
+    layer_N: int = bounded(1, ge=0, le=1000)
     """Hidden layers after the first."""
 
     use_ReLU: bool = True
@@ -168,7 +168,7 @@ class PolicyConfig(Section):
     use_naive_recurrent_policy: bool = False
     """A GRU in actor and critic, trained on whole rollouts."""
 
-    recurrent_N: int = bounded(1, ge=1)
+    recurrent_N: int = bounded(1, ge=1, le=100)
     """Layers of the GRU."""
 
     recurrent_reset: Literal["episode", "task"] = "episode"
@@ -190,7 +190,7 @@ class PolicyConfig(Section):
 class EncoderConfig(Section):
     """Multi-level task encoder and its losses (Zhao et al., 2025, sections III and IV)."""
 
-    context_dim: int = bounded(16, ge=1)
+    context_dim: int = bounded(16, ge=1, le=8192)
     """Width D of a task representation."""
 
     obs: Literal["mlp", "cnn"] = "mlp"
@@ -198,17 +198,17 @@ class EncoderConfig(Section):
     convolutions in actors, critics and the encoders of single transitions (``mg2l``, ``ma-pearl``,
     ``focal``)."""
 
-    hidden_sizes_mlp: list[int] = bounded([64, 64, 64], ge=1)  # noqa: RUF009
+    hidden_sizes_mlp: list[int] = bounded([64, 64, 64], ge=1, le=8192)  # noqa: RUF009
     """Hidden layers of the transition encoder and of the local inference networks."""
 
     aggregator: Literal["pia", "transformer", "rnn", "gaussian_product", "mean"] = "pia"
     """How a context's transitions become one vector."""
 
-    n_blocks: int = bounded(0, ge=0)
+    n_blocks: int = bounded(0, ge=0, le=1000)
     """Self-attention blocks before the permutation-invariant attention head (or in the
     transformer aggregator)."""
 
-    n_heads: int = bounded(4, ge=1)
+    n_heads: int = bounded(4, ge=1, le=8192)
     """Attention heads of a block; divides ``context_dim``."""
 
     dist: Literal["gaussian", "deterministic"] = "gaussian"
@@ -277,10 +277,10 @@ class EncoderConfig(Section):
     distance_weight: float = bounded(1.0, ge=0)
     """FOCAL: weight of keeping tasks apart against keeping a task's contexts together."""
 
-    generated_negatives: int = bounded(16, ge=1)
+    generated_negatives: int = bounded(16, ge=1, le=100_000)
     """CORRO: transitions of other tasks that are made up for each that is contrasted."""
 
-    generator_dim: int = bounded(8, ge=1)
+    generator_dim: int = bounded(8, ge=1, le=8192)
     """CORRO: width of the variable that stands for the task where transitions are made up."""
 
     lr: float = bounded(2e-3, gt=0)
@@ -289,34 +289,34 @@ class EncoderConfig(Section):
     critic_to_encoder: bool = True
     """The value loss also trains transition encoder, aggregation and global inference."""
 
-    ae_batch_size: int = bounded(100, ge=1)
+    ae_batch_size: int = bounded(100, ge=1, le=1_000_000)
     """Transitions in a context from which actors and critics are told of the task."""
 
-    context_episodes: int = bounded(10, ge=1)
+    context_episodes: int = bounded(10, ge=1, le=1_000_000)
     """Episodes, or where they end early stretches of ``max_ep_len`` steps, that the transitions of
     such a context are drawn from."""
 
-    update_contexts: int = bounded(160, ge=1)
+    update_contexts: int = bounded(160, ge=1, le=1_000_000)
     """Contexts that an encoder update learns from."""
 
-    update_transitions: int = bounded(10, ge=1)
+    update_transitions: int = bounded(10, ge=1, le=1_000_000)
     """Transitions in a context that an encoder update learns from. Short ones must be recognised by
     what single transitions say, long ones can be by the average layout of their episodes."""
 
-    update_episodes: int = bounded(1, ge=1)
+    update_episodes: int = bounded(1, ge=1, le=1_000_000)
     """Episodes that the transitions of such a context are drawn from."""
 
-    ae_updates_per_iter: int = bounded(50, ge=0)
+    ae_updates_per_iter: int = bounded(50, ge=0, le=1_000_000)
     """Encoder updates per iteration."""
 
-    n_init_updates: int = bounded(500, ge=0)
+    n_init_updates: int = bounded(500, ge=0, le=1_000_000_000)
     """Encoder updates on the first exploration rollouts, before any policy acts on what is
     inferred."""
 
     train_ae_interval: int = bounded(1, ge=1)
     """Iterations between two rounds of encoder updates."""
 
-    ae_buffer_size: int = bounded(100_000, ge=1)
+    ae_buffer_size: int = bounded(100_000, ge=1, le=100_000_000)
     """Transitions kept per task in the context replay."""
 
     def __post_init__(self) -> None:
@@ -344,10 +344,10 @@ class BeliefConfig(Section):
     """Whose transitions an embedding of MATE is made of, and what is decoded from it: each agent's
     own; everybody's; or each agent's own, from a mixture of which everybody's are decoded."""
 
-    belief_hidden: int = bounded(64, ge=1)
+    belief_hidden: int = bounded(64, ge=1, le=8192)
     """Width of the GRU."""
 
-    decoder_sizes_mlp: list[int] = bounded([64, 64], ge=1)  # noqa: RUF009
+    decoder_sizes_mlp: list[int] = bounded([64, 64], ge=1, le=8192)  # noqa: RUF009
     """Hidden layers of the decoders, all of one width."""
 
     belief_reset: Literal["episode", "task"] = "episode"
@@ -359,16 +359,16 @@ class BeliefConfig(Section):
     reward_weight: float = bounded(1.0, ge=0)
     """Weight of the error of decoded rewards, in units of their variance."""
 
-    kept_trajectories: int = bounded(32, ge=1)
+    kept_trajectories: int = bounded(32, ge=1, le=1_000_000)
     """Trajectories, each a rollout of one environment, that updates learn from: the latest."""
 
-    update_trajectories: int = bounded(32, ge=1)
+    update_trajectories: int = bounded(32, ge=1, le=1_000_000)
     """Trajectories in an update."""
 
-    elbo_terms: int = bounded(10, ge=1)
+    elbo_terms: int = bounded(10, ge=1, le=1_000_000)
     """Steps of a trajectory at whose beliefs VariBAD's bound is evaluated in an update."""
 
-    decoded_steps: int = bounded(20, ge=1)
+    decoded_steps: int = bounded(20, ge=1, le=1_000_000)
     """Steps, past and to come, that are decoded from each of these beliefs."""
 
     def __post_init__(self) -> None:
@@ -386,20 +386,20 @@ class Config(Section):
     """What actors and critics are told of the task: ``mappo`` nothing, ``oracle`` the task, the
     others what they infer."""
 
-    seed: int = bounded(0, ge=0)
+    seed: int = bounded(0, ge=0, le=2**32 - 1)
     """Seed of everything random."""
 
-    gpu_id: int = bounded(0, ge=-1)
+    gpu_id: int = bounded(0, ge=-1, le=1023)
     """CUDA device; -1 is the CPU, as is any number on a machine without a GPU."""
 
-    n_training_threads: int = bounded(0, ge=0)
+    n_training_threads: int = bounded(0, ge=0, le=1024)
     """CPU threads of torch; 0 leaves torch's own choice."""
 
     kernels: Literal["native", "torch"] = "native"
     """Compiled operators, or their definitions in plain torch: the same training, to float
     tolerance. An operator that is not compiled for the device is computed in plain torch."""
 
-    n_iters: int = bounded(1000, ge=1)
+    n_iters: int = bounded(1000, ge=1, le=1_000_000_000)
     """Iterations of the run."""
 
     log_interval: int = bounded(1, ge=1)
@@ -415,10 +415,10 @@ class Config(Section):
     """Iterations between two meta-tests in the course of training; 0 is never. They change nothing
     of the training."""
 
-    eval_episodes: int = bounded(4, ge=1)
+    eval_episodes: int = bounded(4, ge=1, le=100_000)
     """Episodes per task in such a meta-test."""
 
-    eval_shots: list[int] = bounded([0, 1, 2], ge=0)  # noqa: RUF009
+    eval_shots: list[int] = bounded([0, 1, 2], ge=0, le=1000)  # noqa: RUF009
     """Episodes of exploration before acting in such a meta-test."""
 
     keep_checkpoints: int = bounded(2, ge=1)
@@ -452,12 +452,20 @@ class Config(Section):
         super().__post_init__()
         if self.load_model and not self.load_model_path:
             raise ValueError("load_model=true needs load_model_path, got an empty path")
+        if not self.eval_shots:
+            raise ValueError("eval_shots must have at least one number of episodes, got []")
+        registry.load(self.algo_name).check_config(self)
         if self.rollout.n_rollout_threads % self.rollout.rollout_threads_divisor:
             raise ValueError(
                 f"rollout_threads_divisor={self.rollout.rollout_threads_divisor} must divide "
                 f"n_rollout_threads={self.rollout.n_rollout_threads}"
             )
         envs, steps = self.rollout_envs, self.rollout_steps
+        check_steps(
+            n_rollout_threads=self.rollout.n_rollout_threads,
+            max_ep_len=self.env.max_ep_len,
+            episodes_per_task=self.rollout.episodes_per_task,
+        )
         if self.policy.use_recurrent_policy and steps % self.policy.data_chunk_length:
             raise ValueError(
                 f"data_chunk_length={self.policy.data_chunk_length} must divide "

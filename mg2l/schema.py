@@ -15,12 +15,19 @@ import math
 import textwrap
 import types
 from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 class ConfigError(ValueError):
     """A key or value that cannot be; its message is one line for whoever wrote it."""
+
+
+MAX_INT = 2**31 - 1
+"""Upper bound of an integer whose key states none."""
+
+MAX_STEPS = 10**8
+"""Steps that may be held or computed on at once: what more of them need, no memory has."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,15 @@ class Bounds:
     def __str__(self) -> str:
         low = "(-inf"
         if self.ge is not None or self.gt is not None:
-            low = f"[{self.ge:g}" if self.ge is not None else f"({self.gt:g}"
+            low = f"[{_figure(self.ge)}" if self.ge is not None else f"({_figure(self.gt)}"
         high = "inf)"
         if self.le is not None or self.lt is not None:
-            high = f"{self.le:g}]" if self.le is not None else f"{self.lt:g})"
+            high = f"{_figure(self.le)}]" if self.le is not None else f"{_figure(self.lt)})"
         return f"{low}, {high}"
+
+
+def _figure(bound: float | None) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def bounded(
@@ -70,6 +81,17 @@ def one_of(default: str, choices: Iterable[str]) -> Any:
     return field(default=default, metadata={"choices": tuple(choices)})
 
 
+def check_steps(**factors: int) -> None:
+    """Judge numbers, by their keys, whose product is of steps that are held or computed on at once.
+
+    Raises:
+        ConfigError: there are more than `MAX_STEPS`.
+    """
+    if (steps := math.prod(factors.values())) > MAX_STEPS:
+        shown = " x ".join(f"{name}={value}" for name, value in factors.items())
+        raise ConfigError(f"{shown} is {steps} steps at once, more than {MAX_STEPS}")
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` with the word of ``words`` most like ``word``, or nothing."""
     near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.55)
@@ -83,10 +105,19 @@ _MANY = {int: "integers such as [64, 64]", float: "numbers", bool: "true or fals
 def _typed(hint: Any, value: Any) -> Any:
     """``value`` as plain type ``hint``, else TypeError. Integers serve as floats."""
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 2**1023 else math.inf if value > 0 else -math.inf
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise TypeError
     return value
+
+
+def _shown(value: Any) -> str:
+    """A value within a message, cut short where it is long."""
+    try:
+        text = repr(value) if isinstance(value, str) else str(value)
+    except ValueError:  # an integer of more digits than Python writes
+        text = f"an integer of {value.bit_length()} bits"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def check_value(name: str, hint: Any, value: Any, bounds: Bounds | None = None) -> Any:
@@ -105,7 +136,7 @@ def check_value(name: str, hint: Any, value: Any, bounds: Bounds | None = None) 
     Raises:
         ConfigError: wrong type, not one of the choices, out of bounds, or not finite.
     """
-    shown = f"{value!r}" if isinstance(value, str) else str(value)
+    shown = _shown(value)
     if get_origin(hint) in (Union, types.UnionType):
         (hint,) = (option for option in get_args(hint) if option is not type(None))
         if value is None:
@@ -143,6 +174,16 @@ def _hints(section: type[Section]) -> dict[str, Any]:
     return hints
 
 
+def _bounds(item: Field[Any], hint: Any) -> Bounds | None:
+    """Bounds of a field; no integer is without an upper one."""
+    bounds: Bounds | None = item.metadata.get("bounds")
+    if int in (hint, *get_args(hint)) and get_origin(hint) is not Literal:
+        bounds = bounds or Bounds(ge=-MAX_INT)
+        if bounds.le is None and bounds.lt is None:
+            bounds = replace(bounds, le=MAX_INT)
+    return bounds
+
+
 def _is_section(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, Section)
 
@@ -161,7 +202,7 @@ class Section:
         for item in fields(self):
             if not _is_section(hints[item.name]):
                 value = getattr(self, item.name)
-                bounds = item.metadata.get("bounds")
+                bounds = _bounds(item, hints[item.name])
                 setattr(self, item.name, check_value(item.name, hints[item.name], value, bounds))
 
 
@@ -233,7 +274,7 @@ def keys(section: type[Section], group: str = "") -> list[Key]:
         default = item.default
         if item.default_factory is not MISSING:
             default = item.default_factory()
-        bounds = item.metadata.get("bounds")
+        bounds = _bounds(item, hints[item.name])
         found.append(
             Key(item.name, group, hints[item.name], default, bounds, docs.get(item.name, ""))
         )

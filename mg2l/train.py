@@ -32,6 +32,7 @@ from mg2l.run.metrics import MetricsLogger
 from mg2l.run.progress import RunProgress
 from mg2l.run.random_state import random_state, set_random_state
 from mg2l.run.stop import GracefulStop
+from mg2l.schema import ConfigError
 
 
 def iterate(
@@ -123,11 +124,28 @@ def naming_the_iteration(iteration: int, folder: RunFolder) -> Iterator[None]:
         raise
 
 
-def begin(
-    config: Config, options: cli.Options, folder: RunFolder, device: torch.device
-) -> tuple[Learner, int]:
-    """The learner of a run, ready for its next iteration, and how many are done."""
-    learner = Learner(config, device)
+def build(config: Config, device: torch.device) -> Learner:
+    """The learner of a run, before there is a folder: what the environment refuses is said first.
+
+    Raises:
+        ConfigError: values with which nothing can be built, or more than memory holds.
+    """
+    try:
+        return Learner(config, device)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "allocate" in str(error):
+            reason = str(error).strip().partition("\n")[0]
+            raise ConfigError(f"this run does not fit into memory: {reason}") from error
+        raise
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def begin(learner: Learner, options: cli.Options, folder: RunFolder) -> int:
+    """Make a learner ready for its next iteration; returns how many are done."""
+    config = learner.config
     start = restore(learner, folder, options.resume_previous) if options.resume else 0
     if start == 0:
         if config.load_model:
@@ -137,7 +155,7 @@ def begin(
             print("exploring, and first encoder updates, before iteration 1", flush=True)
         with naming_the_iteration(0, folder):
             learner.prepare()
-    return learner, start
+    return start
 
 
 def train(config: Config, options: cli.Options) -> int:
@@ -147,9 +165,10 @@ def train(config: Config, options: cli.Options) -> int:
     device = select_device(config.gpu_id)
     if config.gpu_id >= 0 and device.type == "cpu":
         print(f"gpu_id={config.gpu_id}: torch finds no GPU here, training on the CPU", flush=True)
+    learner = build(config, device)
     with RunFolder.open(config, options) as folder:
         try:
-            learner, start = begin(config, options, folder, device)
+            start = begin(learner, options, folder)
         except KeyboardInterrupt:
             print(f"\nstopped before training; go on with --resume={folder.path}", flush=True)
             return 128 + signal.SIGINT

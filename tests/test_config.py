@@ -1,11 +1,12 @@
 """The command line, the YAML files and the schema behind them."""
 
+import contextlib
 import dataclasses
 import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pytest
 import yaml
@@ -256,10 +257,10 @@ def test_texts_are_taken_as_they_stand(text):
         ("use_gae=on", "use_gae must be true or false, got 'on'"),
         ("hidden_sizes_mlp=64", "hidden_sizes_mlp must be a list of integers such as [64, 64]"),
         ("hidden_sizes_mlp=[64, 1.5]", "hidden_sizes_mlp must be a list of integers"),
-        ("hidden_sizes_mlp=[64, 0]", "hidden_sizes_mlp must be in [1, inf), got [64, 0]"),
+        ("hidden_sizes_mlp=[64, 0]", "hidden_sizes_mlp must be in [1, 8192], got [64, 0]"),
         ("clip_param=1", "clip_param must be in (0, 1), got 1"),
-        ("env.n_agents=0", "n_agents must be in [1, inf), got 0"),
-        ("gpu_id=-2", "gpu_id must be in [-1, inf), got -2"),
+        ("env.n_agents=0", "n_agents must be in [1, 1000], got 0"),
+        ("gpu_id=-2", "gpu_id must be in [-1, 1023], got -2"),
         ("aggregator=pai", "aggregator must be one of pia, transformer"),
         ("clip_parm=0.3", "unknown key 'clip_parm'; did you mean 'clip_param'?"),
         ("ppo.clip_parm=0.3", "unknown key 'ppo.clip_parm'; did you mean 'ppo.clip_param'?"),
@@ -298,11 +299,100 @@ def test_refusals(capsys, override, message):
         (["load_model=true"], ["load_model=true", "load_model_path"]),
         (["load_model=true", "load_model_path=nowhere"], ["load_model_path=nowhere"]),
         (["num_mini_batch=5000"], ["num_mini_batch=5000", "3200"]),
+        (["ae_buffer_size=50"], ["ae_buffer_size=50", "max_ep_len=100"]),
+        (["max_ep_len=100001"], ["ae_buffer_size=100000", "max_ep_len=100001"]),
+        (["--algo=corro", "update_transitions=1"], ["corro", "update_transitions", "got 1"]),
+        (["--algo=rl2", "use_recurrent_policy=false"], ["rl2", "use_recurrent_policy=true"]),
+        (
+            ["--algo=varibad", "kept_trajectories=8", "update_trajectories=9"],
+            ["kept_trajectories=8", "update_trajectories=9"],
+        ),
+        (
+            ["n_rollout_threads=65536", "max_ep_len=100000"],
+            ["n_rollout_threads=65536 x max_ep_len=100000", "6553600000 steps at once"],
+        ),
+        (["n_ae_rollout_threads=65536", "max_ep_len=9999"], ["n_ae_rollout_threads=65536"]),
+        (["ae_batch_size=1000000", "n_rollout_threads=128"], ["ae_batch_size=1000000"]),
+        (["update_contexts=1000000", "update_transitions=101"], ["update_contexts=1000000"]),
+        (["--algo=mate-ind", "kept_trajectories=1000000", "max_ep_len=101"], ["kept_traj"]),
+        (["eval_shots=[]"], ["eval_shots", "[]"]),
     ],
 )
 def test_conflicts_name_both_values(capsys, argv, both):
     err = refusal(capsys, *argv)
     assert all(part in err for part in both), err
+
+
+def test_what_an_algorithm_does_not_use_is_no_conflict():
+    assert parsed("--algo=mappo", "ae_buffer_size=50").encoder.ae_buffer_size == 50
+
+
+ODD = {
+    int: ["-99", "0.5", "1e3", "1" + 30 * "0", "-1" + 30 * "0", 5000 * "9", ".nan", ".inf"],
+    float: [".nan", ".inf", "-.inf", "1e999", "-1" + 400 * "0", "1" + 400 * "0"],
+    bool: ["0", "1", "yes", "-1", "1.0"],
+    str: [],
+}
+ODD_ANYWHERE = ["", "null", "[]", "[[1]]", "{}", "{a: 1}", "odd", "2024-01-01", "0x10"]
+
+
+def keys_of(family):
+    """The schema of a family and its keys; of all families but one only their own."""
+    everything = Schema(family)
+    found = everything.by_path.values()
+    return everything, [key for key in found if family == "mpe-spread" or key.group == "env"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_odd_values_are_refused_in_one_line(family):
+    everything, found = keys_of(family)
+    for key in found:
+        many = get_origin(key.hint) is list
+        (element, *_) = get_args(key.hint) or [key.hint]
+        if element is str:
+            continue  # every text is one; what it means is judged by who reads it
+        texts = [*ODD.get(element, []), *ODD_ANYWHERE]
+        texts += [f"[{text}]" for text in texts] + ["true", "[true]"] * (element is not bool)
+        for text in texts:
+            if many and text == "[]":
+                continue  # whether it may be empty is judged by who reads it
+            with pytest.raises(schema.ConfigError) as caught:
+                everything.overrides([f"{key.path}={text}"])
+            message = str(caught.value)
+            assert message.startswith(f"{key.name} must be "), message
+            assert " got " in message
+            assert "\n" not in message
+            assert len(message) < 600
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_integer_has_an_upper_bound_within_which_all_is_judged(family):
+    everything, found = keys_of(family)
+    defaults = {key.path: key.default for key in everything.by_path.values()}
+    for key in found:
+        many = get_origin(key.hint) is list
+        (element, *_) = get_args(key.hint) or [key.hint]
+        if element is not int:
+            continue
+        assert key.bounds is not None
+        assert key.bounds.le is not None
+        assert str(key.bounds.le) in key.kind  # as help shows it
+        value = [key.bounds.le] if many else key.bounds.le
+        with contextlib.suppress(schema.ConfigError):  # it may conflict with another
+            everything.build({**defaults, key.path: value})
+
+
+def test_an_integer_of_a_family_without_bounds_has_some():
+    @dataclasses.dataclass
+    class Own(registry.config_class("mpe-spread")):
+        extra: int = 3
+        many: list[int] = dataclasses.field(default_factory=lambda: [1])
+
+    assert Own(extra=2**31 - 1).extra == 2**31 - 1
+    with pytest.raises(schema.ConfigError, match=r"extra must be in \[-2147483647, 2147483647\]"):
+        Own(extra=2**31)
+    with pytest.raises(schema.ConfigError, match=r"many must be in"):
+        Own(many=[1, 10**30])
 
 
 def test_the_same_value_twice_is_no_conflict():
@@ -417,8 +507,8 @@ def test_help_names_everything(capsys):
 
 def test_help_shows_what_the_chosen_files_set():
     paper = cli.help_text(["--algo=mg2l-paper"])
-    assert "update_transitions  int in [1, inf), default 10, here 100" in paper
-    assert "update_transitions  int in [1, inf), default 10\n" in cli.help_text([])
+    assert "update_transitions  int in [1, 1000000], default 10, here 100" in paper
+    assert "update_transitions  int in [1, 1000000], default 10\n" in cli.help_text([])
 
 
 def test_the_module_refuses_with_status_2():

@@ -119,6 +119,33 @@ def test_device_without_a_gpu(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError("Unable to allocate 8 TiB"), "not fit into memory: Unable to allocate 8 TiB"),
+        (
+            RuntimeError("can't allocate memory: 9 bytes\nat ..."),
+            "memory: can't allocate memory: 9",
+        ),
+        (ValueError("agents must share one action space"), "agents must share one action space"),
+        (None, "obs=cnn needs observations that begin with an image"),
+    ],
+)
+def test_what_cannot_be_built_is_said_before_there_is_a_folder(
+    tmp_path, monkeypatch, choice, error, line
+):
+    config, options = choice
+    if error is not None:
+        monkeypatch.setattr(train, "Learner", Mock(side_effect=error))
+    config = dataclasses.replace(
+        config, gpu_id=-1, encoder=dataclasses.replace(config.encoder, obs="cnn")
+    )
+    with pytest.raises(ConfigError, match=line) as caught:
+        train.train(config, options)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
 def test_training_says_once_that_there_is_no_gpu(monkeypatch, capsys, choice):
     config, options = choice
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -26,13 +26,13 @@ _MAX_CRASHES = 3  # of one worker, without a step between them
 class AdapterConfig(EnvConfig):
     """A foreign environment, in worker processes."""
 
-    n_agents: int = bounded(0, ge=0)
+    n_agents: int = bounded(0, ge=0, le=1000)
     """Agents; 0 is as many as the environment has, and another number must be that."""
 
-    n_workers: int = bounded(0, ge=0)
+    n_workers: int = bounded(0, ge=0, le=1024)
     """Worker processes; 0 is one per processor core."""
 
-    timeout: float = bounded(60.0, gt=0)
+    timeout: float = bounded(60.0, gt=0, le=1e6)
     """For making, resetting or stepping one copy; a worker that takes longer has crashed [s]."""
 
     max_restarts: int = bounded(10, ge=0)

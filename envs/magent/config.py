@@ -25,14 +25,14 @@ class GridConfig(EnvConfig):
     map_size: int = bounded(32, ge=6, le=100)
     """Side of the square map [cells], of which the outermost are walls."""
 
-    view_range: int = bounded(3, ge=2)
+    view_range: int = bounded(3, ge=2, le=50)
     """Cells that an agent sees in each direction."""
 
     minimap: bool = True
     """Agents also see how each group is spread over the whole map, as coarse as their view is
     wide, and where on it they are."""
 
-    max_ep_len: int = bounded(50, ge=1)
+    max_ep_len: int = bounded(50, ge=1, le=1_000_000)
     """Steps after which an episode is truncated."""
 
     def __post_init__(self) -> None:
@@ -54,16 +54,16 @@ class GridConfig(EnvConfig):
 class GatherConfig(GridConfig):
     """Foragers among kinds of food, some of which pay."""
 
-    n_agents: int = bounded(64, ge=1)
+    n_agents: int = bounded(64, ge=1, le=1000)
     """Foragers."""
 
     n_foods: int = bounded(3, ge=2, le=6)
     """Kinds of food."""
 
-    food_per_kind: int = bounded(40, ge=1)
+    food_per_kind: int = bounded(40, ge=1, le=1000)
     """Pieces of each kind."""
 
-    bites: int = bounded(3, ge=1)
+    bites: int = bounded(3, ge=1, le=1000)
     """Bites that a piece of food takes."""
 
     @property
@@ -76,10 +76,10 @@ class GatherConfig(GridConfig):
 class BattleConfig(GridConfig):
     """A team against an army of hidden strength and habits."""
 
-    n_agents: int = bounded(16, ge=1)
+    n_agents: int = bounded(16, ge=1, le=1000)
     """Agents of the team."""
 
-    n_opponents: int = bounded(16, ge=1)
+    n_opponents: int = bounded(16, ge=1, le=1000)
     """Opponents."""
 
     map_size: int = bounded(20, ge=6, le=100)
@@ -98,13 +98,13 @@ class BattleConfig(GridConfig):
 class PursuitConfig(GridConfig):
     """Predators among kinds of prey, one of which they are after."""
 
-    n_agents: int = bounded(8, ge=1)
+    n_agents: int = bounded(8, ge=1, le=1000)
     """Predators."""
 
     prey_kinds: int = bounded(3, ge=2, le=6)
     """Kinds of prey."""
 
-    prey_per_kind: int = bounded(4, ge=1)
+    prey_per_kind: int = bounded(4, ge=1, le=1000)
     """Animals of each kind."""
 
     flight: float = bounded(0.5, ge=0, le=1)

@@ -23,13 +23,13 @@ class RobotConfig(EnvConfig):
 
     robot: ClassVar[Robot]
 
-    max_ep_len: int = bounded(200, ge=1)
+    max_ep_len: int = bounded(200, ge=1, le=1_000_000)
     """Steps after which an episode is truncated."""
 
     agent_conf: str = ""
     """How joints are shared out, agents x joints."""
 
-    agent_obsk: int = bounded(0, ge=0)
+    agent_obsk: int = bounded(0, ge=0, le=100)
     """How many edges far an agent sees other joints; 0: its own only."""
 
     root_state: bool = False
@@ -39,7 +39,7 @@ class RobotConfig(EnvConfig):
     """The simulator as it is, or with the inertias that MuJoCo 2.1 gave its capsules, on which the
     paper's experiments ran."""
 
-    sim_threads: int = bounded(0, ge=0)
+    sim_threads: int = bounded(0, ge=0, le=1024)
     """Threads of the simulator; 0: as many as there are processors. Results do not depend on it."""
 
     def __post_init__(self) -> None:
@@ -79,13 +79,13 @@ class CheetahVelConfig(RobotConfig):
     agent_conf: str = "2x3"
     """How joints are shared out: 2x3 or 6x1."""
 
-    n_tasks: int = bounded(30, ge=1)
+    n_tasks: int = bounded(30, ge=1, le=100_000)
     """Speeds to train on."""
 
-    n_test_tasks: int = bounded(10, ge=1)
+    n_test_tasks: int = bounded(10, ge=1, le=100_000)
     """Speeds to test on."""
 
-    max_speed: float = bounded(3.0, gt=0)
+    max_speed: float = bounded(3.0, gt=0, le=100)
     """Speeds are drawn uniformly from 0 to this [m/s]."""
 
 
@@ -93,13 +93,13 @@ class CheetahVelConfig(RobotConfig):
 class ParamConfig(RobotConfig):
     """A robot whose body and ground are not always the same."""
 
-    n_tasks: int = bounded(50, ge=1)
+    n_tasks: int = bounded(50, ge=1, le=100_000)
     """Bodies to train on."""
 
-    n_test_tasks: int = bounded(20, ge=1)
+    n_test_tasks: int = bounded(20, ge=1, le=100_000)
     """Bodies to test on."""
 
-    log_scale_limit: float = bounded(3.0, ge=0)
+    log_scale_limit: float = bounded(3.0, ge=0, le=20)
     """Mass, friction and inertia are scaled by 1.5 to the power of a number drawn uniformly
     between minus this and this, damping by 1.3 likewise."""
 
@@ -110,7 +110,7 @@ class HopperParamConfig(ParamConfig):
 
     robot: ClassVar[Robot] = HOPPER
 
-    n_agents: int = bounded(3, ge=1)
+    n_agents: int = bounded(3, ge=1, le=1000)
     """Agents of the team, as many as ``agent_conf`` has."""
 
     agent_conf: str = "3x1"
@@ -133,7 +133,7 @@ class AntDirConfig(RobotConfig):
 
     robot: ClassVar[Robot] = ANT
 
-    n_agents: int = bounded(4, ge=1)
+    n_agents: int = bounded(4, ge=1, le=1000)
     """Agents of the team, as many as ``agent_conf`` has."""
 
     agent_conf: str = "4x2"
@@ -142,10 +142,10 @@ class AntDirConfig(RobotConfig):
     root_state: bool = True
     """Also show every agent height, orientation and velocity of the torso."""
 
-    n_tasks: int = bounded(8, ge=1)
+    n_tasks: int = bounded(8, ge=1, le=100_000)
     """Directions to train on, evenly spaced."""
 
-    n_test_tasks: int = bounded(4, ge=1)
+    n_test_tasks: int = bounded(4, ge=1, le=100_000)
     """Directions to test on, halfway between those."""
 
     def __post_init__(self) -> None:

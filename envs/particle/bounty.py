@@ -35,7 +35,7 @@ class BountyConfig(ContinuousConfig):
     """Predators."""
 
     n_prey: int = bounded(4, ge=2)
-    """Prey."""
+    """Prey, each with a pay of its own."""
 
 
 class Bounty(ParticleScenario):

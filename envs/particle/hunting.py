@@ -28,10 +28,10 @@ SIGHT = 1.414  # bodies from this distance on are not seen
 class HuntingConfig(EnvConfig):
     """Predators that hunt a hidden target among look-alike prey."""
 
-    n_agents: int = bounded(3, ge=1)
+    n_agents: int = bounded(3, ge=1, le=1000)
     """Predators."""
 
-    n_prey: int = bounded(2, ge=1)
+    n_prey: int = bounded(2, ge=1, le=1000)
     """Prey; one of them is the target of a training task."""
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ from mg2l.schema import bounded
 class SpreadConfig(EnvConfig):
     """Agents that cover hidden target landmarks."""
 
-    n_landmarks: int = bounded(3, ge=1)
+    n_landmarks: int = bounded(3, ge=1, le=1000)
     """Landmarks; as many of them as there are agents are targets in a training task."""
 
     def __post_init__(self) -> None:

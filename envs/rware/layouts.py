@@ -48,10 +48,10 @@ REQUESTS = {"-easy": 2.0, "": 1.0, "-hard": 0.5}
 class LayoutConfig(EnvConfig):
     """Robots that fetch requested shelves in a warehouse of hidden layout."""
 
-    n_agents: int = bounded(4, ge=1)
+    n_agents: int = bounded(4, ge=1, le=1000)
     """Robots."""
 
-    sensor_range: int = bounded(2, ge=1)
+    sensor_range: int = bounded(2, ge=1, le=50)
     """Cells that a robot sees in each direction."""
 
     difficulty: Literal["-easy", "", "-hard"] = ""

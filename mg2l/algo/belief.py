@@ -16,9 +16,11 @@ from mg2l.algo.networks import StackedGRU, StackedLinear, StackedMLP
 from mg2l.algo.rollout import Rollout
 from mg2l.algo.setting import Setting
 from mg2l.algo.transitions import Transitions
+from mg2l.config import Config
 from mg2l.encoder.encoder import TransitionMoments
 from mg2l.encoder.gaussian import STD_FLOOR, Gaussian
 from mg2l.replay import ContextReplay
+from mg2l.schema import ConfigError, check_steps
 
 
 class BeliefEncoder(nn.Module):
@@ -119,6 +121,20 @@ class BeliefInference(TaskInference):
         self.to(self.device)
         self.optimiser = torch.optim.Adam(
             self.parameters(), self.options.lr, eps=self._eps, fused=True
+        )
+
+    @classmethod
+    def check_config(cls, config: Config) -> None:
+        belief = config.belief
+        if belief.update_trajectories > belief.kept_trajectories:
+            raise ConfigError(
+                f"update_trajectories={belief.update_trajectories} exceeds kept_trajectories="
+                f"{belief.kept_trajectories}"
+            )
+        check_steps(
+            kept_trajectories=belief.kept_trajectories,
+            max_ep_len=config.env.max_ep_len,
+            episodes_per_task=config.rollout.episodes_per_task,
         )
 
     # What is believed.

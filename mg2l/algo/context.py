@@ -14,9 +14,11 @@ from mg2l.algo.inference import TaskForCritic, TaskInference
 from mg2l.algo.rollout import Rollout
 from mg2l.algo.setting import Setting
 from mg2l.algo.transitions import Transitions
+from mg2l.config import Config
 from mg2l.encoder.encoder import Encoding, TransitionMoments
 from mg2l.encoder.gaussian import Gaussian
 from mg2l.replay import Context, ContextReplay
+from mg2l.schema import ConfigError, check_steps
 
 DRIFT_CONTEXTS = 16
 """Contexts per task from which metrics are taken."""
@@ -49,6 +51,23 @@ class ContextInference(TaskInference):
             setting.device,
         )
         self._eps = config.ppo.opti_eps
+
+    @classmethod
+    def check_config(cls, config: Config) -> None:
+        steps, options = config.env.max_ep_len, config.encoder
+        if options.ae_buffer_size < steps:
+            raise ConfigError(
+                f"ae_buffer_size={options.ae_buffer_size} holds no episode of max_ep_len={steps} "
+                f"steps; {config.algo_name} keeps whole ones of every task"
+            )
+        rollout = config.rollout
+        check_steps(n_ae_rollout_threads=rollout.n_ae_rollout_threads, max_ep_len=steps)
+        check_steps(
+            n_rollout_threads=rollout.n_rollout_threads, ae_batch_size=options.ae_batch_size
+        )
+        check_steps(
+            update_contexts=options.update_contexts, update_transitions=options.update_transitions
+        )
 
     # What a subclass is.
 

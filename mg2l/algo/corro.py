@@ -18,11 +18,13 @@ from mg2l.algo.context import ContextInference, InferredForCritic
 from mg2l.algo.inference import TaskForCritic
 from mg2l.algo.rollout import Rollout
 from mg2l.algo.setting import Setting
+from mg2l.config import Config
 from mg2l.encoder.aggregators import PIAHead
 from mg2l.encoder.encoder import Encoding, TransitionEncoder, TransitionMoments
 from mg2l.encoder.gaussian import STD_FLOOR, Gaussian, kl_to_standard
 from mg2l.encoder.losses import info_nce, pair_scores
 from mg2l.replay import Context
+from mg2l.schema import ConfigError, check_steps
 
 
 def _mlp(sizes: list[int]) -> nn.Sequential:
@@ -82,23 +84,30 @@ class CORRO(ContextInference):
     with the cosine of their codes over ``temperature`` as ``s``.
 
     Decentralised: an actor is told what the attention makes of its own agent's transitions alone.
-
-    Raises:
-        ValueError: a context is too short to hold a positive.
     """
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         options, width = self.options, self.options.context_dim
-        if options.update_transitions < 2:
-            raise ValueError(
-                f"corro needs update_transitions of at least 2, got {options.update_transitions}"
-            )
         self.codes = TransitionEncoder(options, setting.transition, width)
         self.generator = Generator(setting, options.hidden_sizes_mlp, options.generator_dim)
         self.attention = PIAHead(width, width, setting.path)
         self.to(setting.device)
         self.train_with(list(self.parameters()))
+
+    @classmethod
+    def check_config(cls, config: Config) -> None:
+        super().check_config(config)
+        options = config.encoder
+        if options.update_transitions < 2:  # one of a context is contrasted with another
+            raise ConfigError(
+                f"corro needs update_transitions of at least 2, got {options.update_transitions}"
+            )
+        check_steps(
+            update_contexts=options.update_contexts,
+            update_transitions=options.update_transitions,
+            generated_negatives=options.generated_negatives,
+        )
 
     def moments(self) -> list[TransitionMoments]:
         return [self.codes.moments]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mg2l.algo.rollout import Listener, Rollout
 from mg2l.algo.setting import Setting
+from mg2l.config import Config
 
 
 class TaskInference(nn.Module):
@@ -37,6 +38,14 @@ class TaskInference(nn.Module):
     def __init__(self, setting: Setting) -> None:
         super().__init__()
         self.agents = setting.agents
+
+    @classmethod
+    def check_config(cls, config: Config) -> None:
+        """Judge what this algorithm is to run with, before anything is built.
+
+        Raises:
+            ConfigError: values with which it cannot; the message names their keys.
+        """
 
     def tell_actors(self, tasks: np.ndarray, steps: int) -> Tensor | Listener | None:
         """What each actor is told at each step of a rollout.

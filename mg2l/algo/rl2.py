@@ -14,6 +14,8 @@ from mg2l.algo.inference import TaskForCritic, TaskInference
 from mg2l.algo.rollout import Rollout
 from mg2l.algo.setting import Setting
 from mg2l.algo.transitions import Transitions
+from mg2l.config import Config
+from mg2l.schema import ConfigError
 
 
 class RL2(TaskInference):
@@ -24,19 +26,18 @@ class RL2(TaskInference):
     PPO's.
 
     Decentralised: an agent remembers what happened to itself alone. The critic reads everybody's.
-
-    Raises:
-        ValueError: the policy is not recurrent.
     """
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        policy = setting.config.policy
-        if not (policy.use_recurrent_policy or policy.use_naive_recurrent_policy):
-            raise ValueError("rl2 needs use_recurrent_policy=true, got false")
         self.transitions, self.device = Transitions(setting), setting.device
         self.actor_width = setting.action + 2
         self.critic_width = self.agents * self.actor_width
+
+    @classmethod
+    def check_config(cls, config: Config) -> None:
+        if not (config.policy.use_recurrent_policy or config.policy.use_naive_recurrent_policy):
+            raise ConfigError("rl2 needs use_recurrent_policy=true, got false")
 
     def tell_actors(self, tasks: np.ndarray, steps: int) -> LastStep:
         return LastStep(self, len(tasks))
