@@ -13,7 +13,7 @@ import yaml
 
 from mg2l import cli, loading, schema
 from mg2l.config import Config
-from mg2l.envs import registry
+from mg2l.envs import EnvConfig, registry
 from mg2l.loading import Schema, config_from_yaml, config_to_yaml, flat, load_config
 
 FAMILIES = registry.names()
@@ -384,7 +384,7 @@ def test_every_integer_has_an_upper_bound_within_which_all_is_judged(family):
 
 def test_an_integer_of_a_family_without_bounds_has_some():
     @dataclasses.dataclass
-    class Own(registry.config_class("mpe-spread")):
+    class Own(EnvConfig):
         extra: int = 3
         many: list[int] = dataclasses.field(default_factory=lambda: [1])
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+INTEGER = (int, np.integer)
+NUMBER = (int, float, np.integer, np.floating)
 
 MIN_PAIRS = 8
 MAX_STEPS = 10**9
@@ -61,7 +64,7 @@ def check_integer(name: str, value: Any, least: int, most: int) -> None:
     Raises:
         ValueError: no integer, or out of bounds.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, INTEGER) or not least <= value <= most:
         raise ValueError(f"{name} must be an integer in [{least}, {most}], got {value!r}")
 
 
@@ -83,7 +86,7 @@ def check_learning_rate(lr: Any) -> None:
     Raises:
         ValueError: not a positive, finite number.
     """
-    if isinstance(lr, bool) or not isinstance(lr, Real) or not 0 < lr < math.inf:
+    if isinstance(lr, bool) or not isinstance(lr, NUMBER) or not 0 < lr < math.inf:
         raise ValueError(f"lr must be a number in (0, inf), got {lr!r}")
 
 
@@ -93,7 +96,7 @@ def held_out_pairs(held_out: Any, pairs: int) -> int:
     Raises:
         ValueError: no positive fraction, or none that leaves 2 pairs.
     """
-    if isinstance(held_out, bool) or not isinstance(held_out, Real) or not 0 < held_out <= 1:
+    if isinstance(held_out, bool) or not isinstance(held_out, NUMBER) or not 0 < held_out <= 1:
         raise ValueError(f"held_out must be a fraction in (0, 1), got {held_out!r}")
     tested = max(2, round(float(held_out) * pairs))
     if pairs - tested < 2:

@@ -62,4 +62,5 @@ def _normal_score(known: Tensor, wanted: Tensor) -> Tensor:
     low, high = ordered[gap - 1], ordered[gap]
     part = ((wanted - low) / torch.where(high > low, high - low, 1.0)).clamp(0, 1)
     rank = torch.where(upto > below, 0.5 * (below + upto), gap + part - 0.5)
-    return torch.special.ndtri(rank / count)
+    score: Tensor = torch.special.ndtri(rank / count)
+    return score

@@ -46,7 +46,8 @@ def run(path: Path, seeds: int = SEEDS, samples: int = SAMPLES, steps: int = STE
         if key in done:
             continue
         x, y = known.sample(samples, seed)
-        with warnings.catch_warnings(action="ignore"):  # what is known to fail is in the table
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # where they fail is in the table
             estimate = fit_mi(x, y, name, steps=steps, seed=seed, progress=False, check=False)
         done[key] = estimate.mi
         row = {"distribution": known.name, "estimator": name, "seed": seed, "mi": done[key]}
