@@ -452,6 +452,8 @@ class Config(Section):
         super().__post_init__()
         if self.load_model and not self.load_model_path:
             raise ValueError("load_model=true needs load_model_path, got an empty path")
+        if not self.main_save_path:
+            raise ValueError("main_save_path must name a folder, got ''")
         if not self.eval_shots:
             raise ValueError("eval_shots must have at least one number of episodes, got []")
         registry.load(self.algo_name).check_config(self)

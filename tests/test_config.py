@@ -316,6 +316,9 @@ def test_refusals(capsys, override, message):
         (["update_contexts=1000000", "update_transitions=101"], ["update_contexts=1000000"]),
         (["--algo=mate-ind", "kept_trajectories=1000000", "max_ep_len=101"], ["kept_traj"]),
         (["eval_shots=[]"], ["eval_shots", "[]"]),
+        (["main_save_path="], ["main_save_path", "''"]),
+        (["--env=magent-battle", "n_opponents=999"], ["map_size=20", "n_opponents=999"]),
+        (["--env=magent-gather", "food_per_kind=999"], ["n_foods=3 x food_per_kind=999"]),
     ],
 )
 def test_conflicts_name_both_values(capsys, argv, both):

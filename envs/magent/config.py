@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -39,10 +39,14 @@ class GridConfig(EnvConfig):
         super().__post_init__()
         cells = (self.map_size - 2) ** 2
         if 2 * sum(self.sizes) > cells:
+            others = " x ".join(f"{key}={getattr(self, key)}" for key in self.others)
             raise ValueError(
                 f"map_size={self.map_size} has {cells} free cells, too few for n_agents="
-                f"{self.n_agents} and {sum(self.sizes[1:])} others, who may fill half of them"
+                f"{self.n_agents} and {others}, who may fill half of them"
             )
+
+    others: ClassVar[tuple[str, ...]] = ()
+    """Keys whose product is the units that are not of the team."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -66,6 +70,8 @@ class GatherConfig(GridConfig):
     bites: int = bounded(3, ge=1, le=1000)
     """Bites that a piece of food takes."""
 
+    others = ("n_foods", "food_per_kind")
+
     @property
     def sizes(self) -> tuple[int, ...]:
         """See ``GridConfig.sizes``."""
@@ -87,6 +93,8 @@ class BattleConfig(GridConfig):
 
     n_test_tasks: int = bounded(9, ge=1, le=26)
     """Of the 27 armies, how many are held out for testing."""
+
+    others = ("n_opponents",)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -112,6 +120,8 @@ class PursuitConfig(GridConfig):
 
     map_size: int = bounded(20, ge=6, le=100)
     """Side of the square map [cells], of which the outermost are walls."""
+
+    others = ("prey_kinds", "prey_per_kind")
 
     @property
     def sizes(self) -> tuple[int, ...]:

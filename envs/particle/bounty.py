@@ -28,13 +28,13 @@ TOUCH = 0.2  # distance at which a prey is touched [length]
 class BountyConfig(ContinuousConfig):
     """Prey of hidden pay."""
 
-    max_ep_len: int = bounded(100, ge=1)
+    max_ep_len: int = bounded(100, ge=1, le=1_000_000)
     """Steps after which an episode is truncated."""
 
-    n_agents: int = bounded(3, ge=1)
+    n_agents: int = bounded(3, ge=1, le=1000)
     """Predators."""
 
-    n_prey: int = bounded(4, ge=2)
+    n_prey: int = bounded(4, ge=2, le=1000)
     """Prey, each with a pay of its own."""
 
 

@@ -15,16 +15,16 @@ from mg2l.schema import bounded
 class ContinuousConfig(EnvConfig):
     """How many tasks are drawn; ``task_seed`` draws them."""
 
-    max_ep_len: int = bounded(50, ge=1)
+    max_ep_len: int = bounded(50, ge=1, le=1_000_000)
     """Steps after which an episode is truncated."""
 
-    n_tasks: int = bounded(40, ge=1)
+    n_tasks: int = bounded(40, ge=1, le=100_000)
     """Training tasks."""
 
-    n_test_tasks: int = bounded(16, ge=0)
+    n_test_tasks: int = bounded(16, ge=0, le=100_000)
     """Held-out tasks of the same distribution."""
 
-    n_ood_tasks: int = bounded(8, ge=0)
+    n_ood_tasks: int = bounded(8, ge=0, le=100_000)
     """Tasks beyond that distribution."""
 
 

@@ -27,7 +27,7 @@ REACH = 0.3  # distance at which a landmark pays exp(-1/2) of its weight [length
 class WeightsConfig(ContinuousConfig):
     """Landmarks of hidden weights."""
 
-    n_landmarks: int = bounded(4, ge=2)
+    n_landmarks: int = bounded(4, ge=2, le=1000)
     """Landmarks."""
 
 
