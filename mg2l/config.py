@@ -457,17 +457,16 @@ class Config(Section):
         if not self.eval_shots:
             raise ValueError("eval_shots must have at least one number of episodes, got []")
         registry.load(self.algo_name).check_config(self)
-        if self.rollout.n_rollout_threads % self.rollout.rollout_threads_divisor:
+        rollout, length = self.rollout, self.env.max_ep_len
+        copies, divisor = rollout.n_rollout_threads, rollout.rollout_threads_divisor
+        if copies % divisor:
             raise ValueError(
-                f"rollout_threads_divisor={self.rollout.rollout_threads_divisor} must divide "
-                f"n_rollout_threads={self.rollout.n_rollout_threads}"
+                f"rollout_threads_divisor={divisor} must divide n_rollout_threads={copies}"
             )
-        envs, steps = self.rollout_envs, self.rollout_steps
         check_steps(
-            n_rollout_threads=self.rollout.n_rollout_threads,
-            max_ep_len=self.env.max_ep_len,
-            episodes_per_task=self.rollout.episodes_per_task,
+            n_rollout_threads=copies, max_ep_len=length, episodes_per_task=rollout.episodes_per_task
         )
+        envs, steps = self.rollout_envs, self.rollout_steps
         if self.policy.use_recurrent_policy and steps % self.policy.data_chunk_length:
             raise ValueError(
                 f"data_chunk_length={self.policy.data_chunk_length} must divide "
