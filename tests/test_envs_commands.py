@@ -57,9 +57,9 @@ def test_benchmark_refusals(capsys, monkeypatch):
     with pytest.raises(SystemExit, match="2"):
         benchmark.main(["mpe-spread", "--copies=0"])
     capsys.readouterr()
-    without(monkeypatch, "rware")
-    line = refused(benchmark.main, ["rware-layout"], capsys)
-    assert "needs the package rware" in line
+    without(monkeypatch, "magent2")
+    line = refused(benchmark.main, ["magent-battle"], capsys)
+    assert "needs the package magent2" in line
 
 
 # Films.
