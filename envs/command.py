@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from mg2l.envs import EnvConfig, registry
-from mg2l.loading import available, load_config
-from mg2l.schema import ConfigError, nearest
+from mg2l.envs import EnvConfig
+from mg2l.loading import load_config
 
 
 def positive(text: str) -> int:
@@ -28,14 +27,4 @@ def env_config(name: str, overrides: Sequence[str] = ()) -> EnvConfig:
     Raises:
         ConfigError: it means none, or an override cannot be.
     """
-    files = available("env")
-    if name not in files and not name.endswith((".yaml", ".yml")):
-        families = registry.names()
-        if name not in families:
-            known = sorted({*files, *families})
-            raise ConfigError(
-                f"unknown env {name!r}; choose one of {', '.join(known)}{nearest(name, known)}"
-            )
-        if not overrides:
-            return registry.config_class(name)()
     return load_config(env=name, overrides=overrides).env

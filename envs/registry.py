@@ -139,6 +139,11 @@ def _load_plugin(name: str) -> None:
         raise ConfigError(f"{origin} is not registered by {entry.module}, which should do so")
 
 
+def offers(name: str) -> bool:
+    """Whether there is a family of this name, here or in an installed package."""
+    return name in _families or name in _plugins()
+
+
 def names() -> list[str]:
     """Names of all families that have been registered, here or by an installed package."""
     for name in _plugins():

@@ -48,7 +48,14 @@ class Filmed(VectorEnv):
         return self.env.reset(seed, task_ids)
 
     def step(self, actions: ArrayLike) -> StepResult:
-        self.frames.append(self.env.render(self.index))
+        try:
+            self.frames.append(self.env.render(self.index))
+        except NotImplementedError as error:
+            reason = f": {error}" if str(error) else ""
+            name = type(self.env).__name__
+            raise ConfigError(
+                f"{name} makes no pictures, its render() is missing{reason}"
+            ) from None
         return self.env.step(actions)
 
     def state_dict(self) -> dict[str, Any]:

@@ -253,6 +253,11 @@ def _files(kind: str) -> list[str]:
             note = note or _summary(section)
         mark = "  [default]" if name == DEFAULTS[kind] else ""
         lines.append(f"  --{kind}={name}{mark}" + (f"\n{_wrap(note, 6)}" if note else ""))
+    if kind == "env":
+        lines += [
+            f"  --env={name}\n{_wrap(_summary(registry.config_class(name)), 6)}"
+            for name in sorted({*registry.names()} - {*available(kind)})
+        ]
     return lines
 
 

@@ -132,6 +132,8 @@ def find(kind: str, name: str) -> Path:
         return Path(name)
     known = available(kind)
     if name not in known:
+        if kind == "env":
+            known = sorted({*known, *registry.names()})
         raise ConfigError(
             f"unknown {kind} {name!r}; choose one of {', '.join(known)}, or give the path of a "
             f"YAML file{nearest(name, known)}"
@@ -278,19 +280,30 @@ def _families() -> str:
     return ", ".join(registry.names())
 
 
+def _source(kind: str, name: str) -> tuple[Path, dict[str, Any]]:
+    """File that ``--<kind>=name`` means and what it says; of a family without a file its defaults.
+
+    Raises:
+        ConfigError: there is no such file or family, or it is unreadable.
+    """
+    if kind == "env" and name not in available(kind) and registry.offers(name):
+        return Path(f"--env={name}"), {"family": name}
+    path = find(kind, name)
+    return path, _read(path)
+
+
 def read_sources(expt: str, algo: str, env: str) -> Sources:
     """Read the three files of a choice.
 
     Raises:
         ConfigError: a file is missing or unreadable, or says something that cannot be.
     """
-    paths = [find("env", env), find("algo", algo), find("expt", expt)]
-    mappings = [_read(path) for path in paths]
+    found = [_source("env", env), _source("algo", algo), _source("expt", expt)]
     values = []
     try:
-        path = paths[0]
-        schema = Schema(_family(mappings[0], path))
-        for path, mapping in zip(paths, mappings, strict=True):
+        path, mapping = found[0]
+        schema = Schema(_family(mapping, path))
+        for path, mapping in found:
             values.append((str(path), schema.flatten(mapping)))
     except ConfigError as error:
         text = str(error)
@@ -309,8 +322,9 @@ def load_config(
     Args:
         expt: shipped experiment, or path of a YAML file; wins over ``algo`` and ``env``.
         algo: shipped algorithm, or path of a YAML file; wins over ``env``.
-        env: shipped environment, or path of a YAML file that begins with ``family: NAME``; with
-            ``module: FILE.py`` (beside it) or ``module: NAME``, that is imported first.
+        env: shipped environment, family of an installed package, or path of a YAML file that begins
+            with ``family: NAME``; with ``module: FILE.py`` (beside it) or ``module: NAME``, that is
+            imported first.
         overrides: ``["clip_param=0.3", ...]`` or ``{"clip_param": 0.3, ...}``; win over all.
 
     Raises:

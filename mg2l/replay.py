@@ -34,25 +34,20 @@ def lived_through(transitions: Tensor, active: Tensor | None) -> Tensor:
 
     Where an agent was dead, the transitions that it lived through are repeated in turn. A context
     is a set drawn with replacement, each agent's on its own, so that this is to draw from its
-    living transitions alone.
+    living transitions alone. An agent that was never alive has transitions of zeros.
 
     Args:
         transitions: ``[T, N, A, F]``.
         active: ``[T, N, A]`` bool, who was alive; None is everybody.
-
-    Raises:
-        ValueError: an agent was never alive.
     """
     if active is None or bool(active.all()):
         return transitions
     lived = active.sum(0)
-    if not bool(lived.all()):
-        _, agent = (lived == 0).nonzero()[0].tolist()
-        raise ValueError(f"every agent must be alive when an episode begins, agent {agent} is not")
     living_first = active.byte().argsort(dim=0, descending=True, stable=True)
     steps = torch.arange(len(active), device=active.device).view(-1, 1, 1)
-    index = living_first.gather(0, steps % lived)
-    return transitions.gather(0, index.unsqueeze(-1).expand_as(transitions))
+    index = living_first.gather(0, steps % lived.clamp(min=1))
+    repeated = transitions.gather(0, index.unsqueeze(-1).expand_as(transitions))
+    return repeated * (lived > 0).unsqueeze(-1)
 
 
 class ContextReplay:

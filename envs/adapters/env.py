@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
-from mg2l.envs.adapters.workers import CrashError, Request, Workers
+from mg2l.envs.adapters.workers import CrashError, RefusedError, Request, Workers
 from mg2l.envs.base import BoolArray, EnvConfig, EnvError, FloatArray, Info, Space, TaskSet
 from mg2l.envs.copies import CopiesEnv
 from mg2l.schema import ConfigError, bounded
@@ -43,19 +43,22 @@ class AdaptedEnv(CopiesEnv):
     """``N`` copies of what a factory makes, in worker processes (see ``VectorEnv``).
 
     Action space: ``Discrete`` with the largest number of actions of any agent (others' are masked),
-    or ``Box`` with the widest: in ``[-1, 1]`` and scaled to the agent's own bounds where all of
-    these are finite, as it is otherwise.
+    or ``Box`` with the widest. A number that has both bounds, neither beyond a million, is in
+    ``[-1, 1]`` and scaled to the agent's own; another is taken as it is, and clipped.
 
     Observation space: each agent's observation, flat, one-hot where it is discrete; zeros at the
     end where other agents see more, and of an agent that has left. Action masks are taken from
     ``action_mask`` beside an observation, or from infos.
 
-    Start: reset with a seed from the copy's stream, which ``random`` and ``numpy.random`` are
-    seeded with as well.
+    Start: reset with a seed from the copy's stream, which everything else is seeded with that the
+    environment may draw from: ``random``, ``numpy.random`` and torch, its spaces, and generators
+    that it has made without a seed.
 
     End: as the environment says, an agent's flags staying until the episode ends with the last
-    agent's; and truncated after ``max_ep_len`` steps. An episode whose worker crashes, or hangs for
-    longer than ``timeout``, is truncated: its last observation and no reward for the step.
+    agent's; and truncated after ``max_ep_len`` steps. An agent that is not there yet is inactive
+    and sees zeros until it joins; one that has left stays away. An episode whose worker crashes, or
+    hangs for longer than ``timeout``, is truncated: its last observation and no reward for the
+    step.
 
     Saved state is each copy's seed and its actions since: an episode is repeated to continue it,
     exactly as far as the environment is determined by its seed.
@@ -108,6 +111,7 @@ class AdaptedEnv(CopiesEnv):
             "stepping": ("u1", (num_envs,)),
             "at": ("i8", (workers,)),
             "beats": ("i8", (workers,)),
+            "pids": ("i8", (workers,)),
         }
         if isinstance(actions, Discrete):
             layout["mask"] = ("u1", (*flags, int(actions.n)))
@@ -118,13 +122,15 @@ class AdaptedEnv(CopiesEnv):
         self._past = np.zeros((num_envs, self.max_ep_len, *chosen[1:]), dtype)
 
     def _described(self, tasks: TaskSet) -> list[Any]:
-        answers, crashes = self._workers.ask([(0, ("describe", tasks.params[0]))])
+        failed = f"{self.name}, task {tasks.names[0]!r}: the environment cannot be made"
+        try:
+            answers, crashes = self._workers.ask([(0, ("describe", tasks.params[0]))])
+        except RefusedError as error:
+            self._workers.close()
+            raise EnvError(f"{failed}: {error}") from None
         if crashes:
             self._workers.close()
-            raise EnvError(
-                f"{self.name}, task {tasks.names[0]!r}: the environment cannot be made\n"
-                f"{crashes[0]}"
-            )
+            raise EnvError(f"{failed}\n{crashes[0]}")
         spaces: list[Any] = answers[0]
         return spaces
 
@@ -132,16 +138,23 @@ class AdaptedEnv(CopiesEnv):
 
     def _ask(self, requests: list[tuple[int, Request]]) -> list[int]:
         """Ask workers; returns those that crashed, after saying so."""
-        _, crashes = self._workers.ask(requests)
+        try:
+            _, crashes = self._workers.ask(requests)
+        except RefusedError as error:
+            raise EnvError(f"{self._place(error.index)}: {error}") from None
         for crash in crashes:
             self._report(crash)
         return [crash.index for crash in crashes]
 
+    def _place(self, worker: int) -> str:
+        """Which copy a worker is or was at."""
+        copy = int(self._shared["at"][worker])
+        return f"{self.name}, copy {copy}, task {self.tasks.names[self.task_ids[copy]]!r}"
+
     def _report(self, crash: CrashError) -> None:
         copy = int(self._shared["at"][crash.index])
-        task = self.tasks.names[self.task_ids[copy]]
         self._crashes[crash.index] += 1
-        said = f"{self.name}, copy {copy}, task {task!r}: worker {crash.index} crashed"
+        said = f"{self._place(crash.index)}: worker {crash.index} crashed"
         if self._crashes[crash.index] >= _MAX_CRASHES:
             raise EnvError(f"{said}, {_MAX_CRASHES} times without a step between\n{crash}")
         if self._restarts[copy] == self._max_restarts:
@@ -234,7 +247,8 @@ class AdaptedEnv(CopiesEnv):
 
         Raises:
             ConfigError: the environment gave no picture.
-            RuntimeError: it failed.
+            EnvError: its process has ended.
+            RuntimeError: ``reset`` was never called.
         """
         self._check_index(index)
         if not self._started:
@@ -242,13 +256,10 @@ class AdaptedEnv(CopiesEnv):
         part = next(i for i, part in enumerate(self._parts) if index in part)
         answers, crashes = self._workers.ask([(part, ("render", index))])
         if crashes:
-            raise RuntimeError(f"{self.name}: render() failed\n{crashes[0]}")
-        if answers[0] is None:
-            raise ConfigError(
-                f"{self.name} gave no picture: make(params) must create it with "
-                "render_mode='rgb_array'"
-            )
-        return np.asarray(answers[0], np.uint8)
+            raise EnvError(f"{self.name}: render() failed\n{crashes[0]}")
+        if not isinstance(answers[0], np.ndarray):
+            raise ConfigError(f"{self.name} gave no picture: {answers[0]}")
+        return answers[0]
 
     def close(self) -> None:
         """See ``VectorEnv.close``."""
@@ -263,11 +274,10 @@ def _common(name: str, spaces: list[Any]) -> tuple[Box, Space]:
         raise ConfigError(f"agents of {name} must act alike, all discrete or all continuous")
     if kinds == ["discrete"]:
         return observation, Discrete(max(row[2] for row in spaces))
-    limits = [np.array(row[2:]) for row in spaces]
-    size = max(limit.shape[1] for limit in limits)
-    if all(np.isfinite(limit).all() for limit in limits):
-        return observation, Box(-1.0, 1.0, (size,), np.float32)
-    if any(not np.array_equal(limit, limits[0]) for limit in limits):
-        raise ConfigError(f"agents of {name} have different action spaces that are not bounded")
-    low, high = limits[0].astype(np.float32)
-    return observation, Box(low, high, dtype=np.float32)
+    low, high = (np.full(max(len(row[2]) for row in spaces), bound) for bound in (np.inf, -np.inf))
+    for limits in (np.array(row[2:]) for row in spaces):
+        scaled = np.isfinite(limits).all(0)
+        size = len(scaled)
+        low[:size] = np.minimum(low[:size], np.where(scaled, -1, limits[0]))
+        high[:size] = np.maximum(high[:size], np.where(scaled, 1, limits[1]))
+    return observation, Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)

@@ -5,22 +5,23 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import numpy as np
 from numpy.typing import NDArray
 
 from mg2l.envs.adapters import worker
-from mg2l.envs.adapters.worker import Arrays, Layout
+from mg2l.envs.adapters.transport import dumps
+from mg2l.envs.adapters.worker.channel import TOKEN, BrokenChannelError, Channel
+from mg2l.envs.adapters.worker.memory import Arrays, Layout, arrays_in, size_of
 
 Request = tuple[Any, ...]
 _GRACE = 5.0  # for a process to end by itself [s]
@@ -39,26 +40,42 @@ class CrashError(RuntimeError):
         self.index = index
 
 
+class RefusedError(RuntimeError):
+    """An environment does not do what its interface or spaces say; its message is one line.
+
+    Args:
+        index: of the worker.
+        message: what came and what was expected.
+    """
+
+    def __init__(self, index: int, message: str) -> None:
+        super().__init__(message)
+        self.index = index
+
+
 class Workers:
     """``count`` worker processes.
 
     A process that is started anew finds the shared memory as it was. One that hangs is ended, and
-    counts as crashed.
+    counts as crashed. All that a worker starts ends with it, and it ends with this process.
 
     Args:
         make: the environment's factory.
         count: of processes.
         timeout: a process hangs if for this long it neither answers nor turns to another copy [s].
+
+    Raises:
+        ConfigError: ``make`` cannot be sent to another process.
     """
 
     def __init__(self, make: Callable[[dict[str, Any]], Any], count: int, timeout: float) -> None:
         self._timeout = timeout
         self._beats: NDArray[np.int64] = np.zeros(count, np.int64)
-        _pickle_by_value(make)
-        self._setup = {"path": sys.path[:], "make": cloudpickle.dumps(make)}
+        self._pids: NDArray[np.int64] = np.zeros(count, np.int64)
+        self._setup = {"path": sys.path[:], "make": dumps(make)}
         self._memory_file = os.memfd_create("mg2l")
         self._attach: Request | None = None
-        self._pipes: list[Connection | None] = [None] * count
+        self._pipes: list[Channel | None] = [None] * count
         self._processes: list[subprocess.Popen[bytes] | None] = [None] * count
 
     def __len__(self) -> int:
@@ -66,14 +83,14 @@ class Workers:
 
     def attach(self, layout: Layout, spaces: Any) -> Arrays:
         """Make the shared memory; returns its arrays."""
-        size = worker.size_of(layout)
+        size = size_of(layout)
         os.ftruncate(self._memory_file, size)
         self._attach = ("attach", layout, spaces)
         for index, process in enumerate(self._processes):
             if process is not None:
                 self.ask([(index, self._attach)])
-        arrays = worker.arrays_in(mmap.mmap(self._memory_file, size), layout)
-        self._beats = arrays["beats"]
+        arrays = arrays_in(mmap.mmap(self._memory_file, size), layout)
+        self._beats, self._pids = arrays["beats"], arrays["pids"]
         return arrays
 
     def ask(self, requests: Sequence[tuple[int, Request]]) -> tuple[list[Any], list[CrashError]]:
@@ -82,8 +99,11 @@ class Workers:
         Returns:
             The answers of those that live, and the others' crashes; these start anew when they
             are asked again.
+
+        Raises:
+            RefusedError: an environment does not do what its interface or spaces say.
         """
-        sent, answers, crashes = [], [], []
+        sent, answers, crashes, refused = [], [], [], []
         for index, request in requests:
             crash = self._send(index, request)
             if crash is None:
@@ -94,8 +114,12 @@ class Workers:
             status, answer = self._answer(index)
             if status == "failed":
                 crashes.append(self._bury(index, answer))
+            elif status == "refused":
+                refused.append(RefusedError(index, answer))
             else:
                 answers.append(answer)
+        if refused:
+            raise refused[0]
         return answers, crashes
 
     def _send(self, index: int, request: Request) -> CrashError | None:
@@ -107,55 +131,71 @@ class Workers:
 
     def _answer(self, index: int) -> tuple[str, Any]:
         try:
-            return self._receive(index, self._pipe(index))
+            return self._receive(self._pipe(index))
         except (EOFError, OSError) as error:
             return "failed", _known(error)
 
-    def _receive(self, index: int, pipe: Connection) -> tuple[str, Any]:
-        """The next answer.
+    def _receive(self, channel: Channel) -> tuple[str, Any]:
+        received: tuple[str, Any] = channel.receive()
+        return received
+
+    def _wait(self, index: int, end: socket.socket, event: int) -> None:
+        """Wait for a worker's socket.
 
         Raises:
             _LostError: the process hung.
-            EOFError: it has ended.
+            EOFError: it has ended, whoever holds its end of the socket still.
         """
+        process = self._processes[index]
+        assert process is not None
+        poll = select.poll()
+        poll.register(end, event)
         beats, since = int(self._beats[index]), time.monotonic()
-        while not pipe.poll(self._timeout / 4):
+        while not poll.poll(250 * min(self._timeout, 1)):
+            if process.poll() is not None:
+                raise EOFError
             if self._beats[index] != beats:
                 beats, since = int(self._beats[index]), time.monotonic()
             elif time.monotonic() - since >= self._timeout:
-                process = self._processes[index]
-                assert process is not None
                 _kill(process)
                 raise _LostError(f"it hung: no answer for {self._timeout:g} s (key timeout)")
-        received: tuple[str, Any] = pipe.recv()
-        return received
 
-    def _pipe(self, index: int) -> Connection:
-        pipe = self._pipes[index]
-        if pipe is None:
-            pipe, theirs = Pipe()
-            environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    def _pipe(self, index: int) -> Channel:
+        channel = self._pipes[index]
+        if channel is None:
+            ours, theirs = socket.socketpair()
+            environment = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", **os.environ}
             files = (theirs.fileno(), self._memory_file)
-            command = [sys.executable, str(Path(worker.__file__)), *map(str, (*files, index))]
-            # A session of its own: Ctrl-C is for the training loop alone.
+            words = map(str, (*files, index, os.getpid()))
+            # A session of its own: Ctrl-C is for the training loop alone. What an environment
+            # prints does not belong into a command's output.
             self._processes[index] = subprocess.Popen(
-                command, pass_fds=files, env=environment, start_new_session=True
+                [sys.executable, str(Path(worker.__file__).parent), *words],
+                pass_fds=files,
+                env=environment,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=2,
             )
             theirs.close()
-            self._pipes[index] = pipe
-            pipe.send_bytes(cloudpickle.dumps(self._setup))
+            token = os.urandom(TOKEN)
+            ours.sendall(token)
+            channel = self._pipes[index] = Channel(
+                ours, token, lambda event: self._wait(index, ours, event), dumps
+            )
+            channel.send(self._setup)
             if self._attach is not None:
-                pipe.send(self._attach)
-                status, answer = self._receive(index, pipe)
+                channel.send(self._attach)
+                status, answer = self._receive(channel)
                 if status == "failed":
                     raise _LostError(answer)
-        return pipe
+        return channel
 
     def _bury(self, index: int, message: str | None) -> CrashError:
-        pipe, process = self._pipes[index], self._processes[index]
+        channel, process = self._pipes[index], self._processes[index]
         self._pipes[index] = self._processes[index] = None
-        if pipe is not None:
-            pipe.close()
+        if channel is not None:
+            channel.close()
         if process is not None:
             code = _end(process)
             message = message or f"the process ended with status {code}"
@@ -163,14 +203,17 @@ class Workers:
 
     @property
     def pids(self) -> list[int]:
-        """Of the processes that run."""
-        return [process.pid for process in self._processes if process is not None]
+        """Of the processes that run, below their guardians."""
+        running = (index for index, process in enumerate(self._processes) if process is not None)
+        return [int(self._pids[index]) for index in running]
 
     def close(self) -> None:
         """End all processes."""
-        for index, pipe in enumerate(self._pipes):
-            if pipe is not None:
-                self._bury(index, "")
+        for channel in self._pipes:
+            if channel is not None:
+                channel.close()
+        for index in range(len(self)):
+            self._bury(index, "")
         if self._memory_file >= 0:
             os.close(self._memory_file)
             self._memory_file = -1
@@ -182,11 +225,13 @@ class _LostError(OSError):
 
 def _known(error: Exception) -> str | None:
     """How a process was lost, or None where only its end can tell."""
+    if isinstance(error, BrokenChannelError):
+        return str(error)
     return str(error) if isinstance(error, _LostError) else None
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:
-    """Status of a process whose pipe is closed; one that does not notice that is killed."""
+    """Status of a process whose socket is closed; one that does not notice that is killed."""
     try:
         return process.wait(_GRACE)
     except subprocess.TimeoutExpired:
@@ -195,23 +240,10 @@ def _end(process: subprocess.Popen[bytes]) -> int:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process with those that its environments have started: its session."""
+    """Kill a worker with all that its environments have started: its guardian does so."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_GRACE)
+        return
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def _pickle_by_value(make: Callable[..., Any]) -> None:
-    """Send ``make`` with what it uses of its module, where workers must not import that.
-
-    What was loaded from a file by its path has no name there, and a module that registers families
-    would import mg2l, and torch with it.
-    """
-    module = sys.modules.get(getattr(make, "__module__", ""))
-    if module is None:
-        return
-    owners = {
-        getattr(v, "__module__", None) or getattr(v, "__name__", "") for v in vars(module).values()
-    }
-    imports_us = any(str(owner).partition(".")[0] == "mg2l" for owner in owners)
-    if imports_us or module.__name__.startswith("mg2l_family_"):
-        cloudpickle.register_pickle_by_value(module)

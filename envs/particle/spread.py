@@ -30,7 +30,12 @@ class SpreadConfig(EnvConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _tasks(self)  # refuses numbers of tasks that cannot be
+        try:
+            _tasks(self)
+        except ValueError as error:
+            raise ValueError(
+                f"n_agents={self.n_agents} and n_landmarks={self.n_landmarks}: {error}"
+            ) from None
 
 
 def _tasks(config: SpreadConfig) -> TaskSet:

@@ -1,0 +1,7 @@
+"""What runs in a worker process of ``mg2l.envs.adapters``: copies of a foreign environment.
+
+It imports NumPy and what the environment's factory needs: no torch, no mg2l.
+"""
+
+from .spaces import flat as flat
+from .spaces import width as width

@@ -1,0 +1,280 @@
+"""Copies of the environment in a worker process, and the loop that answers requests."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import mmap
+import os
+import pickle
+import socket as sockets
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import infos, spaces
+from .channel import TOKEN, Channel, ChannelClosedError, hidden
+from .memory import Arrays, Layout, arrays_in, size_of
+from .players import Outcome, Player, player
+from .randomness import Randomness, replace_entropy, seed_unseeded
+from .spaces import Act, InterfaceError
+
+
+class Copy:
+    """One copy of the environment: what it is, and how far its episode is.
+
+    Attributes:
+        task: number of its task.
+        player: the environment.
+        acts: of each agent.
+        randomness: of the episode.
+        step: since its begin.
+        gone: ``[A]`` bool, who has left.
+    """
+
+    def __init__(self, task: int, made: Player) -> None:
+        self.task, self.player = task, made
+        self.acts = [Act(space) for space in made.actions]
+        self.randomness = Randomness(0)
+        self.step = 0
+        self.gone = np.zeros(len(self.acts), np.bool_)
+
+
+class Worker:
+    """Copies of the environment, in one process.
+
+    Args:
+        make: the pickled factory.
+        index: of the worker.
+    """
+
+    def __init__(self, make: bytes, index: int) -> None:
+        self._make, self.index = make, index
+        self.copies: dict[int, Copy] = {}
+        self.spaces: Any = None
+        self.shared: Arrays = {}
+
+    @functools.cached_property
+    def make(self) -> Callable[[dict[str, Any]], Any]:
+        """The factory."""
+        made: Callable[[dict[str, Any]], Any] = pickle.loads(self._make)
+        return made
+
+    def describe(self, params: dict[str, Any]) -> Any:
+        """Widths of the agents' observations and their action spaces."""
+        with Randomness(0).used():
+            made = player(self.make(params))
+            described = _spaces(made)
+            _close(made)
+        return described
+
+    def attach(self, memory: mmap.mmap, layout: Layout, described: Any) -> None:
+        """Share arrays with the other processes."""
+        self.shared, self.spaces = arrays_in(memory, layout), described
+        self.shared["pids"][self.index] = os.getpid()
+
+    def begin(self, copies: Sequence[tuple[int, int, dict[str, Any], int]]) -> None:
+        """Begin episodes: copy, number of its task, the task's parameters, seed."""
+        for index, task, params, seed in copies:
+            self._turn_to(index)
+            copy = self.copies.get(index)
+            if copy is None or copy.task != task:
+                # By the task's number, not by the episode: a resumed run makes it anew.
+                with Randomness(task).used():
+                    if copy is not None:
+                        _close(copy.player)
+                    made = player(self.make(params))
+                if _spaces(made) != self.spaces:
+                    raise InterfaceError(
+                        f"its spaces differ from those of the first task: {_spaces(made)}, "
+                        f"expected {self.spaces}"
+                    )
+                copy = self.copies[index] = Copy(task, made)
+            copy.randomness, copy.step = Randomness(seed), 0
+            copy.gone[:] = False
+            with self._about(copy), copy.randomness.used():
+                seed_unseeded(copy.player.layers, seed)
+                seen, masks = copy.player.reset(seed)
+                there = copy.player.present()
+            for name in ("rewards", "terminated", "truncated"):
+                self.shared[name][index] = 0
+            self.shared["alive"][index] = there
+            self.shared["obs"][index] = 0
+            self._write(index, [s if t else None for s, t in zip(seen, there)], masks)  # noqa: B905
+
+    def step(self) -> None:
+        """Step the copies that are marked, with the shared actions."""
+        shared = self.shared
+        for index, copy in self.copies.items():
+            if not shared["stepping"][index]:
+                continue
+            self._turn_to(index)
+            copy.step += 1
+            actions = [act(row) for act, row in zip(copy.acts, shared["actions"][index])]  # noqa: B905
+            with self._about(copy), copy.randomness.used():
+                outcome = copy.player.step(actions)
+                there = np.array(copy.player.present())
+            acted = shared["alive"][index] != 0
+            for agent in range(len(acted)):
+                with self._about(copy, agent):
+                    reward = infos.number(outcome.rewards[agent]) if acted[agent] else 0.0
+                shared["rewards"][index, agent] = reward
+            self._flag(index, outcome, there)
+            alive = shared["alive"][index] != 0
+            shared["obs"][index][~acted & ~alive] = 0
+            known = acted | alive
+            seen = [s if k else None for s, k in zip(outcome.seen, known)]  # noqa: B905
+            self._write(index, seen, outcome.masks)
+
+    def render(self, index: int) -> Any:
+        """Picture of a copy, or why there is none."""
+        with Randomness(0).used():
+            try:
+                picture = self.copies[index].player.render()
+            except InterfaceError as error:
+                return str(error)
+            except Exception as error:
+                return f"render() failed: {type(error).__name__}: {error}"
+        array = np.asarray(picture) if isinstance(picture, (np.ndarray, list)) else None
+        if array is None:
+            return (
+                f"render() gave {type(picture).__name__}, expected an array; make(params) must "
+                "create it with render_mode='rgb_array'"
+            )
+        if array.ndim != 3 or array.shape[2] != 3 or not array.size:
+            return f"render() gave an array {array.shape}, expected [height, width, 3]"
+        return array.astype(np.uint8)
+
+    def _turn_to(self, copy: int) -> None:
+        """Tell the other side which copy is at work, and that it is another's turn."""
+        self.shared["at"][self.index] = copy
+        self.shared["beats"][self.index] += 1
+
+    def _flag(self, index: int, outcome: Outcome, there: NDArray[Any]) -> None:
+        """Set the flags of a step; an agent's stay until the episode ends, with everybody's.
+
+        Who has left without a flag came to the end of the task, and when nobody is left, so did
+        those who never came.
+        """
+        terminated, truncated = np.array(outcome.terminated), np.array(outcome.truncated)
+        rows = {name: self.shared[name][index] for name in ("terminated", "truncated", "alive")}
+        before = (rows["terminated"] | rows["truncated"]) != 0
+        left = (rows["alive"] != 0) & ~there & ~truncated
+        rows["terminated"] |= (terminated | left) & ~before
+        rows["truncated"] |= truncated & ~terminated & ~before
+        over = (rows["terminated"] | rows["truncated"]) != 0
+        rows["alive"][:] = there & ~over
+        if not rows["alive"].any():
+            rows["terminated"] |= ~over
+            return
+        copy = self.copies[index]
+        copy.gone |= over & ~there
+        if (copy.gone & there).any():
+            with self._about(copy, int((copy.gone & there).argmax())):
+                raise InterfaceError("back in the episode that it has left")
+
+    def _write(self, index: int, seen: list[Any], masks: list[Any]) -> None:
+        """Observations, of None the one before, and masks."""
+        copy = self.copies[index]
+        made = copy.player
+        for agent, (space, value) in enumerate(zip(made.observations, seen)):  # noqa: B905
+            if value is not None:
+                with self._about(copy, agent, "an observation of "):
+                    numbers = spaces.flat(space, value)
+                self.shared["obs"][index, agent, : len(numbers)] = numbers
+        if "mask" not in self.shared:
+            return
+        for agent, (space, mask) in enumerate(zip(made.actions, masks)):  # noqa: B905
+            row = self.shared["mask"][index, agent, : space.n]
+            if mask is None or not self.shared["alive"][index, agent]:
+                row[:] = 1
+                continue
+            allowed = np.ravel(mask)
+            if allowed.size != space.n:
+                with self._about(copy, agent):
+                    raise InterfaceError(
+                        f"an action mask of {allowed.size} entries, it has {space.n} actions"
+                    )
+            row[:] = allowed != 0
+            row |= not row.any()
+
+    @contextlib.contextmanager
+    def _about(self, copy: Copy, agent: int | None = None, what: str = "") -> Iterator[None]:
+        """Say of which agent and step an error is."""
+        try:
+            yield
+        except InterfaceError as error:
+            where = f"at step {copy.step}" if copy.step else "at the reset"
+            if agent is not None:
+                name = copy.player.names[agent]
+                where = f"agent {agent}{'' if name == agent else f' ({name!r})'}, {where}"
+            raise InterfaceError(f"{where}: {what}{error}") from None
+
+
+def _spaces(made: Player) -> list[Any]:
+    described = []
+    for name, seen, acting in zip(made.names, made.observations, made.actions):  # noqa: B905
+        with _named(name):
+            described.append([spaces.width(seen), *spaces.described(acting)])
+    return described
+
+
+@contextlib.contextmanager
+def _named(name: Any) -> Iterator[None]:
+    try:
+        yield
+    except InterfaceError as error:
+        raise InterfaceError(f"agent {name!r}: {error}") from None
+
+
+def _close(made: Player) -> None:
+    if hasattr(made.env, "close"):
+        made.env.close()
+
+
+def serve(socket: int, memory_file: int, index: int) -> None:
+    """Answer what comes through a socket until it is closed.
+
+    Args:
+        socket: descriptor of the socket.
+        memory_file: of the shared memory.
+        index: of the worker.
+    """
+    end = sockets.socket(fileno=hidden(socket))
+    memory_file = hidden(memory_file)
+    channel = Channel(end, end.recv(TOKEN, sockets.MSG_WAITALL))
+    # A process that the environment forks must neither answer nor hold the socket open.
+    os.register_at_fork(after_in_child=channel.close)
+    try:
+        setup = channel.receive()
+        sys.path[:] = setup["path"]
+        replace_entropy()
+        worker = Worker(setup["make"], index)
+        status = "done"
+        while status != "failed":
+            status, answer = _answer(channel, worker, memory_file)
+            channel.send((status, answer))
+    except (ChannelClosedError, OSError):
+        pass  # the other side is gone
+
+
+def _answer(channel: Channel, worker: Worker, memory_file: int) -> tuple[str, Any]:
+    """Status and answer to the next request: ``done``, ``refused`` or ``failed``."""
+    try:
+        request, *details = channel.receive()
+        if request == "attach":
+            layout, described = details
+            memory = mmap.mmap(memory_file, size_of(layout))
+            worker.attach(memory, layout, described)
+            return "done", None
+        return "done", getattr(worker, request)(*details)
+    except ChannelClosedError:
+        raise
+    except InterfaceError as error:
+        return "refused", str(error)
+    except BaseException:
+        return "failed", traceback.format_exc()
