@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import select
@@ -73,7 +74,7 @@ class Workers:
         self._beats: NDArray[np.int64] = np.zeros(count, np.int64)
         self._pids: NDArray[np.int64] = np.zeros(count, np.int64)
         self._setup = {"path": sys.path[:], "make": dumps(make)}
-        self._memory_file = os.memfd_create("mg2l")
+        self._memory_file = os.memfd_create("mg2l", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._attach: Request | None = None
         self._pipes: list[Channel | None] = [None] * count
         self._processes: list[subprocess.Popen[bytes] | None] = [None] * count
@@ -85,6 +86,8 @@ class Workers:
         """Make the shared memory; returns its arrays."""
         size = size_of(layout)
         os.ftruncate(self._memory_file, size)
+        # Who shortened it would end all processes that read it.
+        fcntl.fcntl(self._memory_file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         self._attach = ("attach", layout, spaces)
         for index, process in enumerate(self._processes):
             if process is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
+import os
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,26 @@ Layout = dict[str, tuple[str, tuple[int, ...]]]
 """Name to dtype and shape of each array."""
 
 
-def arrays_in(memory: mmap.mmap, layout: Layout) -> Arrays:
+def mapped(descriptor: int, size: int) -> Any:
+    """Map shared memory for good, and close its descriptor, which a stray write could use.
+
+    ``mmap.mmap`` would keep a duplicate of that open.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    system = ctypes.CDLL(None, use_errno=True)
+    system.mmap.restype = ctypes.c_void_p
+    system.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    address = system.mmap(None, size, access, mmap.MAP_SHARED, descriptor, 0)
+    if address in (None, ctypes.c_void_p(-1).value):
+        raise OSError(ctypes.get_errno(), "shared memory cannot be mapped")
+    os.close(descriptor)
+    return (ctypes.c_char * size).from_address(address)
+
+
+def arrays_in(memory: Any, layout: Layout) -> Arrays:
     """The arrays of a layout, one after the other in shared memory."""
     arrays, offset = {}, 0
     for name, (dtype, shape) in layout.items():

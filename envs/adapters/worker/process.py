@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import mmap
 import os
 import pickle
 import socket as sockets
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from . import infos, spaces
 from .channel import TOKEN, Channel, ChannelClosedError, hidden
-from .memory import Arrays, Layout, arrays_in, size_of
+from .memory import Arrays, Layout, arrays_in, mapped, size_of
 from .players import Outcome, Player, player
 from .randomness import Randomness, replace_entropy, seed_unseeded
 from .spaces import Act, InterfaceError
@@ -72,7 +71,7 @@ class Worker:
             _close(made)
         return described
 
-    def attach(self, memory: mmap.mmap, layout: Layout, described: Any) -> None:
+    def attach(self, memory: Any, layout: Layout, described: Any) -> None:
         """Share arrays with the other processes."""
         self.shared, self.spaces = arrays_in(memory, layout), described
         self.shared["pids"][self.index] = os.getpid()
@@ -268,8 +267,7 @@ def _answer(channel: Channel, worker: Worker, memory_file: int) -> tuple[str, An
         request, *details = channel.receive()
         if request == "attach":
             layout, described = details
-            memory = mmap.mmap(memory_file, size_of(layout))
-            worker.attach(memory, layout, described)
+            worker.attach(mapped(memory_file, size_of(layout)), layout, described)
             return "done", None
         return "done", getattr(worker, request)(*details)
     except ChannelClosedError:
