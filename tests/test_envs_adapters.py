@@ -18,7 +18,8 @@ from method_helpers import TINY, overrides
 from mg2l import cli, train
 from mg2l.envs import adapters, registry
 from mg2l.envs.adapters import workers
-from mg2l.envs.base import EnvConfig, EnvError
+from mg2l.envs.base import EnvError
+from mg2l.envs.command import env_config
 from mg2l.run.metrics import read_metrics
 from mg2l.schema import ConfigError
 
@@ -318,26 +319,6 @@ def test_workers_import_no_torch(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
-def test_tasks():
-    draw = adapters.sample(lambda rng: {"goal": float(rng.uniform()), "map": "a"}, 3, seed=1)
-    assert draw == adapters.sample(
-        lambda rng: {"goal": float(rng.uniform()), "map": "a"}, 3, seed=1
-    )
-    tasks = adapters.task_set(draw, [{"goal": 2.0, "map": "b"}], EnvConfig())
-    assert tasks.n_train == 3
-    np.testing.assert_allclose(tasks.features[:, 0], [*(task["goal"] for task in draw), 2.0])
-    assert tasks.features[:, 1:].tolist() == [[1, 0]] * 3 + [[0, 1]]
-    assert tasks.names[3] == "goal=2, map=b"
-    chosen = adapters.task_set(draw, [], EnvConfig(n_tasks=2, task_seed=3))
-    assert len(chosen) == 2
-    with pytest.raises(ConfigError, match="n_tasks must be at most 3, got 4"):
-        adapters.task_set(draw, [], EnvConfig(n_tasks=4))
-    with pytest.raises(ValueError, match=r"every task must have the parameters \['goal', 'map'\]"):
-        adapters.task_set(draw, [{"map": "b"}], EnvConfig())
-    with pytest.raises(ValueError, match="at least one task"):
-        adapters.task_set([], [], EnvConfig())
-
-
 @pytest.mark.usefixtures("families")
 def test_the_example_trains_on_an_unmodified_package(tmp_path, monkeypatch):
     example = EXAMPLES / "third_party.py"
@@ -401,6 +382,14 @@ def test_an_installed_package_adds_families(tmp_path, monkeypatch):
     env = registry.make("plugged", 2)
     assert env.num_agents == 2
     env.close()
+    config, options = cli.parse(["--env=plugged", "max_ep_len=7"])
+    assert (options.env, config.env.max_ep_len) == ("plugged", 7)
+    assert env_config("plugged") == registry.config_class("plugged")()
+    assert "--env=plugged" in cli.help_text(["--env=plugged"])
+    with pytest.raises(ConfigError, match=r"unknown env 'pluged'.*did you mean 'plugged'"):
+        cli.load_config(env="pluged")
+    with pytest.raises(ConfigError, match=r"--env=broken: env 'broken' of the package plug "):
+        cli.load_config(env="broken")
     with pytest.raises(ConfigError, match=r"'broken' of the package plug .* ModuleNotFoundError"):
         registry.config_class("broken")
     with pytest.raises(ConfigError, match="is not registered by idle_plug"):

@@ -3,6 +3,7 @@
 import random
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from mg2l.envs.adapters.worker import flat, process, width
 from mg2l.envs.adapters.worker.infos import limits, masks
 from mg2l.envs.adapters.worker.players import player
 from mg2l.envs.adapters.worker.spaces import Act, InterfaceError
-from mg2l.envs.base import EnvConfig, EnvError
+from mg2l.envs.base import EnvError
 from mg2l.schema import ConfigError
 
-PLAIN = [
+PLAIN: list[Any] = [
     spaces.Box(-1, 1, (), np.float32),
     spaces.Box(-1, 1, (2, 3), np.float64),
     spaces.Box(0, 255, (2, 2, 3), np.uint8),
@@ -26,12 +27,12 @@ PLAIN = [
     spaces.Discrete(4, start=-2),
     spaces.MultiDiscrete([3, 4]),
     spaces.MultiDiscrete([3, 4], start=[1, 0]),
-    spaces.MultiDiscrete([[2, 3], [4, 1]], start=[[-1, 5], [0, 2]]),
+    spaces.MultiDiscrete(np.array([[2, 3], [4, 1]]), start=np.array([[-1, 5], [0, 2]])),
     spaces.MultiBinary(3),
     spaces.MultiBinary([2, 3]),
     spaces.Text(5, min_length=0),
 ]
-NESTED = [
+NESTED: list[Any] = [
     spaces.Tuple([PLAIN[1], PLAIN[5], PLAIN[8]]),
     spaces.Dict({"z": PLAIN[7], "a": spaces.Tuple([PLAIN[9], spaces.Dict(b=PLAIN[2])])}),
     spaces.Dict({"observation": PLAIN[1], "rest": spaces.Dict(action_mask=PLAIN[9], x=PLAIN[4])}),
@@ -45,7 +46,9 @@ def test_observations_are_as_flat_as_gymnasiums(space):
     assert width(space) == flatdim(space)
     for _ in range(20):
         value = space.sample()
-        np.testing.assert_array_equal(flat(space, value), np.float32(flatten(space, value)))
+        np.testing.assert_array_equal(
+            flat(space, value), np.asarray(flatten(space, value), np.float32)
+        )
 
 
 def test_a_mask_beside_an_observation_is_no_part_of_it():
@@ -79,15 +82,14 @@ def test_observations_outside_of_their_space_are_refused(space, value, message):
 
 def test_actions_are_scaled_where_they_have_bounds():
     largest = np.finfo(np.float32).max
-    low, high = [0, -2, -largest, 0], [4, np.inf, largest, 1e10]
-    act = Act(spaces.Box(np.float32(low), np.float32(high)))
+    low, high = np.array([[0, -2, -largest, 0], [4, np.inf, largest, 1e10]], np.float32)
+    act = Act(spaces.Box(low, high))
     assert act(np.array([0.5, 0.5, 0.5, 0.5])).tolist() == [3, 0.5, 0.5, 0.5]
     assert act(np.array([-1.0, -9.0, -9.0, -9.0, 7.0])).tolist() == [0, -2, -9, 0]
     assert Act(spaces.Box(0, 255, (2,), np.uint8))(np.array([-1.0, 1.0])).tolist() == [0, 255]
-    env = adapted(lambda: Team(actions=spaces.Box(np.float32(low), np.float32(high))))
-    assert env.action_spaces[0] == spaces.Box(
-        np.float32([-1, -2, -np.inf, 0]), np.float32([1, np.inf, np.inf, np.inf])
-    )
+    env = adapted(lambda: Team(actions=spaces.Box(low, high)))
+    low, high = np.array([[-1, -2, -np.inf, 0], [1, np.inf, np.inf, np.inf]], np.float32)
+    assert env.action_spaces[0] == spaces.Box(low, high)
     env.close()
 
 
@@ -141,7 +143,7 @@ class Team:
         self.action_space = spaces.Tuple([actions or spaces.Discrete(3)] * 2)
         self.answers = answers
 
-    def reset(self, seed=None, options=None):
+    def reset(self, seed: Any = None, options: Any = None) -> Any:
         return self.answers.get("start", (np.zeros((2, 2)), {}))
 
     def step(self, actions):
@@ -310,7 +312,7 @@ class Drawing(Team):
         fresh = [np.random.default_rng().normal(), random.Random().random()]
         return tuple(np.array([*own, *shared, *fresh]) + i for i in range(2))
 
-    def reset(self):
+    def reset(self) -> Any:  # type: ignore[override]
         np.random.seed(None)  # noqa: NPY002
         return self.draw()
 
@@ -352,7 +354,7 @@ class Ignorant(Team):
     def seed(self, seed):
         self.drawn = np.random.default_rng(seed).normal(size=(2, 2))
 
-    def reset(self, **kwargs):
+    def reset(self, **kwargs: Any) -> Any:  # type: ignore[override]
         return self.drawn, {}
 
 
@@ -363,18 +365,20 @@ class Passing:
         self.env = env
         self.observation_space, self.action_space = env.observation_space, env.action_space
 
-    def reset(self, **kwargs):
+    def reset(self, **kwargs: Any) -> Any:
         return self.env.reset(**kwargs)
 
 
 class Seeded(Team):
+    rng: Any
+
     def reset(self, seed=None, options=None):
         self.rng = np.random.default_rng(self.rng if seed is None else seed)
         return self.rng.normal(size=(2, 2)), {}
 
 
 class Deaf(Passing):
-    def reset(self):
+    def reset(self) -> Any:  # type: ignore[override]
         return self.env.reset()
 
 
@@ -429,56 +433,6 @@ def test_pictures():
     env.reset()
     assert env.render().shape == (4, 5, 3)
     env.close()
-
-
-def features(*values):
-    return adapters.task_set([{"x": value} for value in values], [], EnvConfig())
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([0.5, 2, True], [[0.5], [2], [1]]),
-        ([-3.0, 1000.0], [[-3], [1000]]),
-        ([None, 0.5], [[0, 1], [1, 0]]),
-        ([float("inf"), 2.0], [[0, 1], [1, 0]]),
-        ([float("nan"), 2.0, "nan"], [[0, 0, 1], [0, 1, 0], [1, 0, 0]]),
-        (["nan", "inf"], [[0, 1], [1, 0]]),
-        (["1", "2"], [[1, 0], [0, 1]]),
-        ([None, "None"], [[0, 1], [1, 0]]),
-        ([123456789, 123456790], [[-1], [1]]),
-        ([2**70, 2**70 + 1], [[-1], [1]]),
-        ([1.0000001, 1.0000002], [[-1], [1]]),
-        ([1e-9, 2e-9], [[-1], [1]]),
-        ([1e308, -1e308], [[1], [-1]]),
-        ([0, 1, 1 + 1e-12], [[-(1.5**0.5)], [0], [1.5**0.5]]),
-        ([[1, 2], [3, 4]], [[1, 2], [3, 4]]),
-        ([[1, 2], [3]], [[1, 0], [0, 1]]),
-        ([[1, None], [1, 2]], [[0, 1], [1, 0]]),
-        ([np.array([1.0, 2.0]), np.array([1.0, 3.0])], [[1, 2], [1, 3]]),
-    ],
-)
-def test_features_of_tasks(values, expected):
-    tasks = features(*values)
-    np.testing.assert_allclose(tasks.features, expected, rtol=1e-6)
-    assert len(set(tasks.names)) == len(values)
-
-
-def test_tasks_without_features():
-    assert features(3, 4).names == ["x=3", "x=4"]
-    tasks = adapters.task_set([{}], [], EnvConfig())
-    assert (list(tasks.names), tasks.features.tolist()) == (["no parameters"], [[0]])
-    for call, message in [
-        (lambda: features(1.5, 1.5), "tasks 0 and 1 are the same: x=1.5"),
-        (lambda: adapters.task_set([{}, {}], [], EnvConfig()), "tasks 0 and 1 are the same"),
-        (lambda: adapters.task_set([{"a": 1}, {}], [], EnvConfig()), "must have the parameters"),
-        (lambda: adapters.task_set([3], [], EnvConfig()), "must be a dict of parameters, got 3"),
-        (lambda: features(object()), "parameter 'x' must be None, a text, a number or a list"),
-    ]:
-        with pytest.raises(ConfigError, match=message):
-            call()
-    big = adapters.task_set([{"x": list(range(99))}, {"x": list(range(98))}], [], EnvConfig())
-    assert max(map(len, big.names)) < 70
 
 
 def test_names_in_the_body_of_a_class_reach_workers():

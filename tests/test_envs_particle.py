@@ -16,6 +16,8 @@ from mg2l.envs.particle.hunting import Hunting, HuntingConfig
 from mg2l.envs.particle.spread import Spread, SpreadConfig
 from mg2l.envs.particle.targets import MAX_TEST, target_tasks
 from mg2l.envs.particle.world import distances, write_distances, write_offsets
+from mg2l.loading import load_config
+from mg2l.schema import ConfigError
 
 native = importlib.import_module("mg2l._particle")
 ROOT = Path(__file__).resolve().parents[1]
@@ -359,3 +361,9 @@ def test_example_scenario():
     finally:
         registry._families.clear()
         registry._families.update(families)
+
+
+def test_more_agents_than_the_landmarks_have_room_for_are_named():
+    message = "n_agents=5 and n_landmarks=3: n_tasks must be at most 1, the ways to choose 3 of 3"
+    with pytest.raises(ConfigError, match=message):
+        load_config(env="mpe-spread", overrides=["n_agents=5"])
