@@ -8,7 +8,6 @@ With ``--gate``: what hand-written teams return that know the task, and that do 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -102,9 +101,10 @@ def show_gates(gates: list[gate.Gate], as_json: bool) -> None:
             )
 
 
+@cli.command
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m mg2l.envs.benchmark", description=__doc__)
+    parser = cli.Parser(prog="python -m mg2l.envs.benchmark", description=__doc__)
     parser.add_argument("names", nargs="+", metavar="NAME", help="environment, or a YAML file")
     parser.add_argument("--copies", type=positive, default=32, help="stepped at once (default 32)")
     parser.add_argument(
@@ -121,24 +121,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     options = parser.parse_args(arguments)
     processors = os.sched_getaffinity(0)
-    with cli.report_errors():
-        configs = {name: env_config(name) for name in options.names}
-        if options.gate:
-            show_gates([gate.measure(*named) for named in configs.items()], options.json)
-            return 0
-        if options.threads is not None and options.threads > len(processors):
-            raise ConfigError(
-                f"--threads must be at most {len(processors)}, the processors there are, "
-                f"got {options.threads}"
-            )
-        os.sched_setaffinity(0, sorted(processors)[: options.threads])
-        try:
-            speeds = [
-                measure(name, config, options.copies, options.steps)
-                for name, config in configs.items()
-            ]
-        finally:
-            os.sched_setaffinity(0, processors)
+    configs = {name: env_config(name) for name in options.names}
+    if options.gate:
+        show_gates([gate.measure(*named) for named in configs.items()], options.json)
+        return 0
+    if options.threads is not None and options.threads > len(processors):
+        raise ConfigError(
+            f"--threads must be at most {len(processors)}, the processors there are, "
+            f"got {options.threads}"
+        )
+    os.sched_setaffinity(0, sorted(processors)[: options.threads])
+    try:
+        speeds = [
+            measure(name, config, options.copies, options.steps) for name, config in configs.items()
+        ]
+    finally:
+        os.sched_setaffinity(0, processors)
     if options.json:
         for speed in speeds:
             print(json.dumps(asdict(speed)))

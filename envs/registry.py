@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mg2l.envs.base import EnvConfig, VectorEnv
+from mg2l.files import read_bytes
 from mg2l.schema import ConfigError
 
 GROUP = "mg2l.envs"
@@ -55,7 +56,7 @@ class Replayer:
 
 _families: dict[str, _Family] = {}
 _replayers: list[Replayer] = []
-_origins: dict[str, str] = {}
+_origins: dict[str, tuple[str, str]] = {}
 
 
 def register(
@@ -82,36 +83,79 @@ def register(
     _families[name] = _Family(config_class, factory, scripted)
 
 
-def load(module: str) -> None:
+def knows(name: str) -> bool:
+    """Whether a family is registered, here or by an installed package; imports nothing."""
+    return name in _families or name in _plugins()
+
+
+def source(module: str) -> tuple[str, bytes]:
+    """Where the source of what `load` would import lies, and what it is. Imports nothing.
+
+    Raises:
+        ModuleNotFoundError: there is no such module, or it has no source.
+        FileError: it cannot be read.
+    """
+    path = str(Path(module).resolve())
+    if not module.endswith(".py"):
+        parent, name, spec = None, "", None
+        for word in module.split("."):
+            name = f"{name}.{word}".removeprefix(".")
+            found = (finder.find_spec(name, parent) for finder in sys.meta_path)
+            spec = next((spec for spec in found if spec is not None), None)
+            if spec is None:
+                raise ModuleNotFoundError(f"No module named {name!r}")
+            parent = spec.submodule_search_locations
+        if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+            raise ModuleNotFoundError(f"{module} is no module of Python source")
+        path = spec.origin
+    return path, read_bytes(path)
+
+
+def load(module: str, sha256: str | None = None) -> None:
     """Import what registers families: a Python file, by its path, or a module, by its name.
 
-    What has been imported before is not imported again. An error in it is raised as it is.
+    What has been imported before is not imported again. An error in it is raised as it is. What is
+    imported, and from where, is printed on stderr.
 
     Args:
         module: ends in ``.py`` where it is a file.
+        sha256: what its source must have; None is any.
+
+    Raises:
+        ConfigError: its source has another hash.
     """
     before = set(_families)
+    path, code = source(module)
+    digest = hashlib.sha256(code).hexdigest()
+    if sha256 not in (None, digest):
+        raise ConfigError(f"{path} has sha256 {digest}, expected {sha256}")
+    print(f"importing {path}, sha256 {digest[:16]}", file=sys.stderr, flush=True)
     if module.endswith(".py"):
-        module = str(Path(module).resolve())
-        name = f"mg2l_family_{hashlib.sha256(module.encode()).hexdigest()[:16]}"
+        module = path
+        name = f"mg2l_family_{hashlib.sha256(path.encode()).hexdigest()[:16]}"
         if name not in sys.modules:
-            spec = importlib.util.spec_from_file_location(name, module)
+            spec = importlib.util.spec_from_file_location(name, path)
             assert spec is not None
-            assert spec.loader is not None
             sys.modules[name] = importlib.util.module_from_spec(spec)
             try:
-                spec.loader.exec_module(sys.modules[name])
+                # What was hashed, and not a compiled file that lies beside it.
+                exec(compile(code, path, "exec"), vars(sys.modules[name]))
             except BaseException:
                 del sys.modules[name]
                 raise
     else:
         importlib.import_module(module)
-    _origins.update(dict.fromkeys(_families.keys() - before, module))
+    _origins.update(dict.fromkeys(_families.keys() - before, (module, digest)))
 
 
 def origin(name: str) -> str | None:
     """What `load` imported a family from, if it did: an absolute path or a module's name."""
-    return _origins.get(name)
+    return _origins[name][0] if name in _origins else None
+
+
+def digest(name: str) -> str | None:
+    """SHA-256 of the source that `load` imported a family from, if it did."""
+    return _origins[name][1] if name in _origins else None
 
 
 def _plugins() -> dict[str, EntryPoint]:
@@ -131,7 +175,7 @@ def _load_plugin(name: str) -> None:
     origin = f"env {name!r} of the package {entry.dist.name if entry.dist else entry.module}"
     try:
         importlib.import_module(entry.module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"{origin} cannot be imported: {type(error).__name__}: {error}"
         ) from error

@@ -6,7 +6,6 @@ Random behaviour, or with ``--run=RUN`` that of a trained team, after it has exp
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +44,9 @@ def film_random(config: EnvConfig, task: int, seed: int) -> video.Frames:
         env.close()
 
 
-def film_trained(run: Path, name: str | None, task: int, seed: int, shots: int) -> video.Frames:
+def film_trained(
+    run: Path, name: str | None, task: int, seed: int, shots: int, trust: bool = False
+) -> video.Frames:
     """An episode of a trained team, each agent acting on what it infers.
 
     Raises:
@@ -56,9 +57,7 @@ def film_trained(run: Path, name: str | None, task: int, seed: int, shots: int) 
     from mg2l.algo.meta_test import MetaTest
     from mg2l.evaluate import load
 
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(f"--run={run}: no run lies there (it has no config.yaml)")
-    learner = load(run)
+    learner = load(run, trust=trust)
     try:
         _check_task(task, learner.env.tasks)
         if name is not None and type(env_config(name)) is not type(learner.config.env):
@@ -74,9 +73,10 @@ def film_trained(run: Path, name: str | None, task: int, seed: int, shots: int) 
         learner.close()
 
 
+@cli.command
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m mg2l.envs.render", description=__doc__)
+    parser = cli.Parser(prog="python -m mg2l.envs.render", description=__doc__)
     parser.add_argument("name", nargs="?", metavar="NAME", help="environment, or a YAML file")
     parser.add_argument("--task", type=int, default=0, help="number of the task (default 0)")
     parser.add_argument("--run", type=Path, help="folder of a run: film its team")
@@ -86,22 +86,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help=".gif or .mp4 (default NAME.gif)")
     parser.add_argument("--fps", type=positive, default=20, help="pictures per second (default 20)")
     parser.add_argument("--seed", type=int, default=0, help="of all chance (default 0)")
+    parser.add_argument("--trust", action="store_true", help=cli.TRUST)
     options = parser.parse_args(arguments)
-    with cli.report_errors():
-        if options.shots < 0 or options.seed < 0:
-            raise ConfigError("--shots and --seed must be at least 0")
-        if options.run is None and options.name is None:
-            raise ConfigError("give the NAME of an environment, or --run=RUN")
-        stem = Path(options.name).stem if options.name else options.run.resolve().parents[1].name
-        path = options.out or Path(f"{stem}.gif")
-        video.check(path)
-        if options.run is not None:
-            frames = film_trained(
-                options.run, options.name, options.task, options.seed, options.shots
-            )
-        else:
-            frames = film_random(env_config(options.name), options.task, options.seed)
-        video.write(path, frames, options.fps)
+    if options.shots < 0 or options.seed < 0:
+        raise ConfigError("--shots and --seed must be at least 0")
+    if options.run is None and options.name is None:
+        raise ConfigError("give the NAME of an environment, or --run=RUN")
+    stem = Path(options.name).stem if options.name else options.run.resolve().parents[1].name
+    path = options.out or Path(f"{stem}.gif")
+    video.check(path)
+    if options.run is not None:
+        frames = film_trained(
+            options.run, options.name, options.task, options.seed, options.shots, options.trust
+        )
+    else:
+        frames = film_random(env_config(options.name), options.task, options.seed)
+    video.write(path, frames, options.fps)
     print(f"{path}: {len(frames)} pictures")
     return 0
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mg2l import cli
 from mg2l.envs import registry
 
 
@@ -92,9 +93,10 @@ def _tolerance(text: str) -> float:
     return value
 
 
+@cli.command
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m mg2l.envs.replay",
         description="Replay a recorded trajectory and report the largest deviations.",
     )
@@ -109,8 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         what, deviation = replay(options.file, options.steps)
     except ValueError as error:
-        message = " ".join(str(error).split())
-        print(f"{parser.prog}: error: {options.file}: {message}", file=sys.stderr)
+        print(f"error: {options.file}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(what)
     print("max deviation:", *(f"{name} {value:.1e}" for name, value in deviation.items()))

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mg2l.envs.base import FloatArray, Info, StepResult, VectorEnv
+from mg2l.files import replacing
 from mg2l.packages import require
 from mg2l.schema import ConfigError
 
@@ -94,23 +95,41 @@ def write(path: Path, frames: Frames, fps: float = 20) -> None:
     Raises:
         ConfigError: see `check`.
         ValueError: there are no frames.
+        WriteError: it cannot be written, such as to a full disk; an earlier film stays.
     """
     check(path)
     if not len(frames):
         raise ValueError("frames must hold at least one picture, got none")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix.lower() == ".gif":
-        from PIL import Image
+    with replacing(path) as partial:
+        if path.suffix.lower() == ".gif":
+            _write_gif(partial, frames, fps)
+        else:
+            _write_mp4(partial, frames, fps)
 
-        first, *rest = map(Image.fromarray, frames)
-        first.save(path, save_all=True, append_images=rest, duration=1000 / fps, loop=0)
-        return
+
+def _write_gif(path: Path, frames: Frames, fps: float) -> None:
+    from PIL import Image
+
+    first, *rest = map(Image.fromarray, frames)
+    first.save(path, save_all=True, append_images=rest, duration=1000 / fps, loop=0)
+
+
+def _write_mp4(path: Path, frames: Frames, fps: float) -> None:
     import imageio.v2 as imageio
+    import imageio_ffmpeg
 
     # The codec wants even sizes: an odd one gets its last row or column again.
     height, width = frames[0].shape[:2]
     odd = ((0, height % 2), (0, width % 2), (0, 0))
-    film: Any = imageio.get_writer(path, format="FFMPEG", fps=fps, macro_block_size=1)
-    with film:
-        for frame in frames:
-            film.append_data(np.pad(frame, odd, mode="edge"))
+    film: Any = imageio.get_writer(
+        path, format="FFMPEG", fps=fps, macro_block_size=1, ffmpeg_log_level="quiet"
+    )
+    try:
+        with film:
+            for frame in frames:
+                film.append_data(np.pad(frame, odd, mode="edge"))
+        written, _ = imageio_ffmpeg.count_frames_and_secs(path)  # its status is told to nobody
+    except (OSError, RuntimeError):
+        written = 0
+    if written != len(frames):
+        raise OSError(f"ffmpeg has written {written} of {len(frames)} pictures")

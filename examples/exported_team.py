@@ -1,6 +1,7 @@
 """Exported agents explore a task, infer it, and act: ``python examples/exported_team.py EXPORT 3``.
 
-EXPORT is what ``python -m mg2l.export`` wrote, 3 the task. Nothing that trained them is needed.
+EXPORT is what ``python -m mg2l.export`` wrote, 3 the task; a third word is the Python file or the
+module that registers an environment of your own. Nothing that trained them is needed.
 """
 
 import sys
@@ -14,8 +15,8 @@ SHOTS = 2
 
 folder, task = sys.argv[1], int(sys.argv[2])
 described = Agent(folder, 0).manifest["environment"]
-if described["module"] is not None:  # which registers a family of your own
-    registry.load(described["module"])
+for module in sys.argv[3:]:  # yours, and not what a folder names that may come from anywhere
+    registry.load(module)
 env = registry.make(registry.config_class(described["family"])(**described["config"]), num_envs=1)
 team = [Agent(folder, index, seed=index) for index in range(env.num_agents)]
 for episode in range(SHOTS + 1):

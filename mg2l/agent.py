@@ -24,7 +24,86 @@ except ModuleNotFoundError as error:
 FORMAT = 1
 """Of ``export.json``."""
 
+MAX_MANIFEST = 2**24
+"""Bytes of ``export.json`` at most."""
+
+MAX_MODEL = 2**30
+"""Bytes of a network at most."""
+
+MAX_SIZE = 2**24
+"""Numbers at most in whatever the manifest says the size of."""
+
 Array = NDArray[np.float32]
+
+
+def read(folder: Path, name: str, most: int) -> bytes:
+    """What a regular file inside a folder holds.
+
+    Args:
+        folder: which may have come from anywhere.
+        name: of the file, relative to it.
+        most: bytes it may have.
+
+    Raises:
+        ValueError: it is missing, larger, no regular file, or leads out of the folder.
+    """
+    path = folder / name
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{name!r} must lie in {folder}")
+        if not path.is_file():  # nor is a pipe one, which would be waited for
+            raise ValueError(f"{path} must be a file")
+        if path.stat().st_size > most:
+            raise ValueError(f"{path} must have at most {most} bytes, got {path.stat().st_size}")
+        return path.read_bytes()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def check(manifest: Any) -> None:
+    """Judge what ``export.json`` says, which decides how much memory is asked for.
+
+    Raises:
+        ValueError: it says no format, no agents, or a size that is none or absurd.
+    """
+
+    def size(value: Any, name: str, least: int = 0) -> int:
+        if type(value) is not int or not least <= value <= MAX_SIZE:
+            raise ValueError(f"{name} must be an integer in [{least}, {MAX_SIZE}], got {value!r}")
+        return value
+
+    def shape(described: Any, name: str) -> None:
+        if described is not None:
+            count = 1
+            for length in described["shape"]:
+                count = size(count * size(length, f"{name}.shape"), f"{name}.shape")
+            if described["reset"] not in ("episode", "task"):
+                raise ValueError(f"{name}.reset must be episode or task")
+
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"must be of format {FORMAT}, got {manifest['format']!r}")
+    size(manifest["observation"], "observation", 1)
+    size(manifest["told"]["width"], "told.width")
+    shape(manifest["memory"], "memory")
+    shape(manifest["belief"], "belief")
+    if manifest["context"] is not None:
+        for name in ("length", "capacity"):
+            size(manifest["context"][name], f"context.{name}", 1)
+        width = size(manifest["transition"]["width"], "transition.width", 1)
+        size(manifest["context"]["length"] * width, "context.length x transition.width")
+    action = manifest["action"]
+    if action["kind"] == "discrete":
+        size(action["n"], "action.n", 1)
+    elif len(action["low"]) != len(action["high"]):
+        raise ValueError("action.low and action.high differ in length")
+    for entry in manifest["agents"]:
+        size(entry["index"], "index")
+        if "policy" not in entry["files"]:
+            raise ValueError(f"agent {entry['index']} has no policy")
+        np.array(entry.get("initial_belief", []), np.float32)
+        for files in entry["files"].values():
+            if not isinstance(files["onnx"], str) or files["onnx"] not in entry["sha256"]:
+                raise ValueError(f"file {files['onnx']!r} of agent {entry['index']} has no hash")
 
 
 class Context:
@@ -95,26 +174,36 @@ class Agent:
         needs_features: whether it must be told features of its task by `tell`.
 
     Raises:
-        ValueError: the folder holds no such agent, another format, or a file that has changed.
+        ValueError: the folder holds no such agent, another format, a file that has changed or lies
+            elsewhere, or a size that is absurd.
     """
 
     def __init__(
         self, folder: Path | str, index: int, seed: int | None = None, deterministic: bool = False
     ) -> None:
         folder, self.index = Path(folder), index
-        self.manifest: dict[str, Any] = json.loads((folder / "export.json").read_text("utf-8"))
-        if self.manifest["format"] != FORMAT:
-            raise ValueError(f"{folder} must be of format {FORMAT}, got {self.manifest['format']}")
+        manifest = read(folder, "export.json", MAX_MANIFEST)
+        try:
+            self.manifest: dict[str, Any] = json.loads(manifest)
+            check(self.manifest)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{folder / 'export.json'} cannot be used: {reason}") from None
         found = [entry for entry in self.manifest["agents"] if entry["index"] == index]
         if not found:
             known = [entry["index"] for entry in self.manifest["agents"]]
             raise ValueError(f"index must be one of {known}, got {index}")
         networks: dict[str, Network] = {}
         for name, files in found[0]["files"].items():
-            data = (folder / files["onnx"]).read_bytes()
+            data = read(folder, files["onnx"], MAX_MODEL)
             if hashlib.sha256(data).hexdigest() != found[0]["sha256"][files["onnx"]]:
                 raise ValueError(f"{folder / files['onnx']} is not what was exported")
-            networks[name] = Network(data)
+            if b"\n\x08location" in data:  # weights kept in other files, wherever those lie
+                raise ValueError(f"{folder / files['onnx']} must hold its weights itself")
+            try:
+                networks[name] = Network(data)
+            except Exception as error:  # onnxruntime's own classes
+                raise ValueError(f"{folder / files['onnx']} is no network: {error}") from None
         self.policy, self.inference = networks["policy"], networks.get("inference")
         self.initial = np.array(found[0].get("initial_belief", []), np.float32)
         self.told: Array | None = None

@@ -1,25 +1,28 @@
 """The command line of a run: ``--expt --algo --env``, ``key=value`` overrides, ``--resume``.
 
-``parse`` judges everything that can be judged before anything is built; whoever starts a run
-wraps the rest in ``report_errors``, so that every mistake of a user is one line and exit status 2.
+``parse`` judges everything that can be judged before anything is built. Every program of mg2l is a
+``command``: a user's mistake is one line and exit status 2, what fails on the way one line and 1.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import functools
+import io
 import itertools
-import json
-import os
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, ParamSpec, TypeVar
 
+from mg2l.algo.finite import NonFiniteLossError
 from mg2l.config import Config
 from mg2l.envs import registry
 from mg2l.envs.base import EnvError
+from mg2l.files import WriteError, read_json
 from mg2l.loading import (
     CONFIGS,
     DEFAULTS,
@@ -37,14 +40,18 @@ from mg2l.loading import (
 )
 from mg2l.packages import require
 from mg2l.run.checkpoint import CheckpointError
+from mg2l.run.finite import NonFiniteError
+from mg2l.run.stop import Output, interruptible, output_status, status_of
 from mg2l.schema import ConfigError, Key, keys, nearest
 
 __all__ = [
     "RESUMABLE",
     "ConfigError",
     "Options",
+    "Parser",
     "abort",
     "about",
+    "command",
     "config_from_yaml",
     "config_to_yaml",
     "help_text",
@@ -54,6 +61,13 @@ __all__ = [
 ]
 
 WIDTH = 100
+LONGEST = 2000
+"""Characters of an error's line at most: what came may be a text of megabytes."""
+
+TRUST = "import the code that the run names, where it is what the run was trained with"
+
+P = ParamSpec("P")
+Status = TypeVar("Status", bound=int | None)
 
 
 @dataclass(frozen=True)
@@ -71,35 +85,88 @@ class Options:
     resume_previous: bool = False
     """Where the last checkpoint of ``resume`` is damaged, go back to the one before it."""
 
+    trust: bool = False
+    """Import the code that ``resume`` names."""
+
 
 def abort(message: str, status: int = 2) -> NoReturn:
     """End the program with one line on stderr and an exit status."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    with contextlib.suppress(OSError):  # of a terminal that is closed
+        print(f"error: {line}", file=sys.stderr, flush=True)
     raise SystemExit(status)
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program, see ``abort``."""
+        abort(message)
 
 
 @contextlib.contextmanager
 def report_errors() -> Iterator[None]:
-    """Turn the errors that a user can mend into one line on stderr.
+    """Turn the errors that are not ours into one line on stderr.
 
-    The exit status is 2, or 1 where an environment failed in the middle of work; its details, such
-    as the traceback of its process, come before the line.
+    The exit status is 2 after a user's mistake; 1 where an environment, a loss or the disk failed
+    in the middle of work, an environment's details, such as the traceback of its process, before
+    the line; and by the shell's custom after a signal.
     """
     try:
         yield
     except (ConfigError, CheckpointError) as error:
         abort(str(error))
+    except (WriteError, NonFiniteError, NonFiniteLossError) as error:
+        abort(str(error), status=1)
     except EnvError as error:
         reason, _, details = str(error).partition("\n")
         if details:
             print(details.rstrip(), file=sys.stderr)
         abort(reason, status=1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename is not None else ""
+        abort(f"{place}{error.strerror or error}", status=1)
+    except KeyboardInterrupt as error:
+        abort(f"interrupted{f' by {error}' if str(error) else ''}", status=status_of(error))
+
+
+def command(main: Callable[P, Status]) -> Callable[P, Status]:
+    """A program's entry point, as every one of mg2l is.
+
+    Errors are reported by ``report_errors``. SIGTERM and SIGHUP end it as Ctrl-C does. Where nobody
+    reads its output any more, it brings its work to an end and exits with status 141.
+    """
+
+    @functools.wraps(main)
+    def run(*words: P.args, **named: P.kwargs) -> Status:
+        with interruptible(), report_errors():
+            out = Output(sys.stdout or io.StringIO())  # None where it was closed
+            end = None
+            try:
+                with contextlib.redirect_stdout(out):
+                    status = main(*words, **named)
+            except SystemExit as error:
+                end = error
+            finally:
+                out.flush()
+            if out.broken is not None and not (status if end is None else end.code):
+                if output_status(out.broken) == 1:
+                    raise WriteError(f"standard output: cannot be written: {out.broken.strerror}")
+                raise SystemExit(output_status(out.broken))
+            if end is not None:
+                raise end
+            return status
+
+    return run
 
 
 def _read_words(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Split a command line into ``--name`` options and overrides."""
     values = {*KINDS, "resume"}
-    switches = {"help", "resume-previous"}
+    switches = {"help", "resume-previous", "trust"}
     options: dict[str, str] = {}
     overrides = []
     words = iter(argv)
@@ -142,18 +209,16 @@ def _resume(options: dict[str, str], overrides: list[str]) -> tuple[Config, Opti
     folder = Path(options["resume"])
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"--resume={folder}: no run lies there (it has no config.yaml)")
-    try:
-        text = (folder / "environment.json").read_text(encoding="utf-8")
-        names = {kind: str(json.loads(text)["names"][kind]) for kind in KINDS}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder / 'environment.json'}: cannot be read: {error!r}") from None
+    shape = {"names": dict.fromkeys(KINDS, str)}
+    names = read_json(folder / "environment.json", shape, inside=folder)["names"]
     for kind in KINDS:
         if kind in options and _stem(options[kind]) != names[kind]:
             raise ConfigError(
                 f"--{kind}={options[kind]} conflicts with --resume={folder}, a run of "
                 f"--{kind}={names[kind]}; leave --{kind} out"
             )
-    config = config_from_yaml(folder / "config.yaml")
+    trust = "trust" in options
+    config = config_from_yaml(folder / "config.yaml", trust)
     changed = with_values(config, overrides)
     now, then = about(changed), about(config)
     for path, value in now.items():
@@ -163,7 +228,7 @@ def _resume(options: dict[str, str], overrides: list[str]) -> tuple[Config, Opti
                 f"only these may change: {', '.join(sorted(RESUMABLE))}"
             )
     previous = "resume-previous" in options
-    return changed, Options(names["expt"], names["algo"], names["env"], folder, previous)
+    return changed, Options(names["expt"], names["algo"], names["env"], folder, previous, trust)
 
 
 def read(argv: Sequence[str]) -> tuple[Config, Options] | None:
@@ -177,8 +242,8 @@ def read(argv: Sequence[str]) -> tuple[Config, Options] | None:
         return None
     if "resume" in options:
         config, parsed = _resume(options, overrides)
-    elif "resume-previous" in options:
-        raise ConfigError("--resume-previous needs --resume=RUN")
+    elif switches := options.keys() & {"resume-previous", "trust"}:
+        raise ConfigError(f"--{min(switches)} needs --resume=RUN")
     else:
         names = {kind: options.get(kind, DEFAULTS[kind]) for kind in KINDS}
         config = load_config(**names, overrides=overrides)
@@ -211,10 +276,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
         found = read(argv)
         if found is not None:
             return found
-        try:
-            print(help_text(argv), flush=True)
-        except BrokenPipeError:  # whoever reads it has seen enough, as in `--help | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(help_text(argv))
     raise SystemExit(0)
 
 
@@ -274,7 +336,7 @@ def help_text(argv: Sequence[str] = ()) -> str:
     choice = " ".join(f"--{kind}={name}" for kind, name in names.items())
     lines = [
         "python -m mg2l.train [--expt=NAME] [--algo=NAME] [--env=NAME] [KEY=VALUE ...]",
-        "python -m mg2l.train --resume=RUN [--resume-previous] [KEY=VALUE ...]",
+        "python -m mg2l.train --resume=RUN [--resume-previous] [--trust] [KEY=VALUE ...]",
         "",
         _wrap(
             "Trains a team of agents on a distribution of tasks. NAME is one of those below, or "
@@ -287,6 +349,7 @@ def help_text(argv: Sequence[str] = ()) -> str:
         "  --resume=RUN  go on with the run in folder RUN (or begin it, if it has no checkpoint "
         "yet)",
         "  --resume-previous  where the last checkpoint is damaged, use the one before it",
+        f"  --trust  {TRUST}",
         "  --help  this text; 'here' is what --expt, --algo and --env on this command line set",
         "",
     ]

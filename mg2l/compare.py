@@ -7,12 +7,11 @@ interval (Student's t). ``--env-steps`` cuts every run at the same number of env
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
-from mg2l import statistics
+from mg2l import cli, statistics
 from mg2l.results import Run, by_algorithm, find, smooth
 
 
@@ -45,9 +44,10 @@ def plot(runs: dict[str, list[Run]], path: Path, window: int = 10) -> None:
     figure.savefig(path)
 
 
+@cli.command
 def main() -> None:
     """Entry point of ``python -m mg2l.compare``."""
-    parser = argparse.ArgumentParser(prog="python -m mg2l.compare", description=__doc__)
+    parser = cli.Parser(prog="python -m mg2l.compare", description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+", help="folders with runs below them")
     parser.add_argument("--last", type=int, default=20, help="iterations averaged (default: 20)")
     parser.add_argument("--env-steps", type=int, help="cut every run at these steps")

@@ -10,7 +10,6 @@ into its folder ``videos``.
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,9 +25,9 @@ from mg2l.algo.context import ContextInference
 from mg2l.algo.learner import Learner
 from mg2l.algo.meta_test import MetaTest, Scored
 from mg2l.envs import video
+from mg2l.files import replacing, write_json
 from mg2l.run import checkpoint
 from mg2l.run.device import select_device
-from mg2l.run.folder import write_json
 from mg2l.schema import ConfigError
 
 SPLITS = ("test", "train", "ood")
@@ -135,33 +134,44 @@ def summary(played: Played, scale: tuple[float, float] | None) -> dict[str, Any]
     return found
 
 
-def load(path: Path, device: torch.device | None = None) -> Learner:
+def load(path: Path, device: torch.device | None = None, trust: bool = False) -> Learner:
     """The learner of a run, at its last checkpoint.
 
     Args:
         path: folder of the run.
         device: where it is to live; None is where it was trained.
+        trust: import the code that the run names, see `mg2l.loading.config_from_yaml`.
 
     Raises:
         ConfigError: no run lies at ``path``.
         CheckpointError: it has no whole checkpoint.
     """
-    config = cli.config_from_yaml(path / "config.yaml")
+    if not (path / "config.yaml").is_file():
+        raise ConfigError(f"{path}: no run lies there (it has no config.yaml)")
+    config = cli.config_from_yaml(path / "config.yaml", trust)
     learner = Learner(config, device or select_device(config.gpu_id))
     learner.load_networks(checkpoint.load_networks(path, learner.networks()))
     return learner
 
 
 def evaluate(
-    run: Path, oracle: Path | None, shots: list[int], episodes: int, seed: int, deterministic: bool
+    run: Path,
+    oracle: Path | None,
+    shots: list[int],
+    episodes: int,
+    seed: int,
+    deterministic: bool,
+    trust: bool = False,
 ) -> tuple[dict[str, Any], list[Played]]:
     """Everything that ``evaluation.json`` holds, and the episodes behind it.
+
+    ``trust`` is for `load`.
 
     Raises:
         ConfigError: the oracle's environment is another one.
     """
-    learner = load(run)
-    told = None if oracle is None else load(oracle)
+    learner = load(run, trust=trust)
+    told = None if oracle is None else load(oracle, trust=trust)
     if told is not None and told.config.algo_name != "oracle":
         raise ConfigError(f"--oracle must be a run of oracle, got one of {told.config.algo_name}")
     if told is not None and told.config.env != learner.config.env:
@@ -201,8 +211,8 @@ def evaluate(
 
 
 def write_csv(path: Path, training_seed: int, played: list[Played]) -> None:
-    """A row per task, episode and agent."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    """A row per task, episode and agent. Raises WriteError."""
+    with replacing(path) as partial, partial.open("x", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(CSV_COLUMNS)
         for rows in played:
@@ -228,9 +238,11 @@ def show(found: dict[str, Any]) -> None:
         )
 
 
-def films(run: Path, kind: str, seed: int, deterministic: bool) -> None:
+def films(run: Path, kind: str, seed: int, deterministic: bool, trust: bool) -> None:
     """Write the films of a run into its folder ``videos``, and say where."""
-    learner = load(run)
+    if (run / "videos").is_symlink():
+        raise ConfigError(f"{run / 'videos'}: must be a folder of the run, and no link")
+    learner = load(run, trust=trust)
     try:
         for path in film.write_films(learner, run / "videos", kind, seed, deterministic):
             print(path)
@@ -238,9 +250,10 @@ def films(run: Path, kind: str, seed: int, deterministic: bool) -> None:
         learner.close()
 
 
+@cli.command
 def main() -> None:
     """Entry point of ``python -m mg2l.evaluate``."""
-    parser = argparse.ArgumentParser(prog="python -m mg2l.evaluate", description=__doc__)
+    parser = cli.Parser(prog="python -m mg2l.evaluate", description=__doc__)
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--oracle", type=Path, help="run of the oracle, to normalise by")
     parser.add_argument(
@@ -265,27 +278,34 @@ def main() -> None:
         help="film each held-out task, or where there are none those of training (default kind: "
         "%(const)s)",
     )
+    parser.add_argument("--trust", action="store_true", help=cli.TRUST)
     arguments = parser.parse_args()
     for name in ("shots", "episodes", "seed"):
         least = 1 if name == "episodes" else 0
         if np.min(getattr(arguments, name)) < least:
             parser.error(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
-    with cli.report_errors():
-        if arguments.video is not None:
-            video.check(Path(f"film.{arguments.video}"))
-        found, played = evaluate(
+    if arguments.video is not None:
+        video.check(Path(f"film.{arguments.video}"))
+    found, played = evaluate(
+        arguments.run,
+        arguments.oracle,
+        sorted(set(arguments.shots)),
+        arguments.episodes,
+        arguments.seed,
+        arguments.deterministic,
+        arguments.trust,
+    )
+    show(found)  # first, so that it is not lost where it cannot be written
+    write_json(arguments.run / "evaluation.json", found)
+    write_csv(arguments.run / "evaluation.csv", found["training_seed"], played)
+    if arguments.video is not None:
+        films(
             arguments.run,
-            arguments.oracle,
-            sorted(set(arguments.shots)),
-            arguments.episodes,
+            arguments.video,
             arguments.seed,
             arguments.deterministic,
+            arguments.trust,
         )
-        show(found)
-        write_csv(arguments.run / "evaluation.csv", found["training_seed"], played)
-        write_json(arguments.run / "evaluation.json", found)
-        if arguments.video is not None:
-            films(arguments.run, arguments.video, arguments.seed, arguments.deterministic)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ networks do.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import importlib.metadata
+import io
 import itertools
 import logging
 import math
@@ -32,10 +32,10 @@ from mg2l.algo.answers import Answer, Answers
 from mg2l.algo.learner import Learner
 from mg2l.algo.mg2l import MG2L
 from mg2l.envs import registry
+from mg2l.files import write_bytes, write_json, writing
 from mg2l.loading import family_of
 from mg2l.packages import require
 from mg2l.run import checkpoint
-from mg2l.run.folder import write_json
 from mg2l.schema import ConfigError
 
 FORMAT = 1
@@ -101,14 +101,17 @@ def write_network(network: Network, answers: list[Answer], stem: Path) -> float:
         program = torch.export.export(network, (), example, dynamic_shapes=shapes)
         for node in program.graph.nodes:  # these would tell where the source lies on this machine
             node.meta.pop("stack_trace", None)
-        torch.export.save(program, stem.with_suffix(".pt2"))
+        # torch and onnx say in ways of their own that a disk is full, so they write to memory.
+        data = io.BytesIO()
+        torch.export.save(program, data)
+        write_bytes(stem.with_suffix(".pt2"), data.getvalue())
         onnx = torch.onnx.export(
             program, dynamo=True, verbose=False, output_names=list(network.outputs)
         )
         assert onnx is not None
         for written in onnx.model.graph.all_nodes():
             written.metadata_props.clear()
-        onnx.save(stem.with_suffix(".onnx"), external_data=False)
+        write_bytes(stem.with_suffix(".onnx"), onnx.model_proto.SerializeToString())
         return _deviation(network, answers, stem)
 
 
@@ -224,6 +227,7 @@ def write_team(
     Raises:
         ConfigError: there is no such agent, agents cannot act alone, a package is missing,
             ``out`` holds something else, or a network deviates by more than ``tolerance``.
+        WriteError: it cannot be written; an earlier export is as it was.
     """
     require_packages()
     if out.exists() and not (out / "export.json").is_file():
@@ -240,8 +244,9 @@ def write_team(
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        shutil.copy(RUNTIME, partial / "agent.py")
+        with writing(out):
+            partial.mkdir(parents=True)
+            shutil.copy(RUNTIME, partial / "agent.py")
         answers = Answers(learner)
         found["iteration"], found["tolerance"] = iteration, tolerance
         found["versions"] = {name: importlib.metadata.version(name) for name in VERSIONS}
@@ -250,8 +255,9 @@ def write_team(
             for index in (range(last + 1) if agents is None else agents)
         ]
         write_json(partial / "export.json", found)
-        shutil.rmtree(out, ignore_errors=True)
-        partial.rename(out)
+        with writing(out):
+            shutil.rmtree(out, ignore_errors=True)
+            partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return found
@@ -267,9 +273,11 @@ def write_agent(
 
     Raises:
         ConfigError: a network deviates by more than ``tolerance``.
+        WriteError: it cannot be written.
     """
     place = folder / f"agent_{index}"
-    place.mkdir()
+    with writing(place):
+        place.mkdir()
     entry: dict[str, Any] = {"index": index, "files": {}, "sha256": {}, "deviation": {}}
     policy, inference = Policy(learner.actor, index), infer_alone(learner.inference, index)
     wanted: list[tuple[str, Network, list[Answer]]] = [("policy", policy, answers.policy(index))]
@@ -294,9 +302,10 @@ def write_agent(
     return entry
 
 
+@cli.command
 def main() -> None:
     """Entry point of ``python -m mg2l.export``."""
-    parser = argparse.ArgumentParser(prog="python -m mg2l.export", description=__doc__)
+    parser = cli.Parser(prog="python -m mg2l.export", description=__doc__)
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--out", type=Path, help="folder to write (default: RUN/export)")
     parser.add_argument("--agents", type=int, nargs="+", help="which agents (default: all)")
@@ -306,16 +315,16 @@ def main() -> None:
         default=TOLERANCE,
         help="largest deviation from the run's own networks (default: %(default)s)",
     )
+    parser.add_argument("--trust", action="store_true", help=cli.TRUST)
     arguments = parser.parse_args()
-    with cli.report_errors():
-        out = arguments.out or arguments.run / "export"
-        learner = evaluate.load(arguments.run, torch.device("cpu"))
-        try:
-            last = checkpoint.iterations(arguments.run / "checkpoints")[-1]
-            write_team(learner, out, arguments.agents, arguments.tolerance, last)
-        finally:
-            learner.close()
-        print(f"written: {out}")
+    out = arguments.out or arguments.run / "export"
+    learner = evaluate.load(arguments.run, torch.device("cpu"), arguments.trust)
+    try:
+        last = checkpoint.iterations(arguments.run / "checkpoints")[-1]
+        write_team(learner, out, arguments.agents, arguments.tolerance, last)
+    finally:
+        learner.close()
+    print(f"written: {out}")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 import mg2l
-from mg2l import _native, ops
+from mg2l import _native, cli, ops
 
-PACKAGES = ("numpy", "gymnasium", "omegaconf", "safetensors", "rich", "tensorboard", "wandb")
+PACKAGES = ("numpy", "gymnasium", "safetensors", "rich", "tensorboard", "wandb")
 
 
 def _version(package: str) -> str:
@@ -74,6 +74,7 @@ def describe() -> dict[str, str]:
     )
 
 
+@cli.command
 def main() -> None:
     """Print :func:`describe` as a table."""
     rows = describe()

@@ -2,7 +2,7 @@
 
 Values are merged in the order schema defaults, env file, algo file, expt file, overrides; the
 last one wins. Every value is judged where it is written, so that a message can name the file.
-Within a file OmegaConf resolves interpolations such as ``n_tasks: ${n_landmarks}``.
+Within a file ``${n_landmarks}`` stands for the value of another key.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from mg2l.config import Config
 from mg2l.envs import EnvConfig, registry
+from mg2l.files import parse_yaml, read_yaml
 from mg2l.schema import ConfigError, Key, groups, keys, nearest
 
 CONFIGS = Path(__file__).with_name("configs")
@@ -49,70 +48,65 @@ RETIRED = {
 """Keys of the original code that have no meaning any more, and what there is instead."""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain scalars: 5e-4 is a number, and only true and false are booleans."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key_node.value!r} occurs twice", key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
+_INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
+MAX_TEXT = 4096
+"""Characters of a text at most that interpolations make."""
 
 
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in [
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?(0|[1-9][0-9_]*)", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
-        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+0123456789."),
-    ),
-]:
-    _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})$"), _first
-    )
+def interpolate(mapping: dict[str, Any]) -> dict[str, Any]:
+    """Put values in the place of interpolations such as ``${n_agents}``, within one file.
 
+    ``${key}`` stands for the value of another key, or within a text for it as text. Nothing else
+    does anything: no environment variables, no functions.
 
-def _parse(text: str) -> Any:
-    """A YAML document as Python values. Raises ConfigError with one line."""
-    try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        problem = getattr(error, "problem", None) or str(error)
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}: " if mark else ""
-        raise ConfigError(f"{place}not valid YAML: {' '.join(problem.split())}") from None
+    Raises:
+        ConfigError: a key is missing, leads back to itself or to a group; or it is no key.
+    """
+    known: dict[str, Any] = {}
+
+    def look_up(key: str, chain: tuple[str, ...]) -> Any:
+        if key in chain:
+            raise ConfigError(f"${{{key}}} leads back to itself")
+        if key not in known:
+            value: Any = mapping
+            for word in key.split("."):
+                if not isinstance(value, dict) or word not in value:
+                    raise ConfigError(f"${{{key}}}: there is no key {key!r} in this file")
+                value = value[word]
+            items = value if isinstance(value, list) else [value]
+            if any(isinstance(item, (dict, list)) for item in items):
+                raise ConfigError(f"${{{key}}} must be a value or a list of values")
+            known[key] = resolve(value, (*chain, key))
+        return known[key]
+
+    def resolve(value: Any, chain: tuple[str, ...]) -> Any:
+        if isinstance(value, dict):
+            return {key: resolve(inner, chain) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [resolve(inner, chain) for inner in value]
+        if not isinstance(value, str) or "${" not in value:
+            return value
+        whole = _INTERPOLATION.fullmatch(value)
+        if whole:
+            return look_up(whole[1], chain)
+        if "${" in _INTERPOLATION.sub("", value):
+            raise ConfigError(f"{value!r}: only the name of a key may stand in ${{...}}")
+        text = _INTERPOLATION.sub(lambda match: str(look_up(match[1], chain)), value)
+        if len(text) > MAX_TEXT:
+            raise ConfigError(f"{value[:80]!r} makes more than {MAX_TEXT} characters")
+        return text
+
+    found: dict[str, Any] = resolve(mapping, ())
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """The values of a file of one's own or one that is shipped."""
+    mapping = read_yaml(path)
     try:
-        mapping = _parse(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"{path}: cannot be read: {reason}") from None
+        return interpolate(mapping)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    if mapping is None:
-        return {}
-    if not isinstance(mapping, dict):
-        raise ConfigError(f"{path}: must hold 'key: value' lines, got a {type(mapping).__name__}")
-    return _resolve(path, mapping)
-
-
-def _resolve(path: Path, mapping: dict[Any, Any]) -> dict[str, Any]:
-    """Put values in the place of interpolations such as ``${n_agents}``, within one file."""
-    try:
-        resolved = OmegaConf.to_container(OmegaConf.create(mapping), resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
-    return cast("dict[str, Any]", resolved)
 
 
 def available(kind: str) -> list[str]:
@@ -217,7 +211,7 @@ class Schema:
                 raise ConfigError(f"{name} is a group of keys; write {name}.KEY=value")
             key = self.find(name)
             try:
-                value = _parse(text)
+                value = parse_yaml(text)
             except ConfigError:
                 value = text
             if key.hint is str and not isinstance(value, str):
@@ -257,23 +251,53 @@ class Sources:
         return {path: value for _, values in self.values for path, value in values.items()}
 
 
-def _family(mapping: dict[str, Any], path: Path) -> str:
-    """Take the family out of an env file, and import the module that registers it."""
+def _family(mapping: dict[str, Any], path: Path, run: bool = False, trust: bool = True) -> str:
+    """Take the family out of an env file, and import the module that registers it.
+
+    Nothing is imported for a family that is known. The ``config.yaml`` of a ``run`` may have come
+    from anywhere: what it names is imported where whoever reads it says that he trusts it, and it
+    is still what the run was trained with.
+    """
     family = mapping.pop("family", None)
-    module = mapping.pop("module", None)
-    if module is not None:
-        if not isinstance(module, str) or not module:
-            raise ConfigError(f"{path}: module must be a Python file or module, got {module!r}")
-        if module.endswith(".py"):
-            module = str(path.parent / module)  # an absolute one stays what it is
-        try:
-            registry.load(module)
-        except Exception as error:
-            told = f"{type(error).__name__}: {error}"
-            raise ConfigError(f"{path}: module {module} cannot be imported: {told}") from error
+    module, recorded = mapping.pop("module", None), mapping.pop("module_sha256", None)
+    if module is not None and (not isinstance(module, str) or not module):
+        raise ConfigError(f"{path}: module must be a Python file or module, got {module!r}")
     if not isinstance(family, str):
         raise ConfigError(f"{path}: must begin with 'family: NAME'; the families are {_families()}")
+    if module is None or registry.knows(family):
+        return family
+    if module.endswith(".py"):
+        module = str(path.parent / module)  # an absolute one stays what it is
+    if run and not trust:
+        raise ConfigError(
+            f"{path}: family {family!r} is registered by {module}; code that a run names is "
+            "imported only with --trust"
+        )
+    if run and recorded is None:
+        raise ConfigError(
+            f"{path}: has no module_sha256 for {module}, so it is not known what code the run was "
+            "trained with"
+        )
+    try:
+        registry.load(module, recorded)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: module {module} cannot be imported: {error}") from None
+    except (Exception, SystemExit) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{path}: module {module} cannot be imported: {told}") from error
     return family
+
+
+def names_own_code(path: Path) -> bool:
+    """Whether a run's ``config.yaml`` names code that was imported here for a file of one's own.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    env = read_yaml(path, inside=path.parent).get("env")
+    if not isinstance(env, dict) or not isinstance(env.get("family"), str):
+        return False
+    return "module" in env and registry.origin(env["family"]) == env["module"]
 
 
 def _families() -> str:
@@ -376,26 +400,33 @@ def config_to_yaml(config: Config) -> str:
     tree = asdict(config)
     family = family_of(config.env)
     module = registry.origin(family)
-    named = {"family": family} if module is None else {"family": family, "module": module}
+    named = {"family": family}
+    if module is not None:
+        named |= {"module": module, "module_sha256": str(registry.digest(family))}
     tree["env"] = {**named, **tree["env"]}
     groups_last = sorted(tree, key=lambda name: isinstance(tree[name], dict))
     ordered = {name: tree[name] for name in groups_last}
     return yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)
 
 
-def config_from_yaml(path: Path | str) -> Config:
+def config_from_yaml(path: Path | str, trust: bool = False) -> Config:
     """Read what ``config_to_yaml`` wrote into a file.
 
+    Args:
+        path: of the file, which may come from anywhere.
+        trust: import the code that it names, if that is what it was trained with.
+
     Raises:
-        ConfigError: the file is missing or unreadable, or says something that cannot be.
+        ConfigError: the file is missing or unreadable, says something that cannot be, or names
+            code that is not imported.
     """
     path = Path(path)
-    mapping = _read(path)
+    mapping = read_yaml(path, inside=path.parent)
     env = mapping.get("env")
     if not isinstance(env, dict):
         raise ConfigError(f"{path}: has no group 'env', so it is not the resolved config of a run")
     try:
-        schema = Schema(_family(env, path))
+        schema = Schema(_family(env, path, run=True, trust=trust))
         return schema.build(schema.flatten(mapping))
     except ConfigError as error:
         text = str(error)

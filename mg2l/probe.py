@@ -9,7 +9,6 @@ priorities of an episode's transitions. Writes ``probe.json`` into the run's fol
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,11 @@ from mg2l import cli, evaluate
 from mg2l.algo.context import ContextInference
 from mg2l.algo.learner import Learner
 from mg2l.algo.mg2l import MG2L
+from mg2l.files import replacing, write_json
 from mg2l.packages import require
 from mg2l.replay import ContextReplay
 from mg2l.representation import Map, describe, maps, plane
 from mg2l.run.checkpoint import CheckpointError
-from mg2l.run.folder import write_json
 from mg2l.schema import ConfigError
 
 EPISODES = 600
@@ -154,18 +153,19 @@ def draw(path: Path, levels: dict[str, Any], names: Sequence[str]) -> None:
     if len(names) <= 12:
         axes[0, 0].legend()
     figure.tight_layout()
-    figure.savefig(path)
+    with replacing(path) as partial:
+        figure.savefig(partial)
     pyplot.close(figure)
 
 
-def load(path: Path) -> tuple[Learner, ContextInference]:
+def load(path: Path, trust: bool = False) -> tuple[Learner, ContextInference]:
     """The learner of a run, at its last checkpoint.
 
     Raises:
         ConfigError: no run lies at ``path``, or it has one training task only.
         CheckpointError: it has no whole checkpoint, or its algorithm infers nothing.
     """
-    learner = evaluate.load(path)
+    learner = evaluate.load(path, trust=trust)
     if not isinstance(learner.inference, ContextInference):
         raise CheckpointError(
             f"{path}: {learner.config.algo_name} infers no task from contexts, "
@@ -176,9 +176,10 @@ def load(path: Path) -> tuple[Learner, ContextInference]:
     return learner, learner.inference
 
 
+@cli.command
 def main() -> None:
     """Entry point of ``python -m mg2l.probe``."""
-    parser = argparse.ArgumentParser(prog="python -m mg2l.probe", description=__doc__)
+    parser = cli.Parser(prog="python -m mg2l.probe", description=__doc__)
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument(
         "--episodes",
@@ -199,39 +200,39 @@ def main() -> None:
         default=maps(),
         help="maps to lay out (default: those installed, %(default)s)",
     )
+    parser.add_argument("--trust", action="store_true", help=cli.TRUST)
     arguments = parser.parse_args()
     if min(arguments.episodes) < 1:
         parser.error(f"--episodes must be at least 1, got {arguments.episodes}")
-    with cli.report_errors():
-        require("a probe", "sklearn", extra="analysis")
-        if arguments.map is not None:
-            require("--map", "matplotlib", extra="analysis")
-        if "umap" in arguments.by:
-            require("--by umap", "umap", extra="umap")
-        learner, inference = load(arguments.run)
-        names = learner.env.tasks.names[: learner.tasks]
-        contexts: dict[str, Any] = {}
-        found: dict[str, Any] = {"tasks": names, "contexts": contexts}
-        for episodes in arguments.episodes:
-            figures, z, fresh = probe(learner, inference, episodes)
-            contexts[str(episodes)] = figures
-            print(f"contexts of {episodes:2} fresh episodes")
-            for name in z:
-                shown = "  ".join(f"{what} {value:.3f}" for what, value in figures[name].items())
-                print(f"  {name:8}  {shown}")
-            shown = "  ".join(f"{name} {x:.3f}" for name, x in figures.items() if name not in z)
-            if shown:
-                print(f"  {shown}")
-        if isinstance(inference, MG2L) and inference.options.aggregator == "pia":
-            found["priorities"] = priorities(inference, fresh).round(3).tolist()
-        levels = planes(z, learner.tasks, arguments.by)
-        found["maps"] = {
-            level: {way: points.round(3).tolist() for way, points in ways.items()}
-            for level, ways in levels.items()
-        }
-        write_json(arguments.run / "probe.json", found)
-        if arguments.map is not None:
-            draw(arguments.map, levels, names)
+    require("a probe", "sklearn", extra="analysis")
+    if arguments.map is not None:
+        require("--map", "matplotlib", extra="analysis")
+    if "umap" in arguments.by:
+        require("--by umap", "umap", extra="umap")
+    learner, inference = load(arguments.run, arguments.trust)
+    names = learner.env.tasks.names[: learner.tasks]
+    contexts: dict[str, Any] = {}
+    found: dict[str, Any] = {"tasks": names, "contexts": contexts}
+    for episodes in arguments.episodes:
+        figures, z, fresh = probe(learner, inference, episodes)
+        contexts[str(episodes)] = figures
+        print(f"contexts of {episodes:2} fresh episodes")
+        for name in z:
+            shown = "  ".join(f"{what} {value:.3f}" for what, value in figures[name].items())
+            print(f"  {name:8}  {shown}")
+        shown = "  ".join(f"{name} {x:.3f}" for name, x in figures.items() if name not in z)
+        if shown:
+            print(f"  {shown}")
+    if isinstance(inference, MG2L) and inference.options.aggregator == "pia":
+        found["priorities"] = priorities(inference, fresh).round(3).tolist()
+    levels = planes(z, learner.tasks, arguments.by)
+    found["maps"] = {
+        level: {way: points.round(3).tolist() for way, points in ways.items()}
+        for level, ways in levels.items()
+    }
+    write_json(arguments.run / "probe.json", found)
+    if arguments.map is not None:
+        draw(arguments.map, levels, names)
 
 
 if __name__ == "__main__":

@@ -158,6 +158,9 @@ def check_value(name: str, hint: Any, value: Any, bounds: Bounds | None = None) 
             value = _typed(hint, value)
     except TypeError:
         raise ConfigError(f"{name} must be {expected}, got {shown}") from None
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, str) and "${" in item:
+            raise ConfigError(f"{name} must not hold '${{', got {shown}: files alone interpolate")
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, float) and not math.isfinite(number):
             raise ConfigError(f"{name} must be finite, got {shown}")

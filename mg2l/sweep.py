@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import fcntl
 import json
 import os
 import re
@@ -29,7 +28,10 @@ from rich.table import Table
 from mg2l import cli
 from mg2l.algo import registry
 from mg2l.algo.context import ContextInference
+from mg2l.files import write_text
+from mg2l.loading import names_own_code
 from mg2l.run import checkpoint
+from mg2l.run.folder import LOCK, take_lock
 from mg2l.run.stop import GracefulStop
 from mg2l.schema import ConfigError
 
@@ -107,12 +109,14 @@ class Job:
     def command(self, threads: int) -> list[str]:
         """What begins the run, goes on with it or analyses it."""
         run, stage = self.run(), self.stage()
+        # The code that its own command line names has been imported, so that is trusted.
+        trust = ["--trust"] if run is not None and names_own_code(run / "config.yaml") else []
         if stage is not None and stage != "train":
-            return [sys.executable, "-m", f"mg2l.{stage}", str(run)]
+            return [sys.executable, "-m", f"mg2l.{stage}", str(run), *trust]
         words = [*self.words, f"n_training_threads={threads}"]
         if run is not None:
             kept = [word for word in words if not word.startswith(("--algo=", "--env="))]
-            words = [f"--resume={run}", "--resume-previous", *kept]
+            words = [f"--resume={run}", "--resume-previous", *trust, *kept]
         else:
             words.append(f"main_save_path={self.folder}")
         return [sys.executable, "-m", "mg2l.train", *words]
@@ -148,11 +152,10 @@ def logged(run: Path) -> int:
 
 def locked(run: Path) -> bool:
     """Whether a process is at work in a run."""
-    with (run / ".lock").open("w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    try:
+        take_lock(run / LOCK).close()
+    except BlockingIOError:
+        return True
     return False
 
 
@@ -279,11 +282,8 @@ class Sweep:
 
     def write(self) -> None:
         """Replace ``sweep.jsonl``, so that a reader sees the old one or the new one."""
-        path = self.folder / STATE
-        partial = path.with_name(f"{STATE}.partial")
         lines = [*self._others, *(job.line() for job in self.jobs)]
-        partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        partial.replace(path)
+        write_text(self.folder / STATE, "".join(f"{line}\n" for line in lines))
 
     def note(self, text: str) -> None:
         """A line of its own."""
@@ -404,7 +404,7 @@ class Sweep:
         return stop.exit_code or int("failed" in states)
 
 
-def own(folder: Path) -> IO[str]:
+def own(folder: Path) -> IO[bytes]:
     """Take the lock of a sweep's folder, made where there is none.
 
     Raises:
@@ -412,8 +412,7 @@ def own(folder: Path) -> IO[str]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w", encoding="utf-8")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = take_lock(folder / LOCK)
     except BlockingIOError:
         raise ConfigError(f"--folder={folder}: another sweep is at work there") from None
     except OSError as error:
@@ -423,7 +422,7 @@ def own(folder: Path) -> IO[str]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    words = argparse.ArgumentParser(prog="python -m mg2l.sweep", description=__doc__)
+    words = cli.Parser(prog="python -m mg2l.sweep", description=__doc__)
     words.add_argument("--algos", nargs="+", required=True, help="as for mg2l.train --algo")
     words.add_argument("--envs", nargs="+", required=True, help="as for mg2l.train --env")
     words.add_argument("--seeds", nargs="+", type=int, default=[0], help="(default: 0)")
@@ -460,15 +459,14 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def main() -> None:
-    """Entry point of ``python -m mg2l.sweep``."""
+@cli.command
+def main() -> int:
+    """Entry point of ``python -m mg2l.sweep``; returns the exit status."""
     arguments = parse(sys.argv[1:])
-    with cli.report_errors():
-        jobs = grid(arguments)
-        with own(arguments.folder):
-            status = Sweep(jobs, arguments.folder, arguments.jobs).go()
-    sys.exit(status)
+    jobs = grid(arguments)
+    with own(arguments.folder):
+        return Sweep(jobs, arguments.folder, arguments.jobs).go()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

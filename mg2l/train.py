@@ -6,7 +6,7 @@ on what it infers; PPO of all agents; encoder updates; from time to time, explor
 
 from __future__ import annotations
 
-import signal
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -23,15 +23,17 @@ from mg2l.algo.meta_test import PeriodicTest
 from mg2l.algo.rollout import Rollout
 from mg2l.config import Config
 from mg2l.envs.base import EnvError
+from mg2l.files import WriteError
 from mg2l.loading import about, flat
 from mg2l.run import checkpoint
+from mg2l.run.checkpoint import CheckpointError
 from mg2l.run.device import select_device
-from mg2l.run.finite import NonFiniteError, check_finite
+from mg2l.run.finite import check_finite
 from mg2l.run.folder import RunFolder
 from mg2l.run.metrics import MetricsLogger
 from mg2l.run.progress import RunProgress
 from mg2l.run.random_state import random_state, set_random_state
-from mg2l.run.stop import GracefulStop
+from mg2l.run.stop import GracefulStop, broken_output, status_of
 from mg2l.schema import ConfigError
 
 
@@ -79,7 +81,11 @@ def returns_of(rollout: Rollout, tasks: np.ndarray) -> dict[str, Any]:
 
 
 def restore(learner: Learner, folder: RunFolder, previous: bool) -> int:
-    """Bring a learner to the last checkpoint of its run; returns the iterations done."""
+    """Bring a learner to the last checkpoint of its run; returns the iterations done.
+
+    Raises:
+        CheckpointError: it is damaged, or of another run.
+    """
     found = checkpoint.load_last(
         folder.checkpoints,
         previous=previous,
@@ -88,8 +94,12 @@ def restore(learner: Learner, folder: RunFolder, previous: bool) -> int:
     )
     if found is None:
         return 0
-    learner.load_state_dict(found.state)
-    set_random_state(found.state["random"], learner.generators)
+    try:
+        learner.load_state_dict(found.state)
+        set_random_state(found.state["random"], learner.generators)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        told = f"{type(e).__name__}: {e}"
+        raise CheckpointError(f"checkpoint {found.path} does not fit this run: {told}") from None
     return found.iteration
 
 
@@ -143,6 +153,36 @@ def build(config: Config, device: torch.device) -> Learner:
         raise ConfigError(str(error)) from error
 
 
+@contextmanager
+def naming_what_is_kept(folder: RunFolder) -> Iterator[None]:
+    """Say what there is to go on with where the disk refuses.
+
+    Raises:
+        WriteError: it did.
+    """
+    try:
+        yield
+    except OSError as error:
+        saved = checkpoint.iterations(folder.checkpoints)
+        kept = "nothing is saved yet"
+        if saved:
+            kept = f"iteration {saved[-1]} is saved: go on with --resume={folder.path}"
+        raise WriteError(
+            f"{error.filename or folder.path}: cannot be written: {error.strerror or error}; {kept}"
+        ) from error
+
+
+def say_what_is_lost(log: MetricsLogger, start: int, progress: RunProgress) -> None:
+    """Where ``metrics.jsonl`` and the checkpoint that a run goes on from are not of one age."""
+    if log.kept < start:
+        progress.note(
+            f"{log.path} has {log.kept} of the {start} iterations that the checkpoint has; "
+            "the others are lost"
+        )
+    elif start == 0 and log.dropped:
+        progress.note(f"there is no checkpoint: begins anew, without the lines of {log.path}")
+
+
 def begin(learner: Learner, options: cli.Options, folder: RunFolder) -> int:
     """Make a learner ready for its next iteration; returns how many are done."""
     config = learner.config
@@ -169,51 +209,51 @@ def train(config: Config, options: cli.Options) -> int:
     with RunFolder.open(config, options) as folder:
         try:
             start = begin(learner, options, folder)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             print(f"\nstopped before training; go on with --resume={folder.path}", flush=True)
-            return 128 + signal.SIGINT
-        log = MetricsLogger(
-            folder.path,
-            start=start,
-            tensorboard=config.log_tensorboard,
-            wandb=config.log_wandb,
-            config=flat(config),
-        )
+            return status_of(interrupt)
+        with naming_what_is_kept(folder):
+            log = MetricsLogger(
+                folder.path,
+                start=start,
+                tensorboard=config.log_tensorboard,
+                wandb=config.log_wandb,
+                config=flat(config),
+            )
         periodic = PeriodicTest(learner)
         progress = RunProgress(config.n_iters, start, config.log_interval)
         with log, progress, GracefulStop() as stop:
             progress.note(f"{options.algo} on {options.env}, {device}: {folder.path}")
+            say_what_is_lost(log, start, progress)
             for iteration in range(start, config.n_iters):
                 with naming_the_iteration(iteration + 1, folder):
                     metrics = iterate(learner, iteration, periodic)
-                log.log(metrics)
+                with naming_what_is_kept(folder):
+                    log.log(metrics)
                 progress.update(iteration + 1, metrics)
                 done = iteration + 1
                 due = done % config.save_interval == 0 or done == config.n_iters or stop.requested
                 if config.save_model and due:
-                    log.flush()
-                    save(learner, folder, done)
+                    with naming_what_is_kept(folder):
+                        log.flush()
+                        save(learner, folder, done)
                 if stop.requested:
                     how = f"; go on with --resume={folder.path}" if config.save_model else ""
                     progress.note(f"stopped after iteration {done}{how}")
+                    if broken_output():
+                        with contextlib.suppress(OSError):
+                            print(f"stopped after iteration {done}{how}", file=sys.stderr)
                     break
         periodic.close()
         learner.close()
         return stop.exit_code
 
 
-def main() -> None:
-    """Entry point of ``python -m mg2l.train``."""
-    config, options = cli.parse()
-    try:
-        with cli.report_errors():
-            status = train(config, options)
-    except NonFiniteError as error:
-        cli.abort(str(error), status=1)
-    except KeyboardInterrupt:
-        cli.abort("interrupted", status=128 + signal.SIGINT)
-    sys.exit(status)
+@cli.command
+def main() -> int:
+    """Entry point of ``python -m mg2l.train``; returns the exit status."""
+    return train(*cli.parse())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

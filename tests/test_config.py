@@ -611,8 +611,9 @@ def test_a_module_is_found_by_its_name(tmp_path, monkeypatch):
     ("module", "content", "message"),
     [
         ("3", "", "module must be a Python file or module, got 3"),
-        ("absent.py", "", "absent.py cannot be imported: FileNotFoundError"),
+        ("absent.py", "", "absent.py cannot be imported: .*there is no such file"),
         ("no_such_module_here", "", "cannot be imported: ModuleNotFoundError"),
+        ("own.py", "import sys; sys.exit(3)", "own.py cannot be imported: SystemExit: 3"),
         ("own.py", "1 / 0", "own.py cannot be imported: ZeroDivisionError: division by zero"),
         ("own.py", "", "unknown env 'unregistered'"),
     ],

@@ -213,7 +213,7 @@ def test_readme_scenario_trains(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (run,) = tmp_path.glob("runs/spacing/mg2l/*")
     assert len(read_metrics(run / "metrics.jsonl")) == 2
-    words = [sys.executable, "-m", "mg2l.train", f"--resume={run}", "n_iters=3"]
+    words = [sys.executable, "-m", "mg2l.train", f"--resume={run}", "--trust", "n_iters=3"]
     done = subprocess.run(words, cwd=tmp_path / "runs", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(read_metrics(run / "metrics.jsonl")) == 3

@@ -1,6 +1,7 @@
 """Exported agents: what the learner computes, from what is their own, without what trained them."""
 
 import copy
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -405,6 +406,62 @@ def test_agents_refuse(run, tmp_path):
     (folder / "export.json").write_text(text.replace('"format": 1', '"format": 7'))
     with pytest.raises(ValueError, match="must be of format 1, got 7"):
         Agent(folder, 1)
+
+
+HOSTILE = {
+    "outside": (lambda m: m["agents"][0]["files"]["policy"].update(onnx="../x"), "has no hash"),
+    "outside, with a hash": (lambda m: leave(m, "../x"), "must lie in"),
+    "absolute": (lambda m: leave(m, "/etc/passwd"), "must lie in"),
+    "link": (lambda m: leave(m, "link"), "must lie in"),
+    "folder": (lambda m: leave(m, "agent_0"), "must be a file"),
+    "no policy": (lambda m: m["agents"][0]["files"].pop("policy"), "has no policy"),
+    "wide": (lambda m: m["told"].update(width=10**12), r"told\.width must be an integer in"),
+    "negative": (lambda m: m["told"].update(width=-1), r"told\.width must be an integer in"),
+    "a text": (lambda m: m.update(observation="10"), "observation must be an integer"),
+    "long": (lambda m: m["context"].update(capacity=2**40), r"context\.capacity must be"),
+    "long contexts": (lambda m: m["context"].update(length=2**24), "x transition"),
+    "memory": (lambda m: m.update(memory={"shape": [2**20, 2**20], "reset": "task"}), "memory"),
+    "no context": (lambda m: m.pop("context"), "KeyError: 'context'"),
+    "a list": (lambda m: m.update(agents=[[]]), "cannot be used: TypeError"),
+}
+
+
+def leave(manifest, name):
+    """Let the policy of agent 0 be another file."""
+    entry = manifest["agents"][0]
+    entry["files"]["policy"]["onnx"] = name
+    entry["sha256"][name] = ""
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_manifest_leads_nowhere_and_asks_for_no_absurd_memory(run, tmp_path, name):
+    change, said = HOSTILE[name]
+    folder = shutil.copytree(run / "export", tmp_path / "export")
+    (folder / "link").symlink_to("/etc/passwd")
+    manifest = json.loads((folder / "export.json").read_text())
+    change(manifest)
+    (folder / "export.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=said):
+        Agent(folder, 0)
+
+
+def test_a_network_that_is_none_or_keeps_its_weights_elsewhere(run, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    folder = shutil.copytree(run / "export", tmp_path / "export")
+    path = folder / "agent_0/policy.onnx"
+    model = onnx.load(path)
+    onnx.save(model, path, save_as_external_data=True, location="weights", size_threshold=0)
+    for data, said in [(path.read_bytes(), "must hold its weights itself"), (b"x", "no network")]:
+        path.write_bytes(data)
+        manifest = json.loads((run / "export/export.json").read_text())
+        digest = hashlib.sha256(data).hexdigest()
+        manifest["agents"][0]["sha256"]["agent_0/policy.onnx"] = digest
+        (folder / "export.json").write_text(json.dumps(manifest))
+        with pytest.raises(ValueError, match=said):
+            Agent(folder, 0)
+    (folder / "export.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"export\.json cannot be used: RecursionError"):
+        Agent(folder, 0)
 
 
 def test_a_context_overwrites_its_oldest():

@@ -1,10 +1,13 @@
 """An environment whose numbers are not finite is named before anybody learns from them."""
 
+import re
+
 import numpy as np
 import pytest
 from method_helpers import TINY, KnownConfig, KnownEnv, env_of, known_learner, overrides
 
 from mg2l import train
+from mg2l.algo.finite import NonFiniteLossError
 from mg2l.algo.meta_test import MetaTest
 from mg2l.envs import registry
 from mg2l.envs.finite import NonFiniteStepError
@@ -90,3 +93,51 @@ def test_random_actions_are_checked_too(monkeypatch):
     spoil(learner, "reward", 2, np.nan)
     with pytest.raises(NonFiniteStepError, match="a reward of nan"):
         test.play_random()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("lr=1e308", "(parameters/inference|loss/encoder) is"),
+        ("actor_lr=1e308", "(parameters/actor|loss/policy) is"),
+        ("critic_lr=1e308", "(parameters/critic|loss/value) is"),
+    ],
+)
+@pytest.mark.parametrize("env", ["mpe-spread", "mpe-hunting"])
+def test_a_learning_rate_that_ruins_the_networks(
+    monkeypatch, tmp_path, capsys, env, override, said
+):
+    pairs = {**TINY, "main_save_path": tmp_path, "ppo_epoch": 1, "num_mini_batch": 1}
+    words = ["--algo=mg2l", f"--env={env}", *overrides(pairs), override]
+    monkeypatch.setattr("sys.argv", ["train", *words])
+    with pytest.raises(SystemExit) as stopped:
+        train.main()
+    assert stopped.value.code == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.match(
+        rf"error: iteration \d: {said} (nan|-?inf); the run stops, the batch is in", line
+    )
+    (batch,) = tmp_path.glob("*/*/*/nonfinite-*.safetensors")
+    assert str(batch) in line
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_actions_that_are_not_finite_are_named(monkeypatch, fails):
+    learner = known_learner(monkeypatch)
+    act = learner.actor.act
+
+    def spoilt(*arguments):
+        action, *rest = act(*arguments)
+        return action * np.nan, *rest
+
+    monkeypatch.setattr(learner.actor, "act", spoilt)
+    if fails:
+        spoil(learner, "reward", 1, np.nan)
+    tasks = np.array([0, 1, 1, 0])
+
+    def iterate():
+        learner.update_policy(learner.collect(tasks), tasks)
+
+    with pytest.raises(NonFiniteLossError, match="action is") as raised:
+        iterate()
+    assert "observations" in raised.value.batch

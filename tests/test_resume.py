@@ -124,14 +124,23 @@ def test_kill_9_with_memory_minibatches_and_another_family(tmp_path):
     kill_and_resume(tmp_path / "other", argv, expected, [8])
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGPIPE, 141)],
+)
 def test_asked_to_stop(reference, tmp_path, number, status):
     _, argv, expected = reference
     process = start(*argv, f"main_save_path={tmp_path}")
     wait_for_lines(tmp_path, 4)
-    process.send_signal(number)
-    _, err = finish(process, status)
-    assert "stopping after this iteration" in err
+    if number == signal.SIGPIPE:  # whoever reads has seen enough, as in `| head`
+        process.stdout.close()
+        process.stdout = None
+        _, err = finish(process, status)
+        assert "go on with --resume=" in err
+    else:
+        process.send_signal(number)
+        _, err = finish(process, status)
+        assert "stopping after this iteration" in err
     assert "Traceback" not in err
     done = len(rows(tmp_path))
     assert 4 <= done < ITERATIONS
@@ -162,7 +171,10 @@ def test_a_damaged_checkpoint_and_the_one_before_it(reference, tmp_path):
     assert rows(tmp_path) == expected
 
 
-def test_ctrl_c_before_the_first_iteration_stops_at_once_and_the_run_can_begin(tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_first_iteration_stops_at_once_and_the_run_can_begin(
+    tmp_path, number, status
+):
     small = [word for word in SMALL if not word.startswith(("n_iters=", "n_init_updates="))]
     words = ["--algo=mg2l", *small, "n_iters=1", "n_init_updates=2000"]
     process = start(*words, f"main_save_path={tmp_path}")
@@ -170,8 +182,9 @@ def test_ctrl_c_before_the_first_iteration_stops_at_once_and_the_run_can_begin(t
     while "before iteration 1" not in process.stdout.readline():
         assert process.poll() is None
     time.sleep(0.3)  # somewhere in the exploration or the 2,000 updates after it
-    process.send_signal(signal.SIGINT)
-    out, _ = finish(process, 130)
+    process.send_signal(number)
+    out, err = finish(process, status)
+    assert err == ""
     assert "stopped before training; go on with --resume=" in out
     finish(start(f"--resume={run_folder(tmp_path)}"))
     assert len(read_metrics(run_folder(tmp_path) / "metrics.jsonl")) == 1

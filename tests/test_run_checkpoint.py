@@ -479,7 +479,10 @@ def test_every_stream_of_random_numbers_goes_on(tmp_path):
 
 def test_the_rest_of_the_structure_comparison():
     assert tree.first_difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1}}) == "a.c is not known"
-    assert tree.first_difference({"a": None, "b": 1}, {"a": 1, "b": 2.5}) is None
+    assert tree.first_difference({"a": 1, "b": 1}, {"a": 1, "b": 2.5}) is None
+    for saved, kind in [(None, "NoneType"), ("1", "str"), (True, "bool"), (1.0, "float")]:
+        difference = tree.first_difference({"a": saved}, {"a": 1})
+        assert difference == f"a is a {kind}, expected a int"
     assert tree.first_difference({"a": np.zeros(3)}, {"a": None}) is None
     assert tree.first_difference([{"x": np.zeros(3)}], [{"x": np.zeros(4)}]) == (
         "0.x is float64 [3], expected float64 [4]"

@@ -168,7 +168,9 @@ def test_device_with_gpus(monkeypatch, capsys):
         select_device(2)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_the_first_signal_asks_the_second_acts(capfd, number, code):
     def usual(*_):
         raise InterruptedError

@@ -1,9 +1,11 @@
 """Metrics in files, TensorBoard and Weights & Biases; progress on terminals and elsewhere."""
 
+import errno
 import importlib.util
 import io
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -13,11 +15,10 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
-    EventAccumulator,
-)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mg2l import cli
+from mg2l.files import FileError
 from mg2l.run.metrics import MetricsLogger, read_metrics, scalars, truncate
 from mg2l.run.progress import RunProgress, clock, summary
 from mg2l.schema import ConfigError
@@ -93,21 +94,68 @@ def test_a_file_cut_at_any_byte_is_mended(tmp_path):
         assert path.read_bytes() == "".join(lines[: min(count, 2)]).encode()
 
 
-def test_garbage_ends_the_file(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    good = json.dumps(row(1)).encode() + b"\n"
-    rng = random.Random(0)
-    for bad in (
+@pytest.mark.parametrize(
+    "bad",
+    [
         b"\x00\x00\n",
         b"[]\n",
         b'{"iteration": "2"}\n',
         b"{}\n",
-        rng.randbytes(20) + b"\n",
-    ):
-        path.write_bytes(good + bad + json.dumps(row(2)).encode() + b"\n")
-        assert truncate(path, 9) == 1
-        assert path.read_bytes() == good
+        b"[" * 5000 + b"\n",
+        random.Random(0).randbytes(20) + b"\n",
+    ],
+)
+def test_garbage_is_refused_and_cut_only_where_it_is_written_again(tmp_path, bad):
+    path = tmp_path / "metrics.jsonl"
+    good = json.dumps(row(1)).encode() + b"\n"
+    whole = good + bad + json.dumps(row(2)).encode() + b"\n"
+    path.write_bytes(whole)
+    for read in (read_metrics, lambda path: truncate(path, 9)):
+        with pytest.raises(FileError, match=r"metrics\.jsonl: line 2: ") as error:
+            read(path)
+        assert "\n" not in str(error.value)
+        assert path.read_bytes() == whole
+    assert truncate(path, 1) == 1
+    assert path.read_bytes() == good
+
+
+def test_a_file_that_is_none_has_no_lines(tmp_path):
     assert truncate(tmp_path / "none.jsonl", 3) == 0
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
+    write = os.write
+
+    def half(handle, data):
+        if len(data) < 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(handle, data[: len(data) // 2])
+
+    with MetricsLogger(tmp_path, tensorboard=False) as logger:
+        logger.log(row(1))
+        monkeypatch.setattr(os, "write", half)
+        with pytest.raises(OSError, match=r"No space left on device.*metrics\.jsonl"):
+            logger.log(row(2))
+        monkeypatch.undo()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [row(1)]
+    assert (tmp_path / "metrics.jsonl").read_bytes().endswith(b"\n")
+
+
+def test_a_folder_that_was_removed_is_noticed(tmp_path):
+    with MetricsLogger(tmp_path, tensorboard=False) as logger:
+        (tmp_path / "metrics.jsonl").unlink()
+        with pytest.raises(FileNotFoundError, match="was removed"):
+            logger.log(row(1))
+
+
+def test_what_was_lost_is_known(tmp_path):
+    with MetricsLogger(tmp_path, tensorboard=False) as logger:
+        assert (logger.kept, logger.dropped) == (0, False)
+        for iteration in (1, 2, 3):
+            logger.log(row(iteration))
+    for start, expected in [(5, (3, False)), (3, (3, False)), (2, (2, True)), (0, (0, True))]:
+        with MetricsLogger(tmp_path, start=start, tensorboard=False) as logger:
+            assert (logger.kept, logger.dropped) == expected
 
 
 def test_kill_leaves_every_line_that_was_logged(tmp_path):

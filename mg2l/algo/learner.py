@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import nn
+from torch import Tensor, nn
 
 from mg2l.algo import registry as algorithms
+from mg2l.algo.finite import require_finite
 from mg2l.algo.inference import TaskInference
 from mg2l.algo.policy import Actor, Critic
 from mg2l.algo.ppo import PPO
@@ -154,6 +155,7 @@ class Learner:
             self.explore()
         with self.timed("encoder"):
             self.inference.prepare()
+            self._require_finite_parameters()
 
     def collect(self, tasks: np.ndarray) -> Rollout:
         """Each agent acts on what it infers of its environment's task."""
@@ -168,16 +170,34 @@ class Learner:
     def update_policy(self, rollout: Rollout, tasks: np.ndarray) -> dict[str, float]:
         """PPO of all agents; the value loss reaches the encoder."""
         with self.timed("ppo"):
+            acted: dict[str, Any] = {"observations": rollout.observations}
+            require_finite("action", rollout.actions, acted | {"actions": rollout.actions})
             tell = self.inference.tell_critic(tasks, rollout)
             with torch.no_grad():
                 told = tell()
             metrics = self.ppo.update(self.ppo.prepare(rollout, told), tell)
+            self._require_finite_parameters()
             return {name: float(value) for name, value in metrics.items()}
 
     def update_inference(self) -> dict[str, Any]:
         """Global and local losses of the task encoder."""
         with self.timed("encoder"):
-            return self.inference.update()
+            metrics = self.inference.update()
+            self._require_finite_parameters()
+            return metrics
+
+    def _require_finite_parameters(self) -> None:
+        """The guard of whatever an update did: the next policies would act on NaN.
+
+        Raises:
+            NonFiniteLossError: a parameter is NaN or infinite.
+        """
+        for name, module in self._modules().items():
+            held: dict[str, Any] = {k: value.detach() for k, value in module.named_parameters()}
+            full = [value for value in held.values() if value.numel()]
+            if full:
+                largest = torch.stack(torch._foreach_norm(full, float("inf")))
+                require_finite(f"parameters/{name}", largest, held)
 
     @contextmanager
     def apart(self, seed: int) -> Iterator[None]:
@@ -238,10 +258,15 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            ValueError: an optimiser's state is of other parameters.
+        """
         self.load_networks(state["networks"])
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
+            check_moments(name, optimiser)
         self.inference.load_buffers_state(state["buffers"])
         self.env.load_state_dict(state["env"])
         if self.explorer is not None:
@@ -252,6 +277,22 @@ class Learner:
         self.env.close()
         if self.explorer is not None:
             self.explorer.env.close()
+
+
+def check_moments(name: str, optimiser: torch.optim.Optimizer) -> None:
+    """Judge the state of an optimiser, which torch loads whatever it is.
+
+    Raises:
+        ValueError: it holds something else than a moment or a count of steps per parameter.
+    """
+    for parameter, held in optimiser.state.items():
+        for key, value in held.items():
+            if not isinstance(value, Tensor) or value.shape not in (parameter.shape, ()):
+                got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(
+                    f"{key} of the optimiser {name} must have shape {list(parameter.shape)}, "
+                    f"got {got}"
+                )
 
 
 def _vision(config: Config, env: VectorEnv) -> Vision | None:

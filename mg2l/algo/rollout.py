@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mg2l.algo import finite
 from mg2l.algo.policy import Actor
-from mg2l.envs.base import VectorEnv
+from mg2l.envs.base import EnvError, VectorEnv
 from mg2l.envs.finite import require_finite
 
 
@@ -168,6 +169,7 @@ class Collector:
 
         Raises:
             NonFiniteStepError: the environment gave a number that is NaN or infinite.
+            NonFiniteLossError: it did, or failed, after the policies had.
         """
         env, body = self.env, self.actor.body
         buffers: dict[str, list[Any]] = {name: [] for name in _FIELDS}
@@ -203,12 +205,16 @@ class Collector:
             buffers["first"].append(first)
             buffers["actions"].append(action)
             buffers["log_probs"].append(log_prob.t())
-            observation, reward, terminated, truncated, info = env.step(action.cpu().numpy())
-            # Before anybody acts on them: a policy that meets NaN fails without saying where.
-            require_finite(env, "reward", reward, t + 1)
-            require_finite(env, "observation", info["final_obs"], t + 1)
-            if info["final_obs"] is not observation:
-                require_finite(env, "observation", observation, t + 1)
+            try:
+                observation, reward, terminated, truncated, info = env.step(action.cpu().numpy())
+                # Before anybody acts on them: a policy that meets NaN fails without saying where.
+                require_finite(env, "reward", reward, t + 1)
+                require_finite(env, "observation", info["final_obs"], t + 1)
+                if info["final_obs"] is not observation:
+                    require_finite(env, "observation", observation, t + 1)
+            except EnvError:  # it may not be the environment that began
+                finite.require_finite("action", action, {"observations": rows, "told": told})
+                raise
             first = np.asarray((terminated | truncated).all(1))
             buffers["rewards"].append(reward)
             buffers["terminated"].append(terminated)

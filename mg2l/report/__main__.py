@@ -21,7 +21,7 @@ PACKAGES = ("plotly", "scipy")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    words = argparse.ArgumentParser(prog="python -m mg2l.report", description=__doc__)
+    words = cli.Parser(prog="python -m mg2l.report", description=__doc__)
     words.add_argument("folders", type=Path, nargs="+", metavar="RUN_OR_SWEEP")
     words.add_argument("--out", type=Path, help="page to write (default: report.html in the first)")
     words.add_argument("--last", type=int, default=20, help="iterations at the end (default: 20)")
@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     return words
 
 
+@cli.command
 def main() -> None:
     """Entry point of ``python -m mg2l.report``."""
     words = parser()

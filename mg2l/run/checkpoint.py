@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,11 +21,31 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError
 
+from mg2l.files import FileError, MissingFileError, parse_json, read_bytes, require
 from mg2l.run import tree
 
 FORMAT = 1
 TENSORS, STRUCTURE = "state.safetensors", "state.json"
 _PARTIAL, _ASIDE, _TRASH = ".partial-", ".aside-", ".trash-"
+
+MAX_STRUCTURE = 2**26
+"""Bytes of ``state.json`` at most."""
+
+MAX_TENSORS = 2**38
+"""Bytes of ``state.safetensors`` at most."""
+
+CONTENT = {
+    "format": int,
+    "mg2l": str,
+    "iteration": int,
+    "about": dict,
+    "tensors_sha256": str,
+    "state": dict,
+}
+"""Of ``state.json``."""
+
+FINITE = ("networks", "optimisers")
+"""Parts of a state that hold no NaN and no infinity, unless somebody made it so."""
 
 
 class CheckpointError(RuntimeError):
@@ -77,9 +98,8 @@ def iterations(folder: Path | str) -> list[int]:
     folder = Path(folder)
     if not folder.is_dir():
         return []
-    return sorted(
-        int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()
-    )
+    found = [path for path in folder.iterdir() if re.fullmatch("[0-9]{8,18}", path.name)]
+    return sorted(int(path.name) for path in found if path.is_dir() and not path.is_symlink())
 
 
 def path_of(folder: Path | str, iteration: int) -> Path:
@@ -87,13 +107,20 @@ def path_of(folder: Path | str, iteration: int) -> Path:
     return Path(folder) / f"{iteration:08d}"
 
 
+def _delete(path: Path) -> None:
+    """Remove a folder, or whatever else lies there; what a link leads to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _remove(path: Path) -> None:
     """Remove a checkpoint so that it is never seen half removed."""
     trash = path.with_name(_TRASH + path.name)
-    if trash.exists():
-        shutil.rmtree(trash)
+    _delete(trash)
     path.rename(trash)
-    shutil.rmtree(trash)
+    _delete(trash)
 
 
 def clean(folder: Path | str) -> None:
@@ -105,11 +132,11 @@ def clean(folder: Path | str) -> None:
         if path.name.startswith(_ASIDE):
             place = path.with_name(path.name.removeprefix(_ASIDE))
             if place.exists():
-                shutil.rmtree(path)
+                _delete(path)
             else:
                 path.rename(place)
         elif path.name.startswith((_PARTIAL, _TRASH)):
-            shutil.rmtree(path)
+            _delete(path)
 
 
 def save(
@@ -123,7 +150,7 @@ def save(
     """Write the checkpoint of an iteration; those of later ones are of a past given up, and go.
 
     Args:
-        folder: where the run's checkpoints lie; made if missing.
+        folder: where the run's checkpoints lie; made if missing, in the folder of the run.
         iteration: iterations that are complete.
         state: nested dictionaries, lists and tuples of tensors, arrays and plain values.
         keep: latest checkpoints that stay, this one among them.
@@ -142,7 +169,7 @@ def save(
     if keep < 1 or iteration < 0:
         raise ValueError(f"need keep >= 1 and iteration >= 0, got {keep} and {iteration}")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     clean(folder)
     structure, tensors = tree.flatten(state)
     about_structure, about_tensors = tree.flatten(dict(about or {}))
@@ -183,20 +210,34 @@ def save(
 
 def _read_structure(path: Path) -> dict[str, Any]:
     """Content of ``state.json``, verified. Raises ValueError with the reason it cannot be used."""
-    raw = (path / STRUCTURE).read_bytes()
+    raw = _read(path / STRUCTURE, MAX_STRUCTURE)
     try:
-        document = json.loads(raw)
-        content = document["content"]
+        document = parse_json(raw, STRUCTURE, surrogates=True)
+        content = require(document, {"content": dict}, STRUCTURE)["content"]
         whole = _document(content) == raw
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{STRUCTURE} is damaged, or not a checkpoint of mg2l") from error
-    if not whole or not isinstance(content, dict) or "format" not in content:
+    if not whole:
         raise ValueError(f"{STRUCTURE} is damaged: its hash does not agree")
-    if content["format"] != FORMAT:
+    if content.get("format") != FORMAT:
         raise ValueError(
-            f"{STRUCTURE} has format {content['format']}, this version of mg2l reads {FORMAT}"
+            f"{STRUCTURE} has format {content.get('format')}, this version of mg2l reads {FORMAT}"
         )
-    return content
+    found: dict[str, Any] = require(content, CONTENT, STRUCTURE)
+    if path_of(path.parent, content["iteration"]).name != path.name and path.name.isdecimal():
+        raise ValueError(f"{STRUCTURE} is of iteration {content['iteration']}, not of this one")
+    return found
+
+
+def _read(path: Path, most: int) -> bytes:
+    """A file of a checkpoint. Raises ValueError with the reason, without the path."""
+    try:
+        return read_bytes(path, inside=path.parent, most=most)
+    except MissingFileError:
+        missing = path.name if path.parent.is_dir() else "the folder"
+        raise ValueError(f"{missing} is missing") from None
+    except FileError as error:
+        raise ValueError(str(error).replace(str(path), path.name, 1)) from None
 
 
 def _advice(path: Path) -> str:
@@ -232,16 +273,16 @@ def load(
     path = Path(path)
     try:
         content = _read_structure(path)
-        data = (path / TENSORS).read_bytes()
+        data = _read(path / TENSORS, MAX_TENSORS)
         if hashlib.sha256(data).hexdigest() != content["tensors_sha256"]:
             raise ValueError(f"{TENSORS} is damaged: its hash does not agree")
         tensors = safetensors.torch.load(data)
         state = tree.unflatten(content["state"], tensors)
         said = tree.unflatten(content["about"], {})
-    except FileNotFoundError as error:
-        missing = Path(error.filename).name if path.is_dir() else "the folder"
-        raise CheckpointError(f"checkpoint {path}: {missing} is missing{_advice(path)}") from None
-    except (ValueError, OSError, SafetensorError) as error:
+        for key in FINITE:
+            if bad := tree.first_not_finite(state.get(key), key):
+                raise ValueError(f"{bad} holds NaN or infinity")
+    except (ValueError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path}: {error}{_advice(path)}") from None
     for key, value in (about or {}).items():
         if said.get(key) != value:

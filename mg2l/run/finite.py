@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from mg2l.files import WriteError, replacing
 from mg2l.run import tree
 
 
@@ -22,10 +23,8 @@ class NonFiniteError(FloatingPointError):
         path: the safetensors file that holds the batch.
     """
 
-    def __init__(self, iteration: int, term: str, value: float, path: Path) -> None:
-        super().__init__(
-            f"iteration {iteration}: {term} is {value}; the run stops, the batch is in {path}"
-        )
+    def __init__(self, iteration: int, term: str, value: float, path: Path, where: str) -> None:
+        super().__init__(f"iteration {iteration}: {term} is {value}; the run stops, {where}")
         self.iteration = iteration
         self.term = term
         self.path = path
@@ -61,6 +60,11 @@ def check_finite(
     values = tensors[term].flatten()
     value = float(values[~values.isfinite()][0])
     path = Path(folder) / f"nonfinite-{iteration:08d}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(tree.flatten(batch)[1], path, {"term": term, "value": str(value)})
-    raise NonFiniteError(iteration, term, value, path)
+    data = safetensors.torch.save(tree.flatten(batch)[1], {"term": term, "value": str(value)})
+    where = f"the batch is in {path}"
+    try:
+        with replacing(path) as partial:
+            partial.write_bytes(data)
+    except WriteError as error:
+        where = f"the batch is lost: {error}"
+    raise NonFiniteError(iteration, term, value, path, where)

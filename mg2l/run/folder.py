@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -18,8 +18,13 @@ import torch
 
 from mg2l.cli import Options
 from mg2l.config import Config
+from mg2l.files import WriteError, read_json, write_json, write_text
 from mg2l.loading import config_from_yaml, config_to_yaml
 from mg2l.schema import ConfigError
+
+LOCK = ".lock"
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
+"""What a disk says that is full, broken or not to be written: no mistake of a command line."""
 
 PACKAGES = ("mg2l", "torch", "numpy", "gymnasium", "safetensors", "tensorboard", "rich")
 
@@ -72,11 +77,24 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace a file at once: a reader sees the old one or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+def take_lock(path: Path) -> IO[bytes]:
+    """Lock a file, made where there is none, until it is closed or the process ends.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: it cannot be made, or is a link.
+    """
+    # Never followed nor emptied: a folder that came from elsewhere may hold any link.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise
+    except OSError:
+        pass  # a file system without locks
+    return file
 
 
 class RunFolder:
@@ -91,7 +109,8 @@ class RunFolder:
         tensorboard: folder of the TensorBoard events.
 
     Raises:
-        ConfigError: another process is at work in the folder.
+        ConfigError: another process is at work in the folder, or it holds links.
+        OSError: nothing can be written there.
     """
 
     def __init__(self, path: Path) -> None:
@@ -101,19 +120,25 @@ class RunFolder:
         self.metrics_path = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
-        self._lock: IO[str] | None = None
+        self._lock: IO[bytes] | None = None
+        self._check()
         self._own()
+
+    def _check(self) -> None:
+        """Refuse a folder that would have something written elsewhere, or to a pipe or a device."""
+        files = {self.config_path, self.environment_path, self.metrics_path, self.path / LOCK}
+        for path in (*sorted(files), self.checkpoints, self.tensorboard):
+            fits = path.is_file() if path in files else path.is_dir()
+            if path.is_symlink() or (path.exists() and not fits):
+                what = "a regular file" if path in files else "a folder"
+                raise ConfigError(f"{path}: must be {what} of the run, and no link")
 
     def _own(self) -> None:
         """Take the lock, which the system frees however the process ends."""
-        self._lock = (self.path / ".lock").open("w", encoding="utf-8")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = take_lock(self.path / LOCK)
         except BlockingIOError:
-            self._lock.close()
             raise ConfigError(f"{self.path}: another process is at work in this run") from None
-        except OSError:
-            pass  # a file system without locks
 
     def close(self) -> None:
         """Give the folder up."""
@@ -135,6 +160,7 @@ class RunFolder:
 
         Raises:
             ConfigError: the folder cannot be made, or the env of ``config`` is not registered.
+            WriteError: the disk is full or read-only.
         """
         parent = Path(config.main_save_path) / options.env / options.algo
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-sd{config.seed}"
@@ -142,7 +168,7 @@ class RunFolder:
         names = {"expt": options.expt, "algo": options.algo, "env": options.env}
         try:
             partial.mkdir(parents=True)
-            (partial / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
+            write_text(partial / "config.yaml", config_to_yaml(config))
             started = {"names": names, "started": environment(), "resumed": []}
             write_json(partial / "environment.json", started)
             path, attempt = parent / name, 1
@@ -155,11 +181,15 @@ class RunFolder:
                         raise
                     attempt += 1
                     path = parent / f"{name}-{attempt}"
-        except OSError as error:
+        except (OSError, WriteError) as error:
             shutil.rmtree(partial, ignore_errors=True)
+            cause = error.__cause__ if isinstance(error, WriteError) else error
+            assert isinstance(cause, OSError)
+            if cause.errno in REFUSED:
+                raise WriteError(f"{parent / name}: cannot be written: {cause.strerror}") from None
             raise ConfigError(
                 f"main_save_path={config.main_save_path}: cannot make {parent / name}: "
-                f"{error.strerror or error}"
+                f"{cause.strerror or cause}"
             ) from None
         return cls(path)
 
@@ -171,16 +201,16 @@ class RunFolder:
         resumption into ``environment.json``.
 
         Raises:
-            ConfigError: no run lies there, or another process is at work in it.
+            ConfigError: no run lies there, its files are damaged, or another process is at work in
+                it.
+            OSError: nothing can be written there.
         """
         if options.resume is None or not (options.resume / "config.yaml").is_file():
             raise ConfigError(f"--resume={options.resume}: no run lies there")
         folder = cls(options.resume)
-        if config_from_yaml(folder.config_path) != config:
-            partial = folder.config_path.with_name("config.yaml.partial")
-            partial.write_text(config_to_yaml(config), encoding="utf-8")
-            partial.replace(folder.config_path)
-        notes = json.loads(folder.environment_path.read_text(encoding="utf-8"))
+        notes = read_json(folder.environment_path, {"resumed": list})
+        if config_from_yaml(folder.config_path, options.trust) != config:
+            write_text(folder.config_path, config_to_yaml(config))
         notes["resumed"].append(environment())
         write_json(folder.environment_path, notes)
         return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import netrc
@@ -10,7 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mg2l import files
+from mg2l.files import parse_json, read_bytes, write_all
 from mg2l.packages import require
+from mg2l.run.events import EventFile
+
+MAX_METRICS = 2**30
+"""Bytes of a ``metrics.jsonl`` at most."""
 
 
 def _plain(value: Any) -> Any:
@@ -39,45 +46,52 @@ def scalars(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return found
 
 
-def read_metrics(path: Path | str) -> list[dict[str, Any]]:
-    """The objects of a ``metrics.jsonl``; a last line that was cut short is left out."""
-    rows = []
-    for line in Path(path).read_bytes().splitlines(keepends=True):
-        row = _row(line)
-        if row is None:
-            break
-        rows.append(row)
-    return rows
+def read_metrics(path: Path | str, inside: Path | None = None) -> list[dict[str, Any]]:
+    """The objects of a ``metrics.jsonl``; a last line that was cut short is left out.
+
+    Args:
+        path: of the file.
+        inside: folder that it must lie in.
+
+    Raises:
+        FileError: it cannot be read, or a line is not the metrics of an iteration.
+    """
+    lines = read_bytes(path, inside=inside, most=MAX_METRICS).splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    return [_row(line, f"{path}: line {number}") for number, line in enumerate(lines, 1)]
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
-    """A line that was written to its end and holds an iteration, else None."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("iteration"), int) else None
+def _row(line: bytes, name: str) -> dict[str, Any]:
+    """A line as an object with an iteration. Raises FileError."""
+    row: dict[str, Any] = files.require(parse_json(line, name), {"iteration": int}, name)
+    return row
 
 
 def truncate(path: Path | str, iteration: int) -> int:
     """Cut a ``metrics.jsonl`` after the line of ``iteration``; later lines will be written again.
 
     Returns:
-        Lines that remain.
+        Lines that remain: fewer than ``iteration`` where some are lost.
+
+    Raises:
+        FileError: it cannot be read, or a line that should remain is not the metrics of an
+            iteration; nothing is cut then.
+        OSError: it cannot be written.
     """
     path = Path(path)
     if not path.exists():
         return 0
-    size = count = 0
+    size = count = last = 0
+    for line in read_bytes(path, most=MAX_METRICS).splitlines(keepends=True):
+        if last >= iteration or not line.endswith(b"\n"):
+            break
+        last = _row(line, f"{path}: line {count + 1}")["iteration"]
+        if last > iteration:
+            break
+        size += len(line)
+        count += 1
     with path.open("r+b") as file:
-        for line in file:
-            row = _row(line)
-            if row is None or row["iteration"] > iteration:
-                break
-            size += len(line)
-            count += 1
         file.truncate(size)
         os.fsync(file.fileno())
     return count
@@ -109,6 +123,12 @@ class MetricsLogger:
 
     Raises:
         ConfigError: ``wandb`` is asked for and not installed.
+        FileError: a line of ``metrics.jsonl`` that should remain is none.
+        OSError: something cannot be written; so do all methods.
+
+    Attributes:
+        kept: lines of before ``start`` that ``metrics.jsonl`` has.
+        dropped: whether it had others.
     """
 
     def __init__(
@@ -122,15 +142,14 @@ class MetricsLogger:
     ) -> None:
         self.path = Path(folder) / "metrics.jsonl"
         self._wandb: Any = self._start_wandb(Path(folder), config or {}) if wandb else None
-        truncate(self.path, start)
-        self._file = self.path.open("a", encoding="utf-8", buffering=1)
-        self._events: Any = None
+        before = self.path.stat().st_size if self.path.exists() else 0
+        self.kept = truncate(self.path, start)
+        self._file = self.path.open("ab", buffering=0)
+        self.dropped = self._file.tell() < before
+        self._events: EventFile | None = None
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._events = SummaryWriter(
-                str(Path(folder) / "tensorboard"), purge_step=start + 1 if start else None
-            )
+            purge_step = start + 1 if start else None
+            self._events = EventFile(Path(folder) / "tensorboard", purge_step)
 
     @staticmethod
     def _start_wandb(folder: Path, config: Mapping[str, Any]) -> Any:
@@ -156,32 +175,38 @@ class MetricsLogger:
                 NaN and infinities are written as null.
 
         Raises:
+            OSError: it cannot be written, or the run's folder was removed.
             TypeError: something else is among them.
             KeyError: there is no ``iteration``.
         """
         row = _plain(metrics)
         iteration = row["iteration"]
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._append(json.dumps(row, allow_nan=False).encode() + b"\n")
         numbers = scalars(row)
         if self._events is not None:
-            for name, value in numbers.items():
-                if name != "iteration":
-                    self._events.add_scalar(name, value, iteration)
+            shown = {name: value for name, value in numbers.items() if name != "iteration"}
+            self._events.add(shown, iteration)
         if self._wandb is not None:
             self._wandb.log(numbers, step=iteration)
 
+    def _append(self, line: bytes) -> None:
+        """Write a whole line or nothing."""
+        handle, before = self._file.fileno(), self._file.tell()
+        if os.fstat(handle).st_nlink == 0:
+            raise FileNotFoundError(errno.ENOENT, "it was removed", str(self.path))
+        try:
+            write_all(handle, line)
+        except OSError as error:
+            os.ftruncate(handle, before)
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+
     def flush(self) -> None:
         """Bring every line to the disk: call it before the checkpoint of the same iteration."""
-        self._file.flush()
         os.fsync(self._file.fileno())
-        if self._events is not None:
-            self._events.flush()
 
     def close(self) -> None:
         """Write what is left and close."""
-        if not self._file.closed:
-            self.flush()
-            self._file.close()
+        self._file.close()
         if self._events is not None:
             self._events.close()
         if self._wandb is not None:

@@ -19,6 +19,12 @@ from torch import Tensor
 Tree = Any
 Json = Any
 
+NUMPY = frozenset(getattr(torch, name) for name in (
+    "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64",
+    "float16", "float32", "float64", "complex64", "complex128",
+))  # fmt: skip
+"""Types of tensors that NumPy knows."""
+
 _TENSOR, _ARRAY, _SCALAR = "$tensor", "$array", "$numpy"  # of torch, of NumPy, 0-d of NumPy
 _FLOAT, _TUPLE, _DICT = "$float", "$tuple", "$dict"
 
@@ -95,12 +101,17 @@ def unflatten(json: Json, tensors: Mapping[str, Tensor]) -> Tree:
     tag = next(iter(json), "")
     if len(json) != 1 or not tag.startswith("$"):
         return {key: unflatten(item, tensors) for key, item in json.items()}
-    value = json[tag]
+    value: Any = json[tag]
+    _check_tag(tag, value)
     if tag in (_TENSOR, _ARRAY, _SCALAR):
         if value not in tensors:
             raise ValueError(f"tensor {value!r} is missing")
+        if tag == _SCALAR and tensors[value].ndim:
+            raise ValueError(f"tensor {value!r} is no scalar")
         if tag == _TENSOR:
             return tensors[value]
+        if tensors[value].dtype not in NUMPY:
+            raise ValueError(f"tensor {value!r} is no array of NumPy: {tensors[value].dtype}")
         array = tensors[value].numpy()
         return array if tag == _ARRAY else array[()]
     if tag == _FLOAT:
@@ -110,6 +121,34 @@ def unflatten(json: Json, tensors: Mapping[str, Tensor]) -> Tree:
     if tag == _DICT:
         return {key: unflatten(item, tensors) for key, item in value}
     raise ValueError(f"unknown tag {tag!r}")
+
+
+def _check_tag(tag: str, value: Json) -> None:
+    """Raise ValueError where a tag holds what `flatten` never puts there."""
+    if not isinstance(value, list if tag in (_TUPLE, _DICT) else str):
+        raise ValueError(f"{tag} holds a {type(value).__name__}")
+    if tag == _FLOAT and len(value) != 16:
+        raise ValueError(f"{value!r} is no number")
+    if tag == _DICT:
+        for pair in value:
+            if not isinstance(pair, list) or len(pair) != 2 or type(pair[0]) not in (str, int):
+                raise ValueError("a group is no list of pairs")
+
+
+def first_not_finite(node: Tree, path: str = "") -> str | None:
+    """Path of the first tensor, array or float that holds a NaN or an infinity, or None."""
+    if isinstance(node, (Tensor, np.ndarray)):
+        values = torch.as_tensor(node)
+        return None if bool(values.isfinite().all()) else path
+    if isinstance(node, float):
+        return None if math.isfinite(node) else path
+    pairs: Any = ()
+    if isinstance(node, Mapping):
+        pairs = node.items()
+    elif isinstance(node, (list, tuple)):
+        pairs = enumerate(node)
+    found = (first_not_finite(inner, f"{path}.{key}" if path else str(key)) for key, inner in pairs)
+    return next((bad for bad in found if bad is not None), None)
 
 
 def _kind(node: Tree) -> str:
@@ -148,7 +187,8 @@ def first_difference(saved: Tree, fresh: Tree, path: str = "") -> str | None:
             if inner:
                 return inner
         return None
-    arrays = (Tensor, np.ndarray, Mapping, list, tuple)
-    if (isinstance(fresh, arrays) or isinstance(saved, arrays)) and _kind(saved) != _kind(fresh):
+    if isinstance(fresh, float) and type(saved) is int:
+        return None
+    if _kind(saved) != _kind(fresh):
         return f"{name} is {_kind(saved)}, expected {_kind(fresh)}"
     return None
