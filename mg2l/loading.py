@@ -17,7 +17,7 @@ import yaml
 
 from mg2l.config import Config
 from mg2l.envs import EnvConfig, registry
-from mg2l.files import parse_yaml, read_yaml
+from mg2l.files import FileError, parse_yaml, read_yaml
 from mg2l.schema import ConfigError, Key, groups, keys, nearest
 
 CONFIGS = Path(__file__).with_name("configs")
@@ -291,10 +291,12 @@ def _family(mapping: dict[str, Any], path: Path, run: bool = False, trust: bool 
 def names_own_code(path: Path) -> bool:
     """Whether a run's ``config.yaml`` names code that was imported here for a file of one's own.
 
-    Raises:
-        FileError: it cannot be read.
+    A file that is damaged names none.
     """
-    env = read_yaml(path, inside=path.parent).get("env")
+    try:
+        env = read_yaml(path, inside=path.parent).get("env")
+    except FileError:
+        return False
     if not isinstance(env, dict) or not isinstance(env.get("family"), str):
         return False
     return "module" in env and registry.origin(env["family"]) == env["module"]

@@ -97,7 +97,7 @@ def truncate(path: Path | str, iteration: int) -> int:
     return count
 
 
-def _wandb_mode() -> str:
+def _wandb_mode() -> Any:
     """``WANDB_MODE``, or online where a key is at hand, or offline: it never asks for a login."""
     if mode := os.environ.get("WANDB_MODE"):
         return mode
