@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from mg2l.algo.finite import NonFiniteLossError
 from mg2l.config import Config
@@ -51,6 +51,7 @@ __all__ = [
     "Parser",
     "abort",
     "about",
+    "at_least",
     "command",
     "config_from_yaml",
     "config_to_yaml",
@@ -63,6 +64,9 @@ __all__ = [
 WIDTH = 100
 LONGEST = 2000
 """Characters of an error's line at most: what came may be a text of megabytes."""
+
+LARGEST_NUMBER = 10**12
+"""What a number of an option may be at most."""
 
 TRUST = "import the code that the run names, where it is what the run was trained with"
 
@@ -105,6 +109,24 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End the program, see ``abort``."""
         abort(message)
+
+
+def at_least(least: int, kind: type = int) -> Callable[[str], Any]:
+    """Type of a `Parser`'s argument: a number of ``kind`` from ``least`` to `LARGEST_NUMBER`."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not least <= value <= LARGEST_NUMBER:
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(
+                f"must be {what} from {least} to {LARGEST_NUMBER}, got {text!r}"
+            )
+        return value
+
+    return read
 
 
 @contextlib.contextmanager

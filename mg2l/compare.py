@@ -1,24 +1,73 @@
 """Compare runs: ``python -m mg2l.compare runs/mpe-spread --plot curves.png``.
 
-Finds every ``metrics.jsonl`` below the given folders, groups the runs by algorithm (the folder
-above the run's) and prints, over seeds, the mean return of the last iterations with its 95 %
-interval (Student's t). ``--env-steps`` cuts every run at the same number of environment steps.
+Finds every ``metrics.jsonl`` below the given folders and prints a row for each environment,
+algorithm and configuration: over seeds, the mean return of the last iterations with its 95 %
+interval (Student's t). All seeds of a row are measured at the same environment steps, the most that
+half of them have reached; ``--env-steps`` cuts every run at the same ones. ``--plot`` needs
+matplotlib.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mg2l import cli, statistics
-from mg2l.results import Run, by_algorithm, find, smooth
+from mg2l import cli
+from mg2l.files import replacing
+from mg2l.groups import End, Group, curve, different_steps, end, groups_below
+from mg2l.packages import require
+from mg2l.results import printable
+from mg2l.schema import ConfigError
+
+HEADER = (
+    *("environment", "algorithm", "seeds", "iterations", "environment steps", "return"),
+    "95 % interval",
+)
+
+LAST = 20
+"""Iterations that are averaged at the end of a run."""
 
 
-def plot(runs: dict[str, list[Run]], path: Path, window: int = 10) -> None:
-    """Return over environment steps: mean over seeds, and the range of the seeds.
+def table(
+    groups: Sequence[Group], notes: Sequence[str], last: int = LAST, cut: int | None = None
+) -> list[str]:
+    """Lines of a table of groups, and below it what is to be known of it.
+
+    Args:
+        groups: a row each.
+        notes: lines on the runs that are in no group.
+        last: iterations whose returns are averaged.
+        cut: environment steps after which nothing counts.
+    """
+    rows, notes = [_row(HEADER), "|---" * len(HEADER) + "|"], list(notes)
+    ends: dict[str, list[End]] = {}
+    for group in groups:
+        found = end(group.runs, last, cut)
+        if found is None:
+            notes.append(f"{group.algo} on {group.env}: no run has an iteration within {cut:,}")
+            continue
+        value, _, high = found.interval
+        cells = [group.env, group.algo, str(len(found.runs)), str(found.iterations)]
+        cells += [f"{found.env_steps:,.0f}", f"{value:.1f}", f"± {high - value:.1f}"]
+        rows.append(_row(cells))
+        notes += found.lines
+        ends.setdefault(group.env, []).append(found)
+    notes += [f"{env}: {line}" for env in ends for line in different_steps(ends[env])]
+    return [printable(line) for line in [*rows, *([""] if notes else []), *notes]]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def plot(groups: Sequence[Group], path: Path, window: int = 10) -> None:
+    """Return over environment steps, a part for each environment: mean and range of the seeds.
 
     Raises:
+        ConfigError: matplotlib does not know the ending of ``path``.
+        WriteError: it cannot be written.
         ModuleNotFoundError: matplotlib is not installed.
     """
     import matplotlib
@@ -26,49 +75,60 @@ def plot(runs: dict[str, list[Run]], path: Path, window: int = 10) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4), dpi=120)
-    for name, seeds in runs.items():
-        curves = [run.curve("return") for run in seeds]
-        length = min(len(steps) for steps, _ in curves)
-        steps = curves[0][0][:length]
-        smoothed = np.stack([smooth(values[:length], window) for _, values in curves])
-        (line,) = axes.plot(steps, smoothed.mean(0), label=f"{name} ({len(seeds)} seeds)")
-        axes.fill_between(
-            steps, smoothed.min(0), smoothed.max(0), color=line.get_color(), alpha=0.2, linewidth=0
-        )
-    axes.set_xlabel("environment steps")
-    axes.set_ylabel(f"return (mean of {window} iterations)")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path)
+    envs = list(dict.fromkeys(group.env for group in groups))
+    figure, parts = pyplot.subplots(
+        len(envs), figsize=(7, 4 * len(envs)), dpi=120, squeeze=False, layout="constrained"
+    )
+    for env, axes in zip(envs, parts[:, 0], strict=True):
+        for group in groups:
+            found = curve(group.runs, "return", window) if group.env == env else None
+            if found is None:
+                continue
+            values = np.ma.masked_invalid(found.values)
+            low, mean, high = (
+                reduced.filled(np.nan) for reduced in (values.min(0), values.mean(0), values.max(0))
+            )
+            label = f"{group.algo} ({len(values)} seeds)".replace("$", r"\$")
+            (line,) = axes.plot(found.env_steps, mean, label=label)
+            axes.fill_between(
+                found.env_steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0
+            )
+        axes.set_title(env.replace("$", r"\$"))
+        axes.set_xlabel("environment steps")
+        axes.set_ylabel(f"return (mean of {window} iterations)")
+        if axes.lines:
+            axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    kinds = figure.canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in kinds:
+        raise ConfigError(f"--plot={path}: must end in one of {', '.join(sorted(kinds))}")
+    with replacing(path) as partial:
+        figure.savefig(partial)
+    pyplot.close(figure)
+
+
+def parser() -> cli.Parser:
+    """The command line."""
+    words = cli.Parser(prog="python -m mg2l.compare", description=__doc__)
+    words.add_argument("folders", type=Path, nargs="+", help="folders with runs below them")
+    words.add_argument(
+        "--last", type=cli.at_least(1), default=LAST, help="iterations averaged (default: 20)"
+    )
+    words.add_argument("--env-steps", type=cli.at_least(1), help="cut every run at these steps")
+    words.add_argument("--plot", type=Path, help="picture to write")
+    return words
 
 
 @cli.command
 def main() -> None:
     """Entry point of ``python -m mg2l.compare``."""
-    parser = cli.Parser(prog="python -m mg2l.compare", description=__doc__)
-    parser.add_argument("folders", type=Path, nargs="+", help="folders with runs below them")
-    parser.add_argument("--last", type=int, default=20, help="iterations averaged (default: 20)")
-    parser.add_argument("--env-steps", type=int, help="cut every run at these steps")
-    parser.add_argument("--plot", type=Path, help="picture to write")
-    arguments = parser.parse_args()
-    runs = by_algorithm(find(arguments.folders))
-    if not runs:
-        parser.error(f"no run lies below {', '.join(map(str, arguments.folders))}")
-    print("| algorithm | seeds | iterations | environment steps | return | 95 % interval |")
-    print("|---|---|---|---|---|---|")
-    for name, seeds in runs.items():
-        returns = [run.last_return(arguments.last, arguments.env_steps) for run in seeds]
-        found = statistics.student(returns)
-        iterations = min(len(run.rows) for run in seeds)
-        steps = min(run.rows[-1]["env_steps"] for run in seeds)
-        print(
-            f"| {name} | {len(seeds)} | {iterations} | {steps:,} | {found.value:.1f} "
-            f"| ± {found.high - found.value:.1f} |"
-        )
-    if arguments.plot:
-        plot(runs, arguments.plot)
+    arguments = parser().parse_args()
+    if arguments.plot is not None:
+        require("--plot", "matplotlib", extra="analysis")
+    groups, notes = groups_below(arguments.folders)
+    print("\n".join(table(groups, notes, arguments.last, arguments.env_steps)))
+    if arguments.plot is not None:
+        plot(groups, arguments.plot)
 
 
 if __name__ == "__main__":

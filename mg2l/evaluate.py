@@ -193,6 +193,7 @@ def evaluate(
     found: dict[str, Any] = {
         "algorithm": learner.config.algo_name,
         "training_seed": learner.config.seed,
+        "iteration": checkpoint.last_iteration(run / "checkpoints"),
         "seed": seed,
         "episodes_per_task": episodes,
         "deterministic": deterministic,

@@ -24,6 +24,7 @@ from mg2l.files import replacing, write_json
 from mg2l.packages import require
 from mg2l.replay import ContextReplay
 from mg2l.representation import Map, describe, maps, plane
+from mg2l.run import checkpoint
 from mg2l.run.checkpoint import CheckpointError
 from mg2l.schema import ConfigError
 
@@ -212,7 +213,8 @@ def main() -> None:
     learner, inference = load(arguments.run, arguments.trust)
     names = learner.env.tasks.names[: learner.tasks]
     contexts: dict[str, Any] = {}
-    found: dict[str, Any] = {"tasks": names, "contexts": contexts}
+    iteration = checkpoint.last_iteration(arguments.run / "checkpoints")
+    found: dict[str, Any] = {"iteration": iteration, "tasks": names, "contexts": contexts}
     for episodes in arguments.episodes:
         figures, z, fresh = probe(learner, inference, episodes)
         contexts[str(episodes)] = figures

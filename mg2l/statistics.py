@@ -3,11 +3,12 @@
 Agarwal, Schwarzer, Castro, Courville, Bellemare, *Deep Reinforcement Learning at the Edge of the
 Statistical Precipice*, NeurIPS 2021 (arXiv:2108.13264). Scores are ``[R, K]``: a row per run (a
 training seed), a column per task; every statistic reduces the last two axes and keeps those before.
-Needs SciPy (extra ``analysis``).
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -41,9 +42,9 @@ def interquartile_mean(scores: Scores) -> Any:
 
     The quarters left out are whole numbers of scores, rounded down, as in the authors' library.
     """
-    from scipy.stats import trim_mean
-
-    return trim_mean(scores.reshape(*scores.shape[:-2], -1), 0.25, axis=-1)
+    held = np.sort(scores.reshape(*scores.shape[:-2], -1), -1)
+    cut = held.shape[-1] // 4
+    return held[..., cut : held.shape[-1] - cut].mean(-1)
 
 
 def optimality_gap(scores: Scores, target: float = 1.0) -> Any:
@@ -65,15 +66,46 @@ def student(values: Sequence[float], confidence: float = 0.95) -> Interval:
     Raises:
         ValueError: there is no value.
     """
-    from scipy import stats
-
     if not len(values):
         raise ValueError("values must hold one number per seed, got none")
     centre = float(np.mean(values))
     if len(values) == 1:
         return Interval(centre, float("nan"), float("nan"))
-    width = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values))
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    width = student_quantile(confidence, len(values) - 1) * error
     return Interval(centre, centre - width, centre + width)
+
+
+@functools.cache
+def student_quantile(confidence: float, freedom: int) -> float:
+    """Half-width of the interval around 0 that holds ``confidence`` of Student's t.
+
+    With ``t = sqrt(freedom) * tan(angle)`` that probability is a finite sum (Abramowitz and Stegun,
+    *Handbook of Mathematical Functions*, 26.7.3 and 26.7.4), and it grows with the angle.
+
+    Args:
+        confidence: in ``[0, 1)``.
+        freedom: degrees of freedom, at least 1.
+    """
+    low, high = 0.0, math.pi / 2
+    while (middle := (low + high) / 2) not in (low, high):
+        if _within(middle, freedom) < confidence:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _within(angle: float, freedom: int) -> float:
+    """Probability that Student's t is at most ``sqrt(freedom) * tan(angle)`` in magnitude."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term = cosine if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(2 + odd, freedom, 2):
+        term *= (k - 1) / k * cosine**2
+        total += term
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
 
 
 def bootstrap(

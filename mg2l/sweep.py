@@ -8,16 +8,12 @@ seeds or a larger ``n_iters`` it continues. ``sweep.jsonl`` in the folder has a 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -25,12 +21,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from mg2l import cli
+from mg2l import cli, compare, groups, results
 from mg2l.algo import registry
 from mg2l.algo.context import ContextInference
-from mg2l.files import write_text
-from mg2l.loading import names_own_code
-from mg2l.run import checkpoint
+from mg2l.files import FileError, parse_json, read_text, require, write_text
+from mg2l.jobs import RESULTS, THREADS, Job, locked, logged, start
+from mg2l.results import printable
 from mg2l.run.folder import LOCK, take_lock
 from mg2l.run.stop import GracefulStop
 from mg2l.schema import ConfigError
@@ -38,125 +34,18 @@ from mg2l.schema import ConfigError
 ATTEMPTS = 3
 """Times that a run is started within one sweep before it counts as failed."""
 
+MISTAKE = 2
+"""Exit status of what cannot succeed, such as an override that a run cannot take."""
+
 LEAST_MEMORY = 2 * 2**30
 """Bytes that must be free before a run is started beside another, or the most one has taken."""
 
 STATE = "sweep.jsonl"
 
-RESULTS = {"evaluate": "evaluation.json", "probe": "probe.json"}
-"""What each analysis writes into the folder of a run."""
+GIVEN_OTHERWISE = {"seed": "--seeds", "main_save_path": "--folder"}
+"""Keys that a sweep sets itself, and by what they are chosen."""
 
 POLL = 0.2  # [s]
-PR_SET_PDEATHSIG = 1
-
-
-@dataclass
-class Job:
-    """One run of the grid.
-
-    Attributes:
-        words: the command line of ``mg2l.train``, without folder, threads and resumption.
-        n_iters: iterations after which it is trained.
-        analyses: what is done with it then, modules of `mg2l`.
-        state: ``waiting``, ``running``, ``done``, ``failed`` or ``stopped``.
-        attempts: times it was started by this sweep.
-        error: the last line of its log when it failed.
-    """
-
-    algo: str
-    env: str
-    seed: int
-    words: list[str]
-    n_iters: int
-    folder: Path
-    analyses: list[str]
-    state: str = "waiting"
-    attempts: int = 0
-    error: str = ""
-
-    @property
-    def name(self) -> str:
-        """As its log is called."""
-        return f"{self.env}-{self.algo}-sd{self.seed}"
-
-    @property
-    def log(self) -> Path:
-        """Output of all its attempts."""
-        return self.folder / "logs" / f"{self.name}.log"
-
-    def run(self) -> Path | None:
-        """Its run folder: of several, the one that has come furthest."""
-        ending = re.compile(rf".*-sd{self.seed}(-\d+)?")
-        found = [
-            path
-            for path in sorted((self.folder / self.env / self.algo).glob("*/"))
-            if ending.fullmatch(path.name) and (path / "config.yaml").is_file()
-        ]
-        return max(found, key=saved, default=None)
-
-    def stage(self) -> str | None:
-        """What is to be done next: ``train``, an analysis that is missing or old, or nothing."""
-        run = self.run()
-        if run is None or saved(run) < self.n_iters:
-            return "train"
-        trained = checkpoint.path_of(run / "checkpoints", saved(run)).stat().st_mtime
-        for name in self.analyses:
-            path = run / RESULTS[name]
-            if not path.exists() or path.stat().st_mtime < trained:
-                return name
-        return None
-
-    def command(self, threads: int) -> list[str]:
-        """What begins the run, goes on with it or analyses it."""
-        run, stage = self.run(), self.stage()
-        # The code that its own command line names has been imported, so that is trusted.
-        trust = ["--trust"] if run is not None and names_own_code(run / "config.yaml") else []
-        if stage is not None and stage != "train":
-            return [sys.executable, "-m", f"mg2l.{stage}", str(run), *trust]
-        words = [*self.words, f"n_training_threads={threads}"]
-        if run is not None:
-            kept = [word for word in words if not word.startswith(("--algo=", "--env="))]
-            words = [f"--resume={run}", "--resume-previous", *trust, *kept]
-        else:
-            words.append(f"main_save_path={self.folder}")
-        return [sys.executable, "-m", "mg2l.train", *words]
-
-    def line(self) -> str:
-        """Its state as one line of JSON."""
-        run = self.run()
-        return json.dumps(
-            {
-                "algo": self.algo,
-                "env": self.env,
-                "seed": self.seed,
-                "state": self.state,
-                "iterations": 0 if run is None else logged(run),
-                "n_iters": self.n_iters,
-                "attempts": self.attempts,
-                "run": None if run is None else str(run.relative_to(self.folder)),
-                "error": self.error,
-            }
-        )
-
-
-def saved(run: Path) -> int:
-    """Iteration of a run's last checkpoint, 0 before the first."""
-    return max(checkpoint.iterations(run / "checkpoints"), default=0)
-
-
-def logged(run: Path) -> int:
-    """Iterations that a run has logged."""
-    path = run / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def locked(run: Path) -> bool:
-    """Whether a process is at work in a run."""
-    try:
-        take_lock(run / LOCK).close()
-    except BlockingIOError:
-        return True
-    return False
 
 
 def merged(general: Sequence[str], *special: Sequence[str]) -> list[str]:
@@ -187,6 +76,9 @@ def grid(arguments: argparse.Namespace) -> list[Job]:
         for env in arguments.envs:
             for algo in arguments.algos:
                 overrides = merged(arguments.overrides, special[env], special[algo])
+                for word in overrides:
+                    if option := GIVEN_OTHERWISE.get(word.partition("=")[0]):
+                        raise ConfigError(f"{word}: a sweep is given this by {option}")
                 words = [f"--algo={algo}", f"--env={env}", *overrides, f"seed={seed}"]
                 found = cli.read(words)
                 if found is None:
@@ -201,8 +93,9 @@ def grid(arguments: argparse.Namespace) -> list[Job]:
                     options.algo,
                     options.env,
                     seed,
-                    words,
+                    [word for word in words if word.partition("=")[0] != THREADS],
                     config.n_iters,
+                    config.n_training_threads,
                     arguments.folder,
                     analyses,
                 )
@@ -210,34 +103,6 @@ def grid(arguments: argparse.Namespace) -> list[Job]:
     if len({job.name for job in jobs}) < len(jobs):
         raise ConfigError("--algos, --envs and --seeds must not name anything twice")
     return jobs
-
-
-def dies_with(parent: int) -> Callable[[], None]:
-    """What a new process calls so that it is asked to stop when this one ends in any way."""
-    libc = ctypes.CDLL(None)
-
-    def request() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it has ended meanwhile
-            os._exit(1)
-
-    return request
-
-
-def start(job: Job, threads: int) -> subprocess.Popen[bytes]:
-    """Begin or go on with a run, in a session of its own, where a terminal's Ctrl-C is not seen."""
-    job.state, job.attempts = "running", job.attempts + 1
-    job.log.parent.mkdir(exist_ok=True)
-    with job.log.open("ab") as log:
-        return subprocess.Popen(
-            job.command(threads),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-            preexec_fn=dies_with(os.getpid()),
-        )
 
 
 def _kib(path: str, field: str) -> int:
@@ -252,12 +117,21 @@ def _kib(path: str, field: str) -> int:
 
 def others(path: Path, jobs: Sequence[Job]) -> list[str]:
     """Lines of ``sweep.jsonl`` about runs of another grid in the same folder."""
-    if not path.exists():
-        return []
     ours = {(job.algo, job.env, job.seed) for job in jobs}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    named = [(line, json.loads(line)) for line in lines]
-    return [line for line, row in named if (row["algo"], row["env"], row["seed"]) not in ours]
+    try:
+        lines = read_text(path, inside=path.parent).splitlines()
+    except FileError:
+        return []
+    return [line for line in lines if (of := _about(line, path)) is not None and of not in ours]
+
+
+def _about(line: str, path: Path) -> tuple[str, str, int] | None:
+    """Algorithm, environment and seed of a line of ``sweep.jsonl``; None where it is damaged."""
+    try:
+        row = require(parse_json(line, path), {"algo": str, "env": str, "seed": int}, path)
+    except FileError:
+        return None
+    return row["algo"], row["env"], row["seed"]
 
 
 class Sweep:
@@ -326,13 +200,25 @@ class Sweep:
             else:
                 lines = job.log.read_text(encoding="utf-8", errors="replace").split("\n")
                 said = next((line for line in reversed(lines) if line.strip()), "")
-                job.error = f"status {process.returncode}: {said.strip()}"
-                job.state = "failed" if job.attempts >= ATTEMPTS else "waiting"
+                error = printable(f"status {process.returncode}: {said.strip()}")
+                hopeless = self.hopeless(job, process.returncode, error)
+                job.state, job.error = "failed" if hopeless else "waiting", error
             self.note(
                 f"{job.name}: {job.state if job.state != 'waiting' else 'starts again'}"
                 + (f" ({job.error})" if job.error else "")
             )
         return bool(ended)
+
+    def hopeless(self, job: Job, status: int, error: str) -> bool:
+        """Whether a job that ended like this is not to be started again.
+
+        So it is with a mistake, unless another process is in its run, and where an attempt ended of
+        itself and has said just the same as the one before.
+        """
+        run = job.run()
+        if status == MISTAKE and (run is None or not locked(run)):
+            return True
+        return (status > 0 and error == job.error) or job.attempts >= ATTEMPTS
 
     def begin(self, job: Job) -> None:
         """Start a job."""
@@ -347,7 +233,9 @@ class Sweep:
         for job, _ in self.running.values():
             run = job.run()
             done = 0 if run is None else logged(run)
-            table.add_row(job.name, f"{done}/{job.n_iters}", "━" * (20 * done // job.n_iters))
+            table.add_row(
+                job.name, f"{done}/{job.n_iters}", "━" * min(20, 20 * done // job.n_iters)
+            )
         states = [job.state for job in self.jobs]
         counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
         table.add_row(", ".join(counts), f"of {len(states)}", "")
@@ -365,15 +253,23 @@ class Sweep:
                 yield
                 time.sleep(POLL)
 
+    def summarise(self) -> None:
+        """The table of `mg2l.compare` of all runs in the folder that can be used."""
+        runs, skipped = results.find([self.folder])
+        found, left_out = groups.grouped(runs)
+        if runs or skipped:
+            self.note("\n".join(compare.table(found, [*skipped, *left_out])))
+
     def go(self) -> int:
         """Run the jobs; returns the exit status: 0 when all are done, 1 when some failed."""
         for job in self.jobs:
             if job.stage() is None:
                 job.state = "done"
         todo = sum(job.state == "waiting" for job in self.jobs)
+        threads = sorted({job.threads or self.threads for job in self.jobs})
         self.note(
             f"{self.folder}: {todo} of {len(self.jobs)} runs to do, {self.at_once} at once, "
-            f"{self.threads} threads each"
+            f"{' or '.join(map(str, threads))} threads each"
         )
         asked = False
         with GracefulStop() as stop:
@@ -401,6 +297,8 @@ class Sweep:
             ticks.close()
         states = [job.state for job in self.jobs]
         self.note(f"{states.count('done')} of {len(states)} done, {states.count('failed')} failed")
+        if not stop.requested:
+            self.summarise()
         return stop.exit_code or int("failed" in states)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from method_helpers import TINY, overrides
+from run_files import write_run
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from mg2l import cli, evaluate, probe, results, train
+from mg2l import cli, evaluate, groups, probe, results, train
 from mg2l.envs import video
 from mg2l.report import __main__ as report
 from mg2l.report import contents, page, panels, testing
@@ -59,7 +62,9 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(sweep: Path) -> list[results.Run]:
-    return results.find([sweep])
+    found, skipped = results.find([sweep], measured=True)
+    assert skipped == []
+    return found
 
 
 def write(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
@@ -72,9 +77,8 @@ def write(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
 
 def test_finds_each_run_once(sweep: Path, runs: list[results.Run]) -> None:
     assert len(runs) == 6
-    assert [run.folder for run in results.find([sweep, sweep / "mpe-spread", runs[0].folder])] == [
-        run.folder for run in runs
-    ]
+    again, _ = results.find([sweep, sweep / "mpe-spread", runs[0].folder])
+    assert [run.folder for run in again] == [run.folder for run in runs]
     assert [(run.algo, run.env, run.seed) for run in runs[:2]] == [
         ("mappo", "mpe-spread", 0), ("mappo", "mpe-spread", 1),
     ]  # fmt: skip
@@ -82,9 +86,8 @@ def test_finds_each_run_once(sweep: Path, runs: list[results.Run]) -> None:
 
 def measured(algo: str, seed: int, **returns: list[float]) -> results.Run:
     """A run whose meta-test gave these returns, ``random=[of task b, of task a]``."""
-    run = results.Run(Path(f"env/{algo}/run-sd{seed}"), [])
     ways = {"random": ("random", 0), "none": ("shots", 0), "two": ("shots", 2)}
-    run.__dict__["evaluation"] = {
+    evaluation = {
         "results": [
             {
                 "split": "test",
@@ -96,7 +99,7 @@ def measured(algo: str, seed: int, **returns: list[float]) -> results.Run:
             for name, values in returns.items()
         ]
     }
-    return run
+    return results.Run(Path(f"env/{algo}/run-sd{seed}"), [], evaluation=evaluation)
 
 
 def test_scores_are_normalised_by_task() -> None:
@@ -122,26 +125,33 @@ def test_scores_are_normalised_by_task() -> None:
 def test_untested_runs_are_scored_by_training(runs: list[results.Run]) -> None:
     algos = {"mg2l": runs[2:4], "other": [results.Run(runs[0].folder, runs[0].rows)]}
     assert all(run.algo == "mg2l" for run in algos["mg2l"])
-    algos["other"][0].__dict__["evaluation"] = None
     found = testing.scores(algos, 2, None)
     assert found.what == "return at the end of training"
-    met_by_both = set.intersection(*({*run.last_by_task(2)} for run in algos["mg2l"]))
-    for task, column in zip(sorted(met_by_both), found.by_algo["mg2l"].T, strict=True):
+    met: list[set[str]] = [
+        {t for row in run.rows[-2:] for t in row["return_by_task"]} for run in runs[2:4]
+    ]
+    met.append({task for row in runs[0].rows[-2:] for task in row["return_by_task"]})
+    met_by_all = sorted(set.intersection(*met))
+    assert met_by_all
+    for task, column in zip(met_by_all, found.by_algo["mg2l"].T, strict=True):
         for run, value in zip(algos["mg2l"], column, strict=True):
-            met = [row["return_by_task"] for row in run.rows[-2:]]
-            values = [row[task] for row in met if task in row]
+            by_task = [row["return_by_task"] for row in run.rows[-2:]]
+            values = [row[task] for row in by_task if task in row]
             assert value == pytest.approx(np.mean(values))
 
 
 def test_cut_at_environment_steps(runs: list[results.Run]) -> None:
-    run = results.by_algorithm(runs)["mappo"][0]
-    steps = run.rows[0]["env_steps"]
-    assert run.last_return(20, steps) == run.rows[0]["return"]
-    assert np.isnan(run.last_return(20, steps - 1))
+    of_mappo = [run for run in runs if run.algo == "mappo"]
+    steps = of_mappo[0].rows[0]["env_steps"]
+    found = groups.end(of_mappo, 20, steps)
+    assert found is not None
+    assert found.returns == [run.rows[0]["return"] for run in of_mappo]
+    assert groups.end(of_mappo, 20, steps - 1) is None
 
 
 def test_configurations_differ_where_they_do(runs: list[results.Run]) -> None:
-    html = contents.differences(runs)
+    found, _ = groups.grouped(runs)
+    html = contents.differences({group.algo: group.runs for group in found})
     assert "algo_name" in html
     assert "gamma" not in html
     assert "main_save_path" not in html
@@ -290,6 +300,59 @@ def test_a_run_that_has_only_begun(
     assert "On held-out tasks" not in titles
 
 
+TAG = "<img src=x onerror=document.title='broken'><a href='https://example.org'>{}</a></script>"
+
+
+def test_names_are_text_wherever_they_are_shown(
+    browser: webdriver.Chrome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [TAG.format(k).replace("/", "\u2215") for k in range(2)]  # no folder has a slash
+    tasks = [TAG.format(name) for name in ("left", "right")]
+    measured = {
+        "split": "test", "shots": 0, "sampling": "uniform", "return": 1.0,
+        "by_task": {task: {"return": 1.0} for task in tasks},
+    }  # fmt: skip
+    evaluation = {
+        "results": [measured | {"mode": "shots"}, measured | {"mode": "random"}],
+        "mismatch": {"test": {"shots": 1, "tasks": tasks, "returns": [[1.0, 2.0], [3.0, 4.0]]}},
+    }
+    points = [[[0.0, 1.0], [1.0, 0.0]], [[2.0, 1.0], [1.0, 2.0]]]
+    probed = {
+        "tasks": tasks,
+        "contexts": {TAG: {"global": {"linear": 0.5}}},
+        "maps": {TAG: {TAG: points}},
+        "priorities": [[[1.0, 1.0]], [[0.5, 1.5]]],
+    }
+    for k, name in enumerate(names):
+        for seed in range(2):
+            config = {"a": {TAG: TAG.format(k)}, "n_iters": 30}
+            run = write_run(tmp_path, name, seed, env=name, config=config)
+            (run / "evaluation.json").write_text(json.dumps(evaluation))
+            (run / "probe.json").write_text(json.dumps(probed))
+            rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+            for row in rows:
+                row["return_by_task"] = dict.fromkeys(tasks, 1.0)
+                row["time/rollout"] = 1.0
+            (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+            (run / "videos").mkdir()
+            (run / "videos" / f"{name}.gif").write_bytes(GIF)
+    config = {"a": {TAG: "another"}}
+    write_run(tmp_path, names[0], 0, env=names[0], stamp="20260102-000000", config=config)
+    bad = write_run(tmp_path, names[0], 7, env=names[0])
+    (bad / "metrics.jsonl").write_text("[]\n")
+    write(monkeypatch, tmp_path, "--out", tmp_path / "page.html")
+    figures = look(browser, tmp_path / "page.html", 1280)
+    assert len(figures) > 10
+    assert browser.title.startswith("MG2L: <img")
+    assert browser.execute_script("return document.querySelectorAll('main img').length") == 4
+    count = "return document.querySelectorAll('[src=x], svg a, main a, script[src]').length"
+    assert browser.execute_script(count) == 0
+    chips = browser.find_elements("css selector", "#chips button")
+    assert [chip.text for chip in chips if "another" in chip.text]
+    chips[0].click()
+    assert browser.get_log("browser") == []
+
+
 # What it refuses.
 
 
@@ -305,8 +368,15 @@ def test_films_without_room_are_named(
     ("words", "said"),
     [
         (["nowhere"], "no run lies below nowhere"),
-        (["runs", "--last", "0"], "--last must be at least 1, got 0"),
-        (["runs", "--env-steps", "-5"], "--env-steps must be at least 1, got -5"),
+        (
+            ["runs", "--last", "0"],
+            "--last: must be a whole number from 1 to 1000000000000, got '0'",
+        ),
+        (["runs", "--env-steps=-5"], "--env-steps: must be a whole number from 1"),
+        (
+            ["runs", "--film-mb=nan"],
+            "--film-mb: must be a number from 0 to 1000000000000, got 'nan'",
+        ),
     ],
 )
 def test_refusals(
@@ -318,10 +388,61 @@ def test_refusals(
     assert said in capsys.readouterr().err
 
 
+GIF = b"GIF89a" + bytes(40)
+
+
+def test_films_are_regular_files_inside_the_run_that_begin_like_films(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"a secret of the machine")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "in-a-folder.gif").write_bytes(GIF)
+    videos = write_run(tmp_path / "runs", seed=0) / "videos"
+    videos.mkdir()
+    (videos / "good.gif").write_bytes(GIF)
+    (videos / "good.mp4").write_bytes(b"\x00\n\x00\x20ftypisom" + bytes(40))
+    (videos / "inside.gif").symlink_to("good.gif")
+    (videos / "copied.gif").write_bytes(secret.read_bytes())
+    (videos / "other.mp4").write_bytes(GIF)
+    (videos / "short.mp4").write_bytes(b"ftyp")
+    (videos / "link.gif").symlink_to(tmp_path / "elsewhere" / "in-a-folder.gif")
+    (videos / "linked-secret.gif").symlink_to(secret)
+    (videos / "nothing.gif").symlink_to(tmp_path / "nothing")
+    (videos / "itself.gif").symlink_to("itself.gif")
+    (videos / "folder.gif").mkdir()
+    os.mkfifo(videos / "pipe.gif")
+    other = write_run(tmp_path / "runs", seed=1)
+    (other / "videos").symlink_to(tmp_path / "elsewhere")
+    write(monkeypatch, tmp_path / "runs")
+    lines = capsys.readouterr().out.splitlines()
+    named = {path.name for line in lines for path in [*videos.iterdir(), *other.glob("videos/*")]
+             if line.startswith("skipped: ") and path.name in line}  # fmt: skip
+    assert named == {
+        "copied.gif", "other.mp4", "short.mp4", "link.gif", "linked-secret.gif", "nothing.gif",
+        "itself.gif", "folder.gif", "pipe.gif", "in-a-folder.gif",
+    }  # fmt: skip
+    text = (tmp_path / "runs" / "report.html").read_text()
+    assert text.count("data:image/gif;base64,") == 2
+    assert text.count("data:video/mp4;base64,") == 1
+    assert base64.b64encode(secret.read_bytes()).decode() not in text
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path / "runs")
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    for name in ("report.html", "report.html.partial", ".report.partial.html"):
+        (tmp_path / "runs" / name).symlink_to(mine)
+    write(monkeypatch, tmp_path / "runs")
+    assert mine.read_text() == "mine"
+    assert not (tmp_path / "runs" / "report.html").is_symlink()
+
+
 def test_missing_packages_are_told(
     sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(report, "PACKAGES", ("plotly", "no_such_package"))
     with pytest.raises(SystemExit):
         write(monkeypatch, sweep)
-    assert '".[report]"' in capsys.readouterr().err
+    assert "needs the package no_such_package" in capsys.readouterr().err

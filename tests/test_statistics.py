@@ -125,6 +125,30 @@ def test_students_interval() -> None:
     assert math.isnan(one.high)
 
 
+def test_quantiles_of_student_are_scipys() -> None:
+    from scipy import stats
+
+    for confidence in (0.05, 0.5, 0.95, 0.999):
+        for freedom in (*range(1, 12), 30, 101, 1000):
+            assert statistics.student_quantile(confidence, freedom) == pytest.approx(
+                stats.t.ppf((1 + confidence) / 2, freedom), rel=1e-11
+            )
+    assert statistics.student_quantile(0, 3) == 0
+    # With one degree of freedom it is Cauchy's distribution, whose quartile is 1.
+    assert statistics.student_quantile(0.5, 1) == pytest.approx(1)
+
+
+def test_interquartile_mean_is_scipys_trimmed_mean() -> None:
+    from scipy import stats
+
+    for runs, tasks in ((1, 1), (1, 3), (3, 5), (5, 4)):
+        scores = np.random.default_rng(runs).normal(size=(2, runs, tasks))
+        np.testing.assert_allclose(
+            statistics.interquartile_mean(scores),
+            stats.trim_mean(scores.reshape(2, -1), 0.25, axis=-1),
+        )
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="values must hold one number per seed, got none"):
         statistics.student([])

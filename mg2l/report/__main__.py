@@ -8,27 +8,34 @@ was not measured is left out: ``mg2l.evaluate`` and ``mg2l.probe`` measure it.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from mg2l import cli
+from mg2l.groups import groups_below
 from mg2l.packages import require
-from mg2l.results import find
-from mg2l.schema import ConfigError
+from mg2l.results import printable
 
-PACKAGES = ("plotly", "scipy")
+PACKAGES = ("plotly",)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> cli.Parser:
     """The command line."""
+    number = cli.at_least
     words = cli.Parser(prog="python -m mg2l.report", description=__doc__)
     words.add_argument("folders", type=Path, nargs="+", metavar="RUN_OR_SWEEP")
     words.add_argument("--out", type=Path, help="page to write (default: report.html in the first)")
-    words.add_argument("--last", type=int, default=20, help="iterations at the end (default: 20)")
-    words.add_argument("--window", type=int, default=10, help="of running means (default: 10)")
-    words.add_argument("--env-steps", type=int, help="cut every run's end at these steps")
     words.add_argument(
-        "--film-mb", type=float, default=30, help="films held at most, in MB (default: 30)"
+        "--last", type=number(1), default=20, help="iterations at the end (default: 20)"
+    )
+    words.add_argument(
+        "--window", type=number(1), default=10, help="of running means (default: 10)"
+    )
+    words.add_argument("--env-steps", type=number(1), help="cut every run's end at these steps")
+    words.add_argument(
+        "--film-mb",
+        type=number(0, float),
+        default=30,
+        help="films held at most, in MB (default: 30)",
     )
     return words
 
@@ -36,32 +43,24 @@ def parser() -> argparse.ArgumentParser:
 @cli.command
 def main() -> None:
     """Entry point of ``python -m mg2l.report``."""
-    words = parser()
-    arguments = words.parse_args()
-    for name, least in (("last", 1), ("window", 1), ("env_steps", 1), ("film_mb", 0)):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            option = name.replace("_", "-")
-            words.error(f"--{option} must be at least {least}, got {value}")
-    with cli.report_errors():
-        require("a report", *PACKAGES, extra="report")
-        runs = find(arguments.folders)
-        if not runs:
-            raise ConfigError(f"no run lies below {', '.join(map(str, arguments.folders))}")
-        from mg2l.report.contents import write
+    arguments = parser().parse_args()
+    require("a report", *PACKAGES, extra="report")
+    groups, notes = groups_below(arguments.folders, measured=True)
+    from mg2l.report.contents import write
 
-        path = arguments.out or arguments.folders[0] / "report.html"
-        left = write(
-            path,
-            runs,
-            last=arguments.last,
-            window=arguments.window,
-            env_steps=arguments.env_steps,
-            film_bytes=int(arguments.film_mb * 1e6),
-        )
-    print(f"{path}: {len(runs)} runs, {path.stat().st_size / 1e6:.1f} MB")
-    for film in left:
-        print(f"left out, see --film-mb: {film}")
+    path = arguments.out or arguments.folders[0] / "report.html"
+    notes += write(
+        path,
+        groups,
+        notes,
+        last=arguments.last,
+        window=arguments.window,
+        env_steps=arguments.env_steps,
+        film_bytes=int(arguments.film_mb * 1e6),
+    )
+    count = sum(len(group.runs) for group in groups)
+    for line in [f"{path}: {count} runs, {path.stat().st_size / 1e6:.1f} MB", *notes]:
+        print(printable(line))
 
 
 if __name__ == "__main__":

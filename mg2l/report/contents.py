@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import mg2l
-from mg2l import statistics
+from mg2l.files import write_text
+from mg2l.groups import Group, different_steps, end, shown, student
 from mg2l.report import page, representation, testing, training
 from mg2l.report.panels import Section, Style, ordered, seeds
 from mg2l.report.training import Algorithms
-from mg2l.results import Run, by_algorithm
+from mg2l.results import Run, printable
 
 UNTOLD = ("seed", "main_save_path", "load_model", "load_model_path", "n_training_threads")
 """Keys that say nothing of how algorithms differ."""
@@ -20,32 +20,36 @@ UNTOLD = ("seed", "main_save_path", "load_model", "load_model_path", "n_training
 
 def write(
     path: Path,
-    runs: Sequence[Run],
+    groups: Sequence[Group],
+    notes: Sequence[str],
     *,
     last: int,
     window: int,
     env_steps: int | None,
     film_bytes: int,
-) -> list[Path]:
-    """Write the page; returns the films that found no room.
+) -> list[str]:
+    """Write the page; returns a line for each film that it does not hold.
 
     Args:
         path: of the page.
-        runs: at least one.
+        groups: at least one.
+        notes: lines on runs and files that are not in it.
         last: iterations that count as the end of a run.
         window: iterations of running means.
         env_steps: where every run ends at the latest.
         film_bytes: of films at most.
+
+    Raises:
+        WriteError: the page cannot be written.
     """
-    style = Style(ordered([run.algo for run in runs]))
+    style = Style(ordered(group.algo for group in groups))
     parts: dict[str, Sequence[Section]] = {}
-    left: list[Path] = []
-    for env in dict.fromkeys(run.env for run in runs):
-        of_env = [run for run in runs if run.env == env]
-        found = by_algorithm(of_env)
-        algos = {algo: found[algo] for algo in ordered(list(found))}
-        films, more = page.films(of_env, film_bytes)
-        left += more
+    without: list[str] = []
+    for env in dict.fromkeys(group.env for group in groups):
+        of_env = {group.algo: group.runs for group in groups if group.env == env}
+        algos = {algo: of_env[algo] for algo in ordered(of_env)}
+        films, more = page.films([run for runs in algos.values() for run in runs], film_bytes)
+        without += more
         scores = testing.scores(algos, last, env_steps)
         parts[env] = [
             Section("Runs", html=overview(algos, last, env_steps)),
@@ -58,39 +62,43 @@ def write(
             representation.maps(algos),
             representation.priorities(style, algos),
             training.phases(algos),
-            Section("How the configurations differ", html=differences(of_env)),
+            Section("How the configurations differ", html=differences(algos)),
             Section("Films", html=films),
         ]
-    about = (
-        f"{len(runs)} runs, written {time.strftime('%Y-%m-%d %H:%M')} by mg2l {mg2l.__version__}"
-    )
-    title = f"MG2L: {', '.join(parts)}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page.html(title, about, style, parts), encoding="utf-8")
-    partial.replace(path)
-    return left
+    if notes:
+        parts["Left out"] = [Section("Runs and files", html=page.lines(notes))]
+    count = sum(len(group.runs) for group in groups)
+    about = f"{count} runs, written {time.strftime('%Y-%m-%d %H:%M')} by mg2l {mg2l.__version__}"
+    title = f"MG2L: {', '.join(dict.fromkeys(group.env for group in groups))}"
+    write_text(path, page.html(title, about, style, parts))
+    return without
 
 
 def overview(algos: Algorithms, last: int, env_steps: int | None) -> str:
-    """Table of what there is, with the return at the end."""
-    rows = []
-    for algo, runs in algos.items():
-        end = statistics.student([run.last_return(last, env_steps) for run in runs])
+    """Table of what there is, with the return at the end, and lines on what does not count."""
+    rows, notes = [], []
+    ends = {algo: end(runs, last, env_steps) for algo, runs in algos.items()}
+    for algo, found in ends.items():
+        runs = algos[algo]
+        if found is None:
+            notes.append(f"{algo}: no run has an iteration within {env_steps:,} environment steps")
+            continue
+        value, low, high = found.interval
         planned = {run.config.get("n_iters") for run in runs}
-        done = [len(run.rows) for run in runs]
         of = f" of {planned.pop()}" if len(planned) == 1 and None not in planned else ""
         rows.append(
             [
                 algo,
-                seeds(runs),
-                f"{min(done)}{of}" if min(done) == max(done) else f"{min(done)} to {max(done)}{of}",
-                f"{min(run.rows[-1]['env_steps'] for run in runs):,}",
-                f"{end.value:.1f}",
-                "" if end.low != end.low else f"± {end.high - end.value:.1f}",
+                seeds(len(found.runs)),
+                f"{found.iterations}{of}",
+                f"{found.env_steps:,.0f}",
+                f"{value:.1f}",
+                "" if low != low else f"± {high - value:.1f}",
                 *_tested(runs),
             ]
         )
+        notes += found.lines
+    notes += different_steps(found for found in ends.values() if found is not None)
     header = [
         "algorithm",
         "runs",
@@ -99,7 +107,9 @@ def overview(algos: Algorithms, last: int, env_steps: int | None) -> str:
         f"return, last {last}",
         "95 %",
     ]
-    return page.table([*header, "held out, most shots", "trained on, most shots"], rows)
+    header += [f"{where}, most shots" for where in testing.SPLITS.values()]
+    table = page.table(header, rows)
+    return table + page.lines(notes)
 
 
 def _tested(runs: Sequence[Run]) -> list[str]:
@@ -110,27 +120,25 @@ def _tested(runs: Sequence[Run]) -> list[str]:
         if not found:
             cells.append("")
             continue
-        end = statistics.student([r["return"] for r in found])
-        cells.append(
-            f"{end.value:.1f}" + ("" if len(found) < 2 else f" ± {end.high - end.value:.1f}")
-        )
+        value, _, high = student(r["return"] for r in found)
+        cells.append(f"{value:.1f}" + ("" if len(found) < 2 else f" ± {high - value:.1f}"))
     return cells
 
 
-def differences(runs: Sequence[Run]) -> str:
+def differences(algos: Algorithms) -> str:
     """Table of the keys whose value is not the same in all runs, a column per algorithm."""
-    algos = by_algorithm(runs)
-    names = ordered(list(algos))
-    keys = dict.fromkeys(key for run in runs for key in run.config if key not in UNTOLD)
+    keys = dict.fromkeys(
+        key for runs in algos.values() for run in runs for key in run.config if key not in UNTOLD
+    )
     rows = []
     for key in keys:
-        cells = [_values(algos[name], key) for name in names]
+        cells = [_values(runs, key) for runs in algos.values()]
         if len(set(cells)) > 1:
-            rows.append([key, *cells])
-    return page.table(["key", *names], rows) if rows else ""
+            rows.append([printable(key), *cells])
+    return page.table(["key", *algos], rows) if rows else ""
 
 
 def _values(runs: Sequence[Run], key: str) -> str:
     """The values of an algorithm's runs, mostly one."""
-    found: dict[str, Any] = dict.fromkeys(str(run.config.get(key, "")) for run in runs)
+    found = dict.fromkeys(shown(run.config.get(key, "")) for run in runs)
     return " / ".join(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
+from mg2l.files import FileError, read_bytes
 from mg2l.report.panels import BANDS, Section, Style
-from mg2l.results import Run
+from mg2l.results import Run, printable
 
 FOLDER = Path(__file__).parent
 CONFIG = {
@@ -22,6 +24,8 @@ CONFIG = {
 """Of every figure: nothing that leads to another page."""
 
 KINDS = {".gif": "image/gif", ".mp4": "video/mp4"}
+MAGIC = {".gif": rb"GIF8[79]a", ".mp4": rb"(?s:....)ftyp"}
+"""What the film of each ending is for a browser, and how its bytes begin."""
 
 
 def html(title: str, about: str, style: Style, parts: dict[str, Sequence[Section]]) -> str:
@@ -61,23 +65,40 @@ def html(title: str, about: str, style: Style, parts: dict[str, Sequence[Section
     )
 
 
-def films(runs: Sequence[Run], most: int) -> tuple[str, list[Path]]:
-    """Films as HTML that holds them, and those left out once ``most`` bytes are held."""
-    shown, left, held = [], [], 0
+def films(runs: Sequence[Run], most: int) -> tuple[str, list[str]]:
+    """Films as HTML, ``most`` bytes of them, and a line for each that is not held."""
+    shown, lines, held = [], [], 0
     for run in runs:
         for path in run.films:
-            data = path.read_bytes()
-            if held + len(data) > most:
-                left.append(path)
+            try:
+                if held + path.stat().st_size > most:
+                    lines.append(f"left out, see --film-mb: {path}")
+                    continue
+                data = film(path, run.folder, most - held)
+            except (FileError, OSError) as error:
+                lines.append(f"skipped: {error}")
                 continue
             held += len(data)
             source = f"data:{KINDS[path.suffix]};base64,{base64.b64encode(data).decode()}"
-            name = escape(f"{run.algo}, seed {run.seed}: {path.stem}")
-            film = f'<img src="{source}" alt="{name}">'
+            name = escape(printable(f"{run.algo}, seed {run.seed}: {path.stem}"))
+            drawn = f'<img src="{source}" alt="{name}">'
             if path.suffix == ".mp4":
-                film = f'<video src="{source}" controls loop muted></video>'
-            shown.append(f"<figure>{film}<figcaption>{name}</figcaption></figure>")
-    return f'<div class="films">{"".join(shown)}</div>' if shown else "", left
+                drawn = f'<video src="{source}" controls loop muted></video>'
+            shown.append(f"<figure>{drawn}<figcaption>{name}</figcaption></figure>")
+    return f'<div class="films">{"".join(shown)}</div>' if shown else "", lines
+
+
+def film(path: Path, run: Path, most: int) -> bytes:
+    """What a film holds.
+
+    Raises:
+        FileError: it is none by its first bytes, is no regular file, does not lie in ``run``, or
+            has more than ``most`` bytes.
+    """
+    data = read_bytes(path, inside=run, most=most)
+    if not re.match(MAGIC[path.suffix], data):
+        raise FileError(f"{path}: is no film of kind {path.suffix[1:]}")
+    return data
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -93,6 +114,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def lines(texts: Sequence[str]) -> str:
+    """Remarks, one under the other."""
+    return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>" if texts else ""
 
 
 def _section(anchor: str, section: Section) -> str:

@@ -1,17 +1,19 @@
-"""What a page is made of, and how its figures look."""
+"""What a page is made of, and how its figures look.
+
+Plotly reads tags in names and labels, so that what is written there is escaped as in HTML.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from numpy.typing import NDArray
 
 from mg2l import statistics
-from mg2l.results import Run
 
 COLOURS = (
     *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#7f7f7f", "#8c564b"),
@@ -61,10 +63,14 @@ class Section:
     panels: list[Panel] = field(default_factory=list)
 
 
-def ordered(names: Sequence[str]) -> list[str]:
-    """Algorithms as they are listed everywhere."""
-    first = [name for name in FIRST if name in names]
-    return [*first, *sorted({*names} - {*FIRST})]
+def ordered(names: Iterable[str]) -> list[str]:
+    """Algorithms as they are listed everywhere, those of several configurations side by side."""
+
+    def place(name: str) -> tuple[int, str]:
+        algo = name.partition(" (")[0]
+        return FIRST.index(algo) if algo in FIRST else len(FIRST), name
+
+    return sorted({*names}, key=place)
 
 
 @dataclass
@@ -88,21 +94,25 @@ class Style:
     def line(self, algo: str, x: Any, y: Any, **more: Any) -> go.Scatter:
         """A line, or points with ``mode``."""
         look = {"color": self.colour(algo), "dash": self.dash(algo), "width": 2}
-        values = {"x": x, "y": y, "mode": "lines", "line": look, "name": algo, "meta": algo, **more}
-        return go.Scatter(**values)
+        values = {"x": x, "y": y, "mode": "lines", "line": look, "meta": algo, **more}
+        return go.Scatter(name=escape(algo), **values)
 
     def band(self, algo: str, x: Any, low: Any, high: Any, among: int) -> go.Scatter:
         """What lies between two lines, shown in a figure of not too many algorithms."""
         x, low, high = (np.asarray(values, float) for values in (x, low, high))
+        gaps = np.flatnonzero(~np.isfinite(low))
+        parts = [part for part in np.split(np.arange(len(x)), gaps) if np.isfinite(low[part]).any()]
+        held = [part[np.isfinite(low[part])] for part in parts]
+        nan = [float("nan")]  # between polygons
         return go.Scatter(
-            x=np.concatenate([x, x[::-1]]),
-            y=np.concatenate([high, low[::-1]]),
+            x=np.concatenate([[*x[part], *x[part[::-1]], *nan] for part in held] or [nan]),
+            y=np.concatenate([[*high[part], *low[part[::-1]], *nan] for part in held] or [nan]),
             fill="toself",
             fillcolor=_faint(self.colour(algo)),
             line={"width": 0},
             hoverinfo="skip",
             visible=among <= BANDS,
-            name=algo,
+            name=escape(algo),
             meta=algo,
             showlegend=False,
         )
@@ -145,7 +155,7 @@ def forest(
             style.line(
                 name,
                 [value],
-                [name],
+                [escape(name)],
                 mode="markers",
                 marker={"color": style.colour(name), "size": 9},
                 error_x=error,
@@ -156,13 +166,6 @@ def forest(
     return found
 
 
-def student_band(curves: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    """Mean, and 95 % interval by Student's t, of curves ``[seeds, steps]``."""
-    intervals = [statistics.student(column) for column in curves.T.tolist()]
-    mean, low, high = np.asarray(intervals, float).T
-    return mean, low, high
-
-
-def seeds(runs: Sequence[Run]) -> str:
+def seeds(count: int) -> str:
     """How many runs, in words."""
-    return f"{len(runs)} seed" + ("s" if len(runs) != 1 else "")
+    return f"{count} seed" + ("s" if count != 1 else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 from typing import Any
 
@@ -53,9 +54,9 @@ def _mean(held: list[dict[str, Any]], episodes: str, level: str, name: str) -> s
         for key, of_level in contexts.get(episodes, {}).items()
         if isinstance(of_level, dict)
         and (key == "global") == (level == "global")
-        and name in of_level
+        and math.isfinite(of_level.get(name, math.nan))
     ]
-    return f"{np.mean(values):.2f}" if values else ""
+    return f"{np.mean(values, dtype=float):.2f}" if values else ""
 
 
 def maps(algos: Algorithms) -> Section:
@@ -75,7 +76,7 @@ def maps(algos: Algorithms) -> Section:
             for way, points in ways.items():
                 drawn = figure("", "", height=300)
                 for index, (task, of_task) in enumerate(
-                    zip(run.probe["tasks"], np.asarray(points), strict=True)
+                    zip(run.probe["tasks"], np.asarray(points, float), strict=True)
                 ):
                     shown = of_task[: max(2, POINTS // len(points))]
                     drawn.add_scatter(
@@ -83,7 +84,7 @@ def maps(algos: Algorithms) -> Section:
                         y=shown[:, 1],
                         mode="markers",
                         marker={"size": 5, "color": COLOURS[index % len(COLOURS)]},
-                        name=str(task),
+                        name=escape(str(task)),
                     )
                 title = f"{algo}: {level.replace('_', ' ')}, {way.upper()}"
                 section.panels.append(Panel(title, "", drawn))
@@ -103,14 +104,17 @@ def priorities(style: Style, algos: Algorithms) -> Section:
         if (run := probed(runs)) and run.probe and "priorities" in run.probe
         for task in run.probe["tasks"]
     )
-    for index, task in enumerate(list(names)[:6]):
+    for task in list(names)[:6]:
         drawn = figure("step of the episode", "weight", height=260)
         for algo, runs in algos.items():
             run = probed(runs)
             if run is None or run.probe is None or "priorities" not in run.probe:
                 continue
-            weights = np.asarray(run.probe["priorities"])  # [K, A, T]
-            mean = weights[index].mean(0)
+            tasks = [str(name) for name in run.probe["tasks"]]
+            if task not in tasks:
+                continue
+            weights = np.asarray(run.probe["priorities"], float)  # [K, A, T]
+            mean = weights[tasks.index(task)].mean(0)
             drawn.add_trace(style.line(algo, np.arange(len(mean)), mean))
         section.panels.append(Panel(f"Task {task}", "", drawn))
     return section

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mg2l import statistics
+from mg2l.groups import end, student
 from mg2l.report.panels import Panel, Section, Style, figure, forest
 from mg2l.report.training import Algorithms, lines
 from mg2l.results import Run
@@ -20,6 +23,9 @@ SPLITS = {
     "ood": "tasks beyond the training distribution",
 }
 Matrix = NDArray[np.float64]
+
+LEAST_GAIN = 1e-9
+"""Return by which an oracle must be better than random behaviour for scores in units of that."""
 
 
 def row(run: Run, split: str, mode: str, shots: int = 0) -> dict[str, Any] | None:
@@ -33,17 +39,14 @@ def row(run: Run, split: str, mode: str, shots: int = 0) -> dict[str, Any] | Non
 
 
 def shots_of(runs: Sequence[Run], split: str) -> list[int]:
-    """Numbers of shots that every evaluated run of these was tested with."""
+    """Numbers of shots that every run of these was tested with, if it was."""
     sets = [
-        {
-            r["shots"]
-            for r in run.evaluation["results"]
-            if (r["split"], r["mode"]) == (split, "shots")
-        }
+        {r["shots"] for r in run.evaluation["results"] if row(run, split, "shots", r["shots"])}
         for run in runs
         if run.evaluation
     ]
-    return sorted(set.intersection(*sets)) if sets else []
+    tested = [of_run for of_run in sets if of_run]
+    return sorted(set.intersection(*tested)) if tested else []
 
 
 @dataclass
@@ -71,27 +74,33 @@ def scores(algos: Algorithms, last: int, cut: int | None) -> Scores:
     for split in SPLITS:
         runs = [run for held in algos.values() for run in held if run.evaluation]
         shots = shots_of(runs, split)
-        tested = {run.algo for run in runs} == set(algos)
-        if not shots or not tested:
+        if not shots or not all(any(run.evaluation for run in held) for held in algos.values()):
             continue
-        held = {
-            algo: _matrix([_by_task(row(run, split, "shots", shots[-1])) for run in of_algo])
-            for algo, of_algo in algos.items()
+        rows = {
+            algo: [_by_task(row(run, split, "shots", shots[-1])) for run in held]
+            for algo, held in algos.items()
         }
-        random = _matrix([_by_task(row(run, split, "random")) for run in runs])
+        by_chance = [_by_task(row(run, split, "random")) for run in runs]
+        found = _matrices(rows | {"": by_chance})
+        random = found.pop("", None)
+        if not found:
+            continue
         what = f"return on {SPLITS[split]}, {shots[-1]} shots"
-        if "oracle" in held and random.size:
-            floor, gain = random.mean(0), held["oracle"].mean(0) - random.mean(0)
-            if (gain > 0).all():
-                normalised = {algo: (of_algo - floor) / gain for algo, of_algo in held.items()}
+        if "oracle" in found and random is not None:
+            floor, gain = random.mean(0), found["oracle"].mean(0) - random.mean(0)
+            if (gain > LEAST_GAIN).all():
+                normalised = {algo: (of_algo - floor) / gain for algo, of_algo in found.items()}
                 return Scores(normalised, f"normalised {what}", True)
-        return Scores(held, what)
-    ends = {
-        algo: _matrix([run.last_by_task(last, cut) for run in runs]) for algo, runs in algos.items()
-    }
-    return Scores(
-        {algo: found for algo, found in ends.items() if found.size}, "return at the end of training"
+        return Scores(found, what)
+    ends = {algo: end(runs, last, cut) for algo, runs in algos.items()}
+    found = _matrices(
+        {
+            algo: [run.mean_by_task(at.after, at.env_steps) for run in at.runs]
+            for algo, at in ends.items()
+            if at is not None
+        }
     )
+    return Scores(found, "return at the end of training")
 
 
 def _by_task(found: dict[str, Any] | None) -> dict[str, float]:
@@ -100,11 +109,16 @@ def _by_task(found: dict[str, Any] | None) -> dict[str, float]:
     return {task: held["return"] for task, held in found["by_task"].items()}
 
 
-def _matrix(rows: Sequence[dict[str, float]]) -> Matrix:
-    """Rows of the runs that have any, columns of the tasks that all those have."""
-    held = [row for row in rows if row]
-    common = sorted(set.intersection(*map(set, held))) if held else []
-    return np.asarray([[row[task] for task in common] for row in held]).reshape(len(held), -1)
+def _matrices(table: dict[str, list[dict[str, float]]]) -> dict[str, Matrix]:
+    """Rows of the runs that have any, columns of the tasks that all of these have."""
+    held = {name: [row for row in rows if row] for name, rows in table.items() if any(rows)}
+    tasks = [set(row) for rows in held.values() for row in rows]
+    common = sorted(set.intersection(*tasks)) if tasks else []
+    return {
+        name: np.asarray([[row[task] for task in common] for row in rows], float)
+        for name, rows in held.items()
+        if common
+    }
 
 
 def few_shots(style: Style, algos: Algorithms) -> Section:
@@ -119,9 +133,7 @@ def few_shots(style: Style, algos: Algorithms) -> Section:
         for algo, runs in algos.items():
             shots = shots_of(runs, split)
             points = [
-                statistics.student(
-                    [r["return"] for run in runs if (r := row(run, split, "shots", count))]
-                )
+                student(r["return"] for run in runs if (r := row(run, split, "shots", count)))
                 for count in shots
             ]
             if not points:
@@ -143,17 +155,16 @@ def few_shots(style: Style, algos: Algorithms) -> Section:
 
 def _logged_shots(algos: Algorithms, split: str) -> list[int]:
     """The least and the most shots that were tested while training."""
-    start, end = f"eval/{split}_", "_shots"
-    names = {
-        name
+    logged = re.compile(rf"eval/{split}_(0|[1-9][0-9]{{0,8}})_shots")
+    counts = {
+        int(found[1])
         for runs in algos.values()
         for run in runs
-        for row in run.rows
+        for row in run.numbers
         for name in row
-        if name.startswith(start) and name.endswith(end)
+        if (found := logged.fullmatch(name))
     }
-    counts = sorted(int(name[len(start) : -len(end)]) for name in names)
-    return sorted({counts[0], counts[-1]}) if counts else []
+    return sorted({min(counts), max(counts)}) if counts else []
 
 
 def profiles(style: Style, found: Scores) -> Section:
@@ -177,11 +188,10 @@ def profiles(style: Style, found: Scores) -> Section:
         )
     )
     reference = next(iter(found.by_algo))
-    columns = {algo: held.shape[1] for algo, held in found.by_algo.items()}
     rivals = {
         algo: statistics.improvement(found.by_algo[reference], held)
         for algo, held in found.by_algo.items()
-        if algo != reference and columns[algo] == columns[reference]
+        if algo != reference
     }
     if rivals:
         section.panels.append(
@@ -220,12 +230,13 @@ def mismatches(algos: Algorithms) -> Section:
             if not held or len(held[0]["tasks"]) < 2:
                 continue
             names = held[0]["tasks"]
-            mean = np.mean([table["returns"] for table in held if table["tasks"] == names], 0)
+            of_runs = [table["returns"] for table in held if table["tasks"] == names]
+            mean = np.asarray(of_runs, float).mean(0)
             drawn = figure("acts in", "has seen", yaxis_autorange="reversed")
             drawn.add_heatmap(
                 z=mean,
-                x=names,
-                y=names,
+                x=[escape(name) for name in names],
+                y=[escape(name) for name in names],
                 colorscale="Viridis",
                 texttemplate="%{z:.0f}" if len(names) <= 6 else None,
                 colorbar={"thickness": 10},

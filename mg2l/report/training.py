@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mg2l import statistics
-from mg2l.report.panels import BANDS, Panel, Section, Style, figure, forest, student_band
-from mg2l.results import Run, smooth
+from mg2l.groups import curve, end
+from mg2l.report.panels import BANDS, Panel, Section, Style, figure, forest, seeds
+from mg2l.results import Run
 
 Algorithms = dict[str, list[Run]]
-
-POINTS = 200
-"""Points of a curve at most."""
+"""Runs of one environment, by the name of their group."""
 
 TASKS = 12
 """Tasks with a figure of their own at most."""
@@ -34,42 +32,34 @@ INFORMATION = {
 PHASES = ("rollout", "ppo", "encoder", "explore", "eval")
 
 
-def curves(
-    runs: Sequence[Run], name: str, window: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """A smoothed metric of each run, ``[seeds, steps]``, with its environment steps.
-
-    As long as the shortest run that has it; None where none has.
-    """
-    found = [curve for curve in (run.curve(name) for run in runs) if len(curve[0])]
-    if not found:
-        return None
-    length = min(len(steps) for steps, _ in found)
-    kept = np.unique(np.linspace(0, length - 1, POINTS).astype(int))
-    smoothed = np.stack([smooth(values[:length], window)[kept] for _, values in found])
-    return found[0][0][kept], smoothed
-
-
 def lines(style: Style, algos: Algorithms, name: str, y: str, window: int) -> Any:
     """A metric over environment steps, mean and interval over seeds; None where nobody logs it."""
-    found, means = figure("environment steps", y), []
-    drawn = {algo: curves(runs, name, window) for algo, runs in algos.items()}
-    held = {algo: curve for algo, curve in drawn.items() if curve is not None}
-    for algo, (steps, values) in held.items():
-        mean, low, high = student_band(values)
-        if len(values) > 1:
-            found.add_trace(style.band(algo, steps, low, high, len(held)))
-        means.append(style.line(algo, steps, mean))
-    found.add_traces(means)  # above all intervals
-    return found if means else None
+    shown, means = figure("environment steps", y), []
+    drawn = {algo: curve(runs, name, window) for algo, runs in algos.items()}
+    held = {algo: found for algo, found in drawn.items() if found is not None}
+    for algo, of_algo in held.items():
+        mean, low, high = of_algo.intervals
+        if np.isfinite(low).any():
+            shown.add_trace(style.band(algo, of_algo.env_steps, low, high, len(held)))
+        hover = f"%{{x}} steps: %{{y:.4~g}}<br>%{{customdata}} of {seeds(len(of_algo.values))}"
+        means.append(
+            style.line(
+                algo,
+                of_algo.env_steps,
+                mean,
+                customdata=of_algo.counts,
+                hovertemplate=f"{hover}<extra>{escape(algo)}</extra>",
+            )
+        )
+    shown.add_traces(means)  # above all intervals
+    return shown if means else None
 
 
 def returns(style: Style, algos: Algorithms, last: int, window: int, cut: int | None) -> Section:
     """Learning curves, and where they end."""
+    ends = {algo: end(runs, last, cut) for algo, runs in algos.items()}
     finals = {
-        algo: statistics.student(values)
-        for algo, runs in algos.items()
-        if len(values := [v for run in runs if np.isfinite(v := run.last_return(last, cut))])
+        algo: found.interval for algo, found in ends.items() if found is not None and found.returns
     }
     within = "" if cut is None else f" within {cut:,} environment steps"
     section = Section(
@@ -78,14 +68,19 @@ def returns(style: Style, algos: Algorithms, last: int, window: int, cut: int | 
         f"seeds; none for a single seed. Along curves they are drawn when at most {BANDS} "
         f"algorithms are shown. Curves: running mean of {window} iterations.",
     )
-    curve = lines(style, algos, "return", "return", window)
-    caption = "Mean over seeds, as far as all of them have come."
-    section.panels.append(Panel("Learning curves", caption, curve, wide=True))
+    drawn = lines(style, algos, "return", "return", window)
+    caption = (
+        "Mean over seeds at the same environment steps, as far as half of the seeds have come. "
+        "Where one ends, the line is broken, and goes on as the mean of the others."
+    )
+    if drawn is not None:
+        section.panels.append(Panel("Learning curves", caption, drawn, wide=True))
     if finals:
         section.panels.append(
             Panel(
                 "At the end",
-                f"Mean return of the last {last} iterations{within}.",
+                f"Mean return of the last {last} iterations{within}, of all seeds of an algorithm "
+                "at the same environment steps: see the table.",
                 forest(style, finals, "return"),
                 wide=True,
             )
@@ -134,7 +129,8 @@ def phases(algos: Algorithms) -> Section:
     for phase in PHASES:
         spent = [_seconds(algos[name], f"time/{phase}") for name in names]
         if any(spent):
-            found.add_bar(x=spent, y=names, orientation="h", name=phase)
+            labels = [escape(name) for name in names]
+            found.add_bar(x=spent, y=labels, orientation="h", name=phase)
     caption = "Means over the iterations and runs. Compare runs of one machine only."
     return Section("Time", panels=[Panel("Phases of an iteration", caption, found, wide=True)])
 

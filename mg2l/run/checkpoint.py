@@ -102,6 +102,11 @@ def iterations(folder: Path | str) -> list[int]:
     return sorted(int(path.name) for path in found if path.is_dir() and not path.is_symlink())
 
 
+def last_iteration(folder: Path | str) -> int:
+    """Iteration of the last checkpoint in ``folder``, 0 before the first."""
+    return max(iterations(folder), default=0)
+
+
 def path_of(folder: Path | str, iteration: int) -> Path:
     """Where the checkpoint of an iteration lies."""
     return Path(folder) / f"{iteration:08d}"
