@@ -35,8 +35,8 @@ class Job:
     Attributes:
         words: the command line of ``mg2l.train``, without folder, threads and resumption.
         n_iters: iterations after which it is trained.
-        threads: of torch, as its configuration says; 0 leaves it to the sweep.
         analyses: what is done with it then, modules of `mg2l`.
+        threads: of torch, as its configuration says; 0 leaves it to the sweep.
         state: ``waiting``, ``running``, ``done``, ``failed`` or ``stopped``.
         attempts: times it was started by this sweep.
         error: the last line of its log when it failed.
@@ -47,9 +47,9 @@ class Job:
     seed: int
     words: list[str]
     n_iters: int
-    threads: int
     folder: Path
     analyses: list[str]
+    threads: int = 0
     state: str = "waiting"
     attempts: int = 0
     error: str = ""

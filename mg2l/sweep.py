@@ -95,9 +95,9 @@ def grid(arguments: argparse.Namespace) -> list[Job]:
                     seed,
                     [word for word in words if word.partition("=")[0] != THREADS],
                     config.n_iters,
-                    config.n_training_threads,
                     arguments.folder,
                     analyses,
+                    config.n_training_threads,
                 )
                 jobs.append(job)
     if len({job.name for job in jobs}) < len(jobs):

@@ -12,7 +12,7 @@ from hostile_helpers import SMALL, status
 
 from mg2l import evaluate, export, loading, probe, train
 from mg2l.envs import registry, render
-from mg2l.sweep import Job
+from mg2l.jobs import Job
 
 UNCHECKED = py_compile.PycInvalidationMode.UNCHECKED_HASH
 
