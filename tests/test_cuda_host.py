@@ -393,13 +393,17 @@ def test_pairwise_lse_over_schedules(pairwise: Library, seed: int) -> None:
         check_case(pairwise, case, Schedule(seed=seed, preempt=preempt))
 
 
-def test_a_copy_of_the_positive_ties_with_it_on_cuda(pairwise: Library) -> None:
-    for gaussian in (False, True):
-        case = pairwise_cases.case((1, 9, 40, 33), np.float32, gaussian=gaussian)
-        for name in {"key", "std"} & case.inputs.keys():
-            case.inputs[name][:] = case.inputs[name][:, :1]
-        assert not pairwise.call(case.function, case.arguments)
-        assert not case.outputs["rank"].any()
+@pytest.mark.parametrize("contract", [False, True], ids=["rounded", "contracted"])
+@pytest.mark.parametrize("gaussian", [False, True], ids=["dot", "gaussian"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_copy_of_the_positive_ties_with_it_on_cuda(
+    contract: bool, gaussian: bool, dtype: type[np.floating]
+) -> None:
+    """Whether or not products are fused where the source leaves it to the compiler."""
+    library = build(KERNELS / "pairwise_lse.cu", contract=contract)
+    case = pairwise_cases.tied_case(dtype, gaussian=gaussian)
+    assert not library.call(case.function, case.arguments)
+    np.testing.assert_array_equal(case.outputs["rank"], 0)
 
 
 def test_a_positive_that_is_no_key_gives_nan_and_reads_nothing(pairwise: Library) -> None:

@@ -512,7 +512,7 @@ PAIRWISE_FAULTS = [
         "const int row = threadIdx.y + r;",
         WRONG,
     ),
-    pair_fault("not scaled", "std == nullptr ? args.scale : scalar_t(1)", "scalar_t(1)", WRONG),
+    pair_fault("not scaled", "kGaussian ? scalar_t(1) : args.scale", "scalar_t(1)", WRONG),
     pair_fault(
         "the positive among the negatives", "if (positive[row] == key_at) return false;", "", WRONG
     ),
@@ -574,6 +574,27 @@ PAIRWISE_FAULTS = [
         "std: no derivative of the constant", "error * error - scalar_t(1)", "error * error", WRONG
     ),
 ]
+
+
+TIE_FAULTS = [
+    pair_fault("tile: product rounded", "fma(tile.rows[row][i], column, score[r])",
+               "score[r] + tile.rows[row][i] * column", WRONG),
+    pair_fault("one: product rounded", "fma(args.scale * query[d], key[d], sum)",
+               "sum + args.scale * query[d] * key[d]", WRONG),
+    pair_fault("tile: square rounded", "fma(error, error, score[r])", "score[r] + error * error",
+               WRONG),
+    pair_fault("one: square rounded", "fma(error, error, sum)", "sum + error * error", WRONG),
+    pair_fault("tile: offset added apart", "fma(score[r], scalar_t(-0.5) * args.scale, offset)",
+               "score[r] * (scalar_t(-0.5) * args.scale) + offset", WRONG),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", TIE_FAULTS, ids=names(TIE_FAULTS))
+def test_a_score_rounded_in_two_ways_is_found(fault: Fault, tmp_path: Path) -> None:
+    edits = {"pairwise_lse.cuh": fault.mutation.text}
+    library = build(KERNELS / "pairwise_lse.cu", edits=edits, folder=tmp_path, contract=False)
+    cases = [pairwise_cases.tied_case(np.float32, gaussian=gaussian) for gaussian in (False, True)]
+    check_is_found(fault, run_cases(library, cases), "pairwise_lse.cuh")
 
 
 def test_pairwise_has_no_fault() -> None:

@@ -14,6 +14,7 @@ import pytest
 from cuda_host import KERNELS, ROOT, Schedule, build, pia_pool_cases
 from cuda_host.build import COMPILER, HERE
 from cuda_host.gae_cases import backward_case, forward_case
+from cuda_host.sass import instructions, straight_runs
 
 
 def load_script() -> ModuleType:
@@ -64,6 +65,25 @@ def test_kernels_stay_in_registers(source: Path) -> None:
     for usage in usages:
         assert usage.stack_bytes == usage.spill_bytes == 0, usage
         assert report.occupancy_share(usage) > 0, f"not one block fits: {usage}"
+
+
+@needs_nvcc
+@pytest.mark.parametrize("arch", ["80", "90"])
+def test_scores_are_fused_and_not_predicated(arch: str, tmp_path: Path) -> None:
+    """Of the loop over coordinates: 16 products, each one FFMA, and no choice inside it."""
+    cubin = tmp_path / "pairwise_lse.cubin"
+    flags = ["-std=c++17", "-O3", "-cubin", f"-arch=sm_{arch}"]
+    subprocess.run([str(NVCC), *flags, KERNELS / "pairwise_lse.cu", "-o", cubin], check=True)
+    for name in ("pairwise_lse", "backward_queries", "backward_keys"):
+        kernel = f"{name}_kernelILb0Ef"
+        loop = max(
+            straight_runs(instructions(cubin, kernel)),
+            key=lambda run: sum(instruction.name == "LDS" for instruction in run),
+        )
+        floating = [i for i in loop if i.name in ("FFMA", "FMUL", "FADD")]
+        assert len(loop) < 50, (kernel, len(loop))
+        assert [i.name for i in floating] == ["FFMA"] * 16, kernel
+        assert not any(i.predicated for i in floating), kernel
 
 
 @needs_nvcc

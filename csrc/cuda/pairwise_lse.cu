@@ -21,8 +21,9 @@ int launch_pairwise_lse(const PairResultArgs<scalar_t>& out, void* stream) {
   const PairArgs<scalar_t>& args = out.args;
   if (args.groups == 0 || args.queries == 0) return cudaSuccess;
   launch_offsets(args, stream);
-  MG2L_LAUNCH(pairwise_lse_kernel<scalar_t>,
-              dim3(tiles(args.queries, kSide), static_cast<unsigned>(args.groups)),
+  const auto kernel = args.std == nullptr ? pairwise_lse_kernel<false, scalar_t>
+                                          : pairwise_lse_kernel<true, scalar_t>;
+  MG2L_LAUNCH(kernel, dim3(tiles(args.queries, kSide), static_cast<unsigned>(args.groups)),
               dim3(kSide, kPairWarps), stream, out);
   return cudaGetLastError();
 }
@@ -33,10 +34,15 @@ int launch_pairwise_lse_backward(const PairBackwardArgs<scalar_t>& g, void* stre
   if (args.groups == 0 || args.queries == 0) return cudaSuccess;
   launch_offsets(args, stream);
   const auto groups = static_cast<unsigned>(args.groups);
-  MG2L_LAUNCH(pairwise_lse_backward_queries_kernel<scalar_t>,
-              dim3(tiles(args.queries, kSide), groups), dim3(kSide, kPairWarps), stream, g);
-  MG2L_LAUNCH(pairwise_lse_backward_keys_kernel<scalar_t>, dim3(tiles(args.keys, kSide), groups),
-              dim3(kSide, kPairWarps), stream, g);
+  const bool gaussian = args.std != nullptr;
+  const auto queries_kernel = gaussian ? pairwise_lse_backward_queries_kernel<true, scalar_t>
+                                       : pairwise_lse_backward_queries_kernel<false, scalar_t>;
+  const auto keys_kernel = gaussian ? pairwise_lse_backward_keys_kernel<true, scalar_t>
+                                    : pairwise_lse_backward_keys_kernel<false, scalar_t>;
+  MG2L_LAUNCH(queries_kernel, dim3(tiles(args.queries, kSide), groups), dim3(kSide, kPairWarps),
+              stream, g);
+  MG2L_LAUNCH(keys_kernel, dim3(tiles(args.keys, kSide), groups), dim3(kSide, kPairWarps), stream,
+              g);
   return cudaGetLastError();
 }
 

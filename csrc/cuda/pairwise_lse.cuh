@@ -100,16 +100,19 @@ __device__ void load_side(const scalar_t* from, int64_t count, int64_t width, in
   }
 }
 
-// Scores of the warp's rows against the lane's column. Coordinates are added one after the other,
-// as in `score_one`: a copy of the positive among the negatives must tie with it.
-template <bool kKeysAreRows, typename scalar_t>
+// Scores of the warp's rows against the lane's column. Coordinates are added one after the other
+// and with explicit fma, as in `score_one`: a copy of the positive among the negatives must tie
+// with it, whatever the compiler makes of a product and a sum elsewhere. kGaussian is `std !=
+// nullptr`, known when compiled: a choice inside the loop would be predicated, and its products not
+// fused.
+template <bool kKeysAreRows, bool kGaussian, typename scalar_t>
 __device__ void score_tile(const PairArgs<scalar_t>& args, int64_t group, int64_t first_row,
                            int64_t first_column, PairTile<scalar_t>& tile,
                            scalar_t (&score)[kRowsPerWarp]) {
   const scalar_t* query = args.query + group * args.queries * args.width;
   const scalar_t* key = args.key + group * args.keys * args.width;
-  const scalar_t* std = args.std == nullptr ? nullptr : args.std + group * args.keys * args.width;
-  const scalar_t factor = std == nullptr ? args.scale : scalar_t(1);
+  const scalar_t* std = kGaussian ? args.std + group * args.keys * args.width : nullptr;
+  const scalar_t factor = kGaussian ? scalar_t(1) : args.scale;
   const int64_t first_query = kKeysAreRows ? first_column : first_row;
   const int64_t first_key = kKeysAreRows ? first_row : first_column;
 #pragma unroll
@@ -120,7 +123,7 @@ __device__ void score_tile(const PairArgs<scalar_t>& args, int64_t group, int64_
               kKeysAreRows ? tile.columns : tile.rows);
     load_side(key, args.keys, args.width, first_key, d, scalar_t(1), false,
               kKeysAreRows ? tile.rows : tile.columns);
-    if (std != nullptr) {
+    if constexpr (kGaussian) {
       load_side(std, args.keys, args.width, first_key, d, scalar_t(1), true, tile.inverses);
     }
     __syncthreads();
@@ -131,49 +134,47 @@ __device__ void score_tile(const PairArgs<scalar_t>& args, int64_t group, int64_
 #pragma unroll
       for (int r = 0; r < kRowsPerWarp; ++r) {
         const int row = threadIdx.y * kRowsPerWarp + r;
-        if (std == nullptr) {
-          score[r] += tile.rows[row][i] * column;
+        if constexpr (!kGaussian) {
+          score[r] = fma(tile.rows[row][i], column, score[r]);
         } else {
           const scalar_t inverse = tile.inverses[kKeysAreRows ? row : threadIdx.x][i];
           const scalar_t error = kKeysAreRows ? (column - tile.rows[row][i]) * inverse
                                               : (tile.rows[row][i] - column) * inverse;
-          score[r] += error * error;
+          score[r] = fma(error, error, score[r]);
         }
       }
     }
   }
-  if (std != nullptr) {
+  if constexpr (kGaussian) {
 #pragma unroll
     for (int r = 0; r < kRowsPerWarp; ++r) {
       const int64_t row = first_row + threadIdx.y * kRowsPerWarp + r;
       const int64_t at = kKeysAreRows ? row : first_column + threadIdx.x;
       const scalar_t offset = at < args.keys ? args.offsets[group * args.keys + at] : scalar_t(0);
-      score[r] = score[r] * (scalar_t(-0.5) * args.scale) + offset;
+      score[r] = fma(score[r], scalar_t(-0.5) * args.scale, offset);
     }
   }
 }
 
-// The score of one query and key.
-template <typename scalar_t>
+// The score of one query and key, rounded as in `score_tile`.
+template <bool kGaussian, typename scalar_t>
 __device__ scalar_t score_one(const PairArgs<scalar_t>& args, int64_t group, int64_t query_at,
                               int64_t key_at) {
   const scalar_t* query = args.query + (group * args.queries + query_at) * args.width;
   const int64_t at = group * args.keys + key_at;
   const scalar_t* key = args.key + at * args.width;
   scalar_t sum = 0;
-  if (args.std == nullptr) {
-    for (int64_t d = 0; d < args.width; ++d) {
-      const scalar_t scaled = args.scale * query[d];
-      sum += scaled * key[d];
-    }
+  if constexpr (!kGaussian) {
+    for (int64_t d = 0; d < args.width; ++d) sum = fma(args.scale * query[d], key[d], sum);
     return sum;
+  } else {
+    for (int64_t d = 0; d < args.width; ++d) {
+      const scalar_t inverse = scalar_t(1) / args.std[at * args.width + d];
+      const scalar_t error = (query[d] - key[d]) * inverse;
+      sum = fma(error, error, sum);
+    }
+    return fma(sum, scalar_t(-0.5) * args.scale, args.offsets[at]);
   }
-  for (int64_t d = 0; d < args.width; ++d) {
-    const scalar_t inverse = scalar_t(1) / args.std[at * args.width + d];
-    const scalar_t error = (query[d] - key[d]) * inverse;
-    sum += error * error;
-  }
-  return sum * (scalar_t(-0.5) * args.scale) + args.offsets[at];
 }
 
 template <typename scalar_t>
@@ -187,7 +188,7 @@ __device__ scalar_t pair_warp_sum(scalar_t value) {
 // What is known of a query's negatives: each lane of those in its columns.
 //
 // Launch: grid (ceil(B / 32), groups), block (32, kPairWarps). Writes every result.
-template <typename scalar_t>
+template <bool kGaussian, typename scalar_t>
 __global__ void pairwise_lse_kernel(PairResultArgs<scalar_t> out) {
   __shared__ PairTile<scalar_t> tile;
   const PairArgs<scalar_t>& args = out.args;
@@ -201,7 +202,7 @@ __global__ void pairwise_lse_kernel(PairResultArgs<scalar_t> out) {
     if (query < args.queries) {
       const int64_t key = args.positive[group * args.queries + query];
       const bool exists = key >= 0 && key < args.keys;
-      own[r] = exists ? score_one(args, group, query, key) : scalar_t(NAN);
+      own[r] = exists ? score_one<kGaussian>(args, group, query, key) : scalar_t(NAN);
     }
     top[r] = -INFINITY;
     total[r] = sum[r] = 0;
@@ -209,7 +210,7 @@ __global__ void pairwise_lse_kernel(PairResultArgs<scalar_t> out) {
   }
   for (int64_t column = 0; column < args.keys; column += kSide) {
     scalar_t score[kRowsPerWarp];
-    score_tile<false>(args, group, first, column, tile, score);
+    score_tile<false, kGaussian>(args, group, first, column, tile, score);
     const int64_t key = column + threadIdx.x;
 #pragma unroll
     for (int r = 0; r < kRowsPerWarp; ++r) {
@@ -270,12 +271,12 @@ __device__ scalar_t score_gradient(const PairBackwardArgs<scalar_t>& g, int64_t 
 }
 
 // The gradients of a tile's scores, into shared memory.
-template <bool kKeysAreRows, typename scalar_t>
+template <bool kKeysAreRows, bool kGaussian, typename scalar_t>
 __device__ void gradient_tile(const PairBackwardArgs<scalar_t>& g, int64_t group, int64_t first,
                               int64_t column, PairTile<scalar_t>& tile,
                               scalar_t (&gradients)[kSide][kSide + 1]) {
   scalar_t score[kRowsPerWarp];
-  score_tile<kKeysAreRows>(g.args, group, first, column, tile, score);
+  score_tile<kKeysAreRows, kGaussian>(g.args, group, first, column, tile, score);
 #pragma unroll
   for (int r = 0; r < kRowsPerWarp; ++r) {
     const int row = threadIdx.y * kRowsPerWarp + r;
@@ -290,14 +291,14 @@ __device__ void gradient_tile(const PairBackwardArgs<scalar_t>& g, int64_t group
 // thread that owns them.
 //
 // Launch: grid (ceil(B / 32), groups), block (32, kPairWarps). Writes grad_query.
-template <typename scalar_t>
+template <bool kGaussian, typename scalar_t>
 __global__ void pairwise_lse_backward_queries_kernel(PairBackwardArgs<scalar_t> g) {
   __shared__ PairTile<scalar_t> tile;
   __shared__ scalar_t gradients[kSide][kSide + 1];
   const PairArgs<scalar_t>& args = g.args;
   const int64_t group = blockIdx.y, first = static_cast<int64_t>(blockIdx.x) * kSide;
   for (int64_t column = 0; column < args.keys; column += kSide) {
-    gradient_tile<false>(g, group, first, column, tile, gradients);
+    gradient_tile<false, kGaussian>(g, group, first, column, tile, gradients);
     const int64_t left = args.keys - column;
     const int count = left < kSide ? static_cast<int>(left) : kSide;
 #pragma unroll
@@ -312,7 +313,7 @@ __global__ void pairwise_lse_backward_queries_kernel(PairBackwardArgs<scalar_t> 
         for (int j = 0; j < count; ++j) {
           const int64_t at = (group * args.keys + column + j) * args.width + d;
           scalar_t slope = args.key[at];
-          if (args.std != nullptr) slope = (slope - query) / (args.std[at] * args.std[at]);
+          if constexpr (kGaussian) slope = (slope - query) / (args.std[at] * args.std[at]);
           sum += args.scale * gradients[row][j] * slope;
         }
         g.grad_query[to] = sum;
@@ -324,14 +325,14 @@ __global__ void pairwise_lse_backward_queries_kernel(PairBackwardArgs<scalar_t> 
 // The gradients of 32 keys, and of their standard deviations.
 //
 // Launch: grid (ceil(M / 32), groups), block (32, kPairWarps). Writes grad_key, grad_std.
-template <typename scalar_t>
+template <bool kGaussian, typename scalar_t>
 __global__ void pairwise_lse_backward_keys_kernel(PairBackwardArgs<scalar_t> g) {
   __shared__ PairTile<scalar_t> tile;
   __shared__ scalar_t gradients[kSide][kSide + 1];
   const PairArgs<scalar_t>& args = g.args;
   const int64_t group = blockIdx.y, first = static_cast<int64_t>(blockIdx.x) * kSide;
   for (int64_t column = 0; column < args.queries; column += kSide) {
-    gradient_tile<true>(g, group, first, column, tile, gradients);
+    gradient_tile<true, kGaussian>(g, group, first, column, tile, gradients);
     const int64_t left = args.queries - column;
     const int count = left < kSide ? static_cast<int>(left) : kSide;
 #pragma unroll
@@ -341,7 +342,7 @@ __global__ void pairwise_lse_backward_keys_kernel(PairBackwardArgs<scalar_t> g) 
       for (int64_t d = threadIdx.x; d < args.width; d += kSide) {
         const int64_t to = (group * args.keys + first + row) * args.width + d;
         scalar_t sum = column == 0 ? scalar_t(0) : g.grad_key[to];
-        if (args.std == nullptr) {
+        if constexpr (!kGaussian) {
 #pragma unroll 4
           for (int i = 0; i < count; ++i) {
             sum += args.scale * gradients[row][i] *

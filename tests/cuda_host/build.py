@@ -23,6 +23,7 @@ WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 RUNTIME_FLAGS = [*COMMON_FLAGS, *WARNINGS, "-O2", "-U_FORTIFY_SOURCE"]
 # -g1: lines of code for reports; addr2line takes headers for the main file in DWARF 5.
 # -fno-gnu-unique: each library keeps its own shared memory.
+# -mfma: so that contraction can be chosen; nvcc may fuse any product with the sum it goes into.
 KERNEL_FLAGS = [
     *COMMON_FLAGS,
     "-O1",
@@ -30,12 +31,17 @@ KERNEL_FLAGS = [
     "-gdwarf-4",
     "-fsanitize=thread",
     "-fno-gnu-unique",
+    "-mfma",
     "-Wno-unknown-pragmas",  # #pragma unroll
 ]
 
 
 def build(
-    source: Path, *, edits: Mapping[str, str] | None = None, folder: Path | None = None
+    source: Path,
+    *,
+    edits: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    contract: bool = True,
 ) -> Library:
     """Compile ``source`` to run on the CPU, or take the library from the last time.
 
@@ -46,6 +52,7 @@ def build(
         source: A ``.cu`` file. Headers are looked for beside it and in ``csrc/cuda``; its
             launchers are declared in ``launchers.h`` beside it.
         edits: New text of files beside ``source``, by file name. Warnings are not errors then.
+        contract: Whether products are fused with the sums they go into, as nvcc does where it can.
         folder: Where the library is kept: ``build/cuda_host`` of the repository by default.
 
     Raises:
@@ -65,7 +72,8 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     runtime = _build_runtime()
     shared_headers = [path.read_text() for path in sorted(KERNELS.glob("*h"))]
-    flags = [*KERNEL_FLAGS, *(["-w"] if edits else WARNINGS)]
+    contraction = f"-ffp-contract={'fast' if contract else 'off'}"
+    flags = [*KERNEL_FLAGS, contraction, *(["-w"] if edits else WARNINGS)]
     key = _hash(runtime.name, *flags, *files, *files.values(), *shared_headers)
     library = folder / f"{source.stem}-{key}.so"
     if not library.exists():

@@ -157,6 +157,13 @@ void __stcs(T* address, T value) {
   *address = value;
 }
 
+// By these names CUDA has overloads for float too; those of C are for double alone.
+using std::acos, std::asin, std::atan, std::atan2, std::cbrt, std::ceil, std::copysign, std::cos,
+    std::cosh, std::erf, std::erfc, std::exp, std::exp2, std::expm1, std::fabs, std::floor,
+    std::fma, std::fmax, std::fmin, std::fmod, std::hypot, std::log, std::log10, std::log1p,
+    std::log2, std::pow, std::round, std::sin, std::sinh, std::sqrt, std::tan, std::tanh,
+    std::trunc;
+using std::isfinite;
 using std::isinf;
 using std::isnan;
 using std::max;
@@ -165,7 +172,9 @@ using std::min;
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __ffs(int value) { return __builtin_ffs(value); }
 inline int __clz(int value) { return value ? __builtin_clz(static_cast<unsigned>(value)) : 32; }
-inline float rsqrtf(float value) { return 1.0F / std::sqrt(value); }
+inline float rsqrt(float value) { return 1.0F / std::sqrt(value); }
+inline double rsqrt(double value) { return 1.0 / std::sqrt(value); }
+inline float rsqrtf(float value) { return rsqrt(value); }
 inline float __expf(float value) { return std::exp(value); }
 inline float __logf(float value) { return std::log(value); }
 inline float __fdividef(float numerator, float denominator) { return numerator / denominator; }

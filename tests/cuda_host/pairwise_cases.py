@@ -104,3 +104,14 @@ def case(
         plain={name: plain[name] for name in names},
         dtype=dtype,
     )
+
+
+def tied_case(dtype: type[np.floating], *, gaussian: bool = False) -> Case:
+    """A forward call in which every key is a copy of the positive: nothing ranks above it."""
+    result = case((1, 40, 33, 33), dtype, gaussian=gaussian)
+    for name in {"key", "std"} & result.inputs.keys():
+        result.inputs[name][:] = result.inputs[name][:, :1]
+    if gaussian:  # narrow ones: the constant is small, and does not hide how the sum was rounded
+        result.inputs["std"] *= dtype(0.3)
+    result.exact = result.plain = {"rank": np.zeros((1, 40), np.int64)}
+    return result
