@@ -94,12 +94,21 @@ def restore(learner: Learner, folder: RunFolder, previous: bool) -> int:
     )
     if found is None:
         return 0
+    seed = learner.config.seed
     try:
         learner.load_state_dict(found.state)
-        set_random_state(found.state["random"], learner.generators)
+        renewed = set_random_state(
+            found.state["random"], learner.generators, fresh=(seed, found.iteration)
+        )
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
         told = f"{type(e).__name__}: {e}"
         raise CheckpointError(f"checkpoint {found.path} does not fit this run: {told}") from None
+    if renewed:
+        print(
+            f"continuing on {learner.device}, not where the checkpoint was written: fresh random "
+            f"streams from seed {seed} and iteration {found.iteration} ({', '.join(renewed)})",
+            flush=True,
+        )
     return found.iteration
 
 

@@ -477,6 +477,29 @@ def test_every_stream_of_random_numbers_goes_on(tmp_path):
         set_random_state(random_state(streams), {})
 
 
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "older"])
+def test_a_stream_of_another_device_is_fresh(tmp_path, recorded):
+    """A GPU's state has 16 bytes, a CPU's 5,056; older checkpoints do not record the device."""
+    stream = torch.Generator().manual_seed(4)
+    state = random_state({"actions": stream, "tasks": np.random.default_rng(1)})
+    assert state["devices"] == {"actions": "cpu"}
+    state["generators"]["actions"] = torch.zeros(16, dtype=torch.uint8)
+    state["devices"] = {"actions": "cuda"}
+    if not recorded:
+        del state["devices"]
+    read = checkpoint.load(checkpoint.save(tmp_path, 3, state)).state
+
+    def first(seed, iteration):
+        own, tasks = torch.Generator(), np.random.default_rng(9)
+        streams = {"actions": own, "tasks": tasks}
+        assert set_random_state(read, streams, fresh=(seed, iteration)) == ["actions"]
+        assert tasks.random() == np.random.default_rng(1).random()
+        return torch.rand(3, generator=own).tolist()
+
+    assert first(1, 3) == first(1, 3)
+    assert len({tuple(first(*fresh)) for fresh in ((1, 3), (1, 4), (2, 3))}) == 3
+
+
 def test_the_rest_of_the_structure_comparison():
     assert tree.first_difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1}}) == "a.c is not known"
     assert tree.first_difference({"a": 1, "b": 1}, {"a": 1, "b": 2.5}) is None
