@@ -12,7 +12,10 @@ Environment variables:
 
 - ``MG2L_CUDA``: ``auto`` (default: build CUDA kernels when nvcc is found), ``0`` or ``1``.
 - ``MG2L_CUDA_ARCHS``: compute capabilities, e.g. ``"80 90"``. PTX of the last one is kept as well,
-  for GPUs that are newer.
+  for GPUs that are newer. By default all that nvcc knows of those below.
+- ``MG2L_NATIVE``: ``auto`` (default: compile if a C++ compiler works), ``0`` (install without
+  compiled operators; everything is computed by its definition) or ``1`` (fail without a compiler).
+- ``MG2L_WERROR``: ``1`` makes warnings errors (CI); newer compilers warn of more.
 - ``MAX_JOBS``: files compiled at a time.
 """
 
@@ -23,17 +26,24 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pybind11
 from setuptools import Extension, setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
+from torch.utils.cpp_extension import (
+    BuildExtension,
+    CppExtension,
+    get_cxx_compiler,
+    include_paths,
+)
 
 ROOT = Path(__file__).resolve().parent
 CUDA_BUILD = ROOT / "build" / "cuda"
 STABLE_ABI = "0x020d000000000000"  # the oldest torch the kernels run with: 2.13
 DEFAULT_ARCHS = "75 80 86 89 90 100 120"
-WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+WARNINGS = ["-Wall", "-Wextra"]
 # The vector types of csrc/simd.h live in inlined code only: how calls would pass them is no matter.
 SIMD_FLAGS = ["-Wno-psabi"]
 CXX_FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden"]
@@ -48,15 +58,45 @@ def sources(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
 
 
+def choice(variable: str, *values: str) -> str:
+    """An environment variable that takes one of ``values``; the first is the default."""
+    found = os.environ.get(variable, values[0])
+    if found not in values:
+        sys.exit(f"{variable} must be {', '.join(values[:-1])} or {values[-1]}, got {found!r}")
+    return found
+
+
+def compiles_natively() -> bool:
+    """Whether to compile anything: a C++ compiler works and nobody said no."""
+    wanted = choice("MG2L_NATIVE", "auto", "0", "1")
+    if wanted == "0":
+        return False
+    compiler = get_cxx_compiler()
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "works.cpp"
+        source.write_text("#include <vector>\nint main() { return std::vector<int>{0}[0]; }\n")
+        command = [*shlex.split(compiler), "-std=c++17", str(source), "-o", f"{source}.out"]
+        try:
+            done = subprocess.run(command, text=True, capture_output=True, check=False)
+            error = done.stderr.strip() if done.returncode else ""
+        except OSError as problem:
+            error = str(problem)
+    if not error:
+        return True
+    reason = f"no working C++ compiler ({compiler}: {error.splitlines()[0]})"
+    if wanted == "1" or choice("MG2L_CUDA", "auto", "0", "1") == "1":
+        sys.exit(f"mg2l: {reason}, but MG2L_NATIVE=1 or MG2L_CUDA=1 asks for compiled operators")
+    print(f"mg2l: {reason}: installing without compiled operators, slower", file=sys.stderr)
+    return False
+
+
 def find_cuda() -> Path | None:
     """The CUDA toolkit to build with, or None.
 
     Under a CPU build of torch ``torch.utils.cpp_extension.CUDA_HOME`` is None, hence this search.
     """
-    choice = os.environ.get("MG2L_CUDA", "auto")
-    if choice not in ("auto", "0", "1"):
-        sys.exit(f"MG2L_CUDA must be auto, 0 or 1, got {choice!r}")
-    if choice == "0":
+    wanted = choice("MG2L_CUDA", "auto", "0", "1")
+    if wanted == "0":
         return None
     candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     if nvcc := shutil.which("nvcc"):
@@ -64,22 +104,48 @@ def find_cuda() -> Path | None:
     for root in candidates:
         if root and (Path(root) / "bin" / "nvcc").exists():
             return Path(root)
-    if choice == "1":
+    if wanted == "1":
         sys.exit("MG2L_CUDA=1 but nvcc was not found; set CUDA_HOME to the CUDA toolkit")
     return None
 
 
-def cuda_archs() -> list[str]:
-    """Compute capabilities as nvcc writes them: ``8.0`` and ``80`` both give ``80``."""
+@cache
+def cuda_archs(cuda: Path) -> list[str]:
+    """Compute capabilities as nvcc writes them: ``8.0`` and ``80`` both give ``80``.
+
+    Of the default those that this nvcc does not know are left out, and a line says so.
+    """
     text = os.environ.get("MG2L_CUDA_ARCHS", DEFAULT_ARCHS)
     archs = text.replace(",", " ").replace(";", " ").replace(".", "").split()
     if not archs or not all(arch.rstrip("af").isdigit() for arch in archs):
         sys.exit(f"MG2L_CUDA_ARCHS must list compute capabilities such as '80 90', got {text!r}")
+    nvcc = cuda / "bin" / "nvcc"
+    listed = subprocess.run(
+        [str(nvcc), "--list-gpu-code"], text=True, capture_output=True, check=False
+    )
+    known = [word.removeprefix("sm_") for word in listed.stdout.split() if word.startswith("sm_")]
+    if listed.returncode or not known:
+        sys.exit(f"{nvcc} --list-gpu-code failed: CUDA 11.5 or newer is needed")
+    # sm_90a and sm_100f are variants that nvcc does not always list.
+    unknown = [arch for arch in archs if arch not in known and arch.rstrip("af") not in known]
+    if unknown and "MG2L_CUDA_ARCHS" in os.environ:
+        sys.exit(
+            f"MG2L_CUDA_ARCHS asks for {' '.join(unknown)}, which {nvcc} does not know; "
+            f"it knows {' '.join(known)}"
+        )
+    archs = [arch for arch in archs if arch not in unknown]
+    if not archs:
+        sys.exit(f"{nvcc} knows none of {DEFAULT_ARCHS}, only {' '.join(known)}")
+    if unknown:
+        print(
+            f"mg2l: {nvcc} does not know compute capabilities {' '.join(unknown)}: left out",
+            file=sys.stderr,
+        )
     return archs
 
 
 def nvcc_flags(archs: list[str]) -> list[str]:
-    """Warnings and register spills are errors."""
+    """Warns of register spills too."""
     return [
         "-std=c++17",
         "-O3",
@@ -88,7 +154,7 @@ def nvcc_flags(archs: list[str]) -> list[str]:
         f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}",
         "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
         "-Xptxas=-v,--warn-on-spills",
-        "-Werror=all-warnings",
+        *(["-Werror=all-warnings"] if WERROR else []),
     ]
 
 
@@ -126,7 +192,7 @@ class Build(BuildExtension):
     def build_extension(self, ext: Extension) -> None:
         if ext.name == "mg2l._C_cuda":
             assert CUDA is not None
-            ext.extra_objects = compile_cuda(CUDA, cuda_archs())
+            ext.extra_objects = compile_cuda(CUDA, cuda_archs(CUDA))
         super().build_extension(ext)
 
 
@@ -146,14 +212,18 @@ def torch_library(name: str, files: list[str], **options: object) -> Extension:
     return extension
 
 
-CUDA = find_cuda()
-extensions = [torch_library("mg2l._C", sources("csrc/*.cpp"))]
+WERROR = choice("MG2L_WERROR", "0", "1") == "1"
+if WERROR:
+    WARNINGS.append("-Werror")
+NATIVE = compiles_natively()
+CUDA = find_cuda() if NATIVE else None
+extensions = [torch_library("mg2l._C", sources("csrc/*.cpp"))] if NATIVE else []
 if CUDA and sources("csrc/cuda/*.cu"):
     extensions.append(
         torch_library(
             "mg2l._C_cuda",
             sources("csrc/cuda/*.cpp"),
-            define_macros=[("MG2L_CUDA_ARCHS", f'"{" ".join(cuda_archs())}"')],
+            define_macros=[("MG2L_CUDA_ARCHS", f'"{" ".join(cuda_archs(CUDA))}"')],
             library_dirs=[str(CUDA / "lib64")],
             # Static, so that the toolkit that built it need not be the one torch runs with.
             libraries=["cudart_static", "dl", "rt", "pthread"],
@@ -174,7 +244,8 @@ def suite(name: str) -> Extension:
     )
 
 
-extensions += [suite("particle"), suite("warehouse")]
+if NATIVE:
+    extensions += [suite("particle"), suite("warehouse")]
 
 # The wheel's tag names one Python version: the operator libraries would run with any, but
 # mg2l._particle and mg2l._warehouse are bound with pybind11, which does not use the limited API.

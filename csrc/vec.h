@@ -70,13 +70,13 @@ MG2L_INLINE T* pinned(T* address) {
   return address;
 }
 
-// Bytes as the integers of a vector. The compiler takes a conversion apart, lane by lane, before it
-// knows the instruction set; hence an instruction.
+// Bytes as the integers of a vector. GCC takes a conversion apart, lane by lane, before it knows the
+// instruction set; hence an instruction. Clang vectorises the loop after inlining.
 template <typename Bits>
 MG2L_INLINE Bits widen(const uint8_t* from) {
   constexpr int kLanes = sizeof(Bits) / sizeof(Bits{}[0]);
   Bits bits;
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(__clang__)
   if constexpr (sizeof(Bits) > 16) {
     const auto* bytes = reinterpret_cast<const uint8_t (*)[kLanes]>(from);
     if constexpr (sizeof(Bits{}[0]) == 4) {
@@ -94,8 +94,8 @@ MG2L_INLINE Bits widen(const uint8_t* from) {
 
 // Sum of the lanes, in halves: the same for every instruction set of one width. Halves are vectors
 // for as long as every processor has such vectors.
-template <typename scalar_t, int kLanes>
-MG2L_INLINE scalar_t sum_lanes(const Vec<scalar_t, kLanes>& v) {
+template <typename scalar_t, int kLanes, typename V>
+MG2L_INLINE scalar_t sum_lanes(const V& v) {
   if constexpr (kLanes == 1) {
     return v[0];
   } else if constexpr (kLanes * sizeof(scalar_t) > 16) {
@@ -107,7 +107,11 @@ MG2L_INLINE scalar_t sum_lanes(const Vec<scalar_t, kLanes>& v) {
     return v[0] + v[1];
   } else {
     static_assert(kLanes == 4);
-    const Vec<scalar_t, 4> pairs = v + __builtin_shuffle(v, VecBits<scalar_t, 4>{2, 3, 0, 1});
+#if defined(__clang__)
+    const V pairs = v + __builtin_shufflevector(v, v, 2, 3, 0, 1);
+#else
+    const V pairs = v + __builtin_shuffle(v, VecBits<scalar_t, 4>{2, 3, 0, 1});
+#endif
     return pairs[0] + pairs[1];
   }
 }

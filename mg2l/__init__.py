@@ -1,6 +1,7 @@
 """MG2L: meta multi-agent reinforcement learning by global and local task inference.
 
-Importing this package loads the compiled operators into ``torch.ops.mg2l``.
+Importing this package loads the compiled operators into ``torch.ops.mg2l``, or says that it was
+installed without.
 """
 
 from mg2l import _native

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
+import sys
 from pathlib import Path
 
 import torch
@@ -12,19 +14,38 @@ CUDA_LIBRARY = Path(__file__).with_name("_C_cuda.abi3.so")
 REINSTALL = "pip install --force-reinstall mg2l, or in a clone: pip install -e ."
 
 
+def is_built() -> bool:
+    """Whether there are compiled operators."""
+    return CPU_LIBRARY.exists()
+
+
+def devices(name: str) -> list[str]:
+    """Kinds of device for which an operator is compiled and loaded."""
+    if not is_built():
+        return []
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return [device for device in ("cpu", "cuda") if has(f"mg2l::{name}", device.upper())]
+
+
 def load() -> None:
     """Load the operator libraries into ``torch.ops.mg2l``.
 
     The CUDA library is loaded when torch itself has CUDA.
 
+    Where there are none, a line on stderr says so, once for a process and those it starts.
+
     Raises:
-        ImportError: The operators have not been built, or not for this torch.
+        ImportError: The operators have not been built for this torch.
     """
-    if not CPU_LIBRARY.exists():
-        raise ImportError(
-            f"the compiled operators of mg2l are missing ({CPU_LIBRARY} does not exist). "
-            f"Install it again: {REINSTALL}"
+    if not is_built():
+        if multiprocessing.parent_process() is not None:
+            return
+        print(
+            "mg2l: installed without compiled operators: they are computed by their definitions "
+            "in torch and NumPy, slower; a C++ compiler when mg2l is installed gives them",
+            file=sys.stderr,
         )
+        return
     _load(CPU_LIBRARY)
     if CUDA_LIBRARY.exists() and torch.version.cuda is not None:
         _load(CUDA_LIBRARY)
@@ -52,7 +73,10 @@ def _describe(library: Path, function: str) -> str | None:
 
 def cpu_build() -> str:
     """Compiler of the CPU operators and the instruction set they use here."""
-    return _describe(CPU_LIBRARY, "mg2l_cpu_build") or "not built"
+    text = _describe(CPU_LIBRARY, "mg2l_cpu_build")
+    if text is None:
+        return "not built (no C++ compiler when it was installed, or MG2L_NATIVE=0)"
+    return f"built with {text}"
 
 
 def cuda_archs() -> list[str]:

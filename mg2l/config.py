@@ -395,9 +395,10 @@ class Config(Section):
     n_training_threads: int = bounded(0, ge=0, le=1024)
     """CPU threads of torch; 0 leaves torch's own choice."""
 
-    kernels: Literal["native", "torch"] = "native"
+    kernels: Literal["auto", "native", "torch"] = "auto"
     """Compiled operators, or their definitions in plain torch: the same training, to float
-    tolerance. An operator that is not compiled for the device is computed in plain torch."""
+    tolerance. With ``auto`` an operator that is not compiled for the device is computed in plain
+    torch; with ``native`` that is an error."""
 
     n_iters: int = bounded(1000, ge=1, le=1_000_000_000)
     """Iterations of the run."""

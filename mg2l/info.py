@@ -28,8 +28,7 @@ def _version(package: str) -> str:
 
 def _kernels(name: str) -> str:
     """Devices for which the dispatcher has an implementation of an operator."""
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return " ".join(key for key in ("CPU", "CUDA") if has(f"mg2l::{name}", key)) or "none"
+    return " ".join(device.upper() for device in _native.devices(name)) or "none: its definition"
 
 
 def _cuda_operators() -> str:
@@ -61,7 +60,7 @@ def describe() -> dict[str, str]:
             ("python", f"{platform.python_version()} on {platform.platform()}"),
             ("torch", f"{torch.__version__} (CUDA {torch.version.cuda or 'none'})"),
             *((package, _version(package)) for package in PACKAGES),
-            ("CPU operators", f"built with {_native.cpu_build()}"),
+            ("CPU operators", _native.cpu_build()),
             ("CUDA operators", _cuda_operators()),
             *kernels,
             (

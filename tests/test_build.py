@@ -125,7 +125,7 @@ def test_a_bad_kernel_fails_the_build(kernel: str, complaint: str, tmp_path: Pat
     (sources / "csrc" / "cuda" / "bad.cu").write_text(kernel)
     done = run(
         sys.executable, "setup.py", "build_ext", "--inplace",
-        cwd=sources, MG2L_CUDA="1", MG2L_CUDA_ARCHS="90",
+        cwd=sources, MG2L_CUDA="1", MG2L_CUDA_ARCHS="90", MG2L_WERROR="1",
     )  # fmt: skip
     assert done.returncode != 0
     assert complaint in done.stdout
@@ -189,11 +189,70 @@ def test_a_bare_import_is_a_lint_error(name: str, tmp_path: Path) -> None:
     assert f"mg2l.{name}" in done.stdout
 
 
-def test_without_kernels_the_import_says_what_to_run(tmp_path: Path) -> None:
-    copied = tmp_path / "mg2l"
-    ignored = shutil.ignore_patterns("*.so", "__pycache__", "envs", "configs")
-    shutil.copytree(PACKAGE, copied, symlinks=True, ignore=ignored)
-    done = python("import mg2l; print(mg2l.__file__)", tmp_path)
-    assert done.returncode == 1
-    assert "ImportError" in done.stderr
-    assert "pip install -e ." in done.stderr
+def fake_toolkit(folder: Path, codes: str) -> Path:
+    """A CUDA toolkit whose nvcc only says what it knows."""
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(f"#!/bin/sh\nprintf '%s\\n' {codes}\n")
+    nvcc.chmod(0o755)
+    return folder
+
+
+def test_an_old_nvcc_drops_new_architectures_and_says_so(tmp_path: Path) -> None:
+    home = str(fake_toolkit(tmp_path, "sm_75 sm_80 sm_86 sm_89 sm_90"))
+    words = [sys.executable, "setup.py", "--version"]
+    done = run(*words, cwd=ROOT, CUDA_HOME=home, MG2L_CUDA="1")
+    assert done.returncode == 0, done.stderr
+    assert "does not know compute capabilities 100 120: left out" in done.stderr
+    done = run(*words, cwd=ROOT, CUDA_HOME=home, MG2L_CUDA="1", MG2L_CUDA_ARCHS="90 10.0")
+    assert done.returncode != 0
+    assert "MG2L_CUDA_ARCHS asks for 100, which" in done.stderr
+    assert "it knows 75 80 86 89 90" in done.stderr
+
+
+def test_without_a_compiler_nothing_is_compiled_and_said(tmp_path: Path) -> None:
+    words = [sys.executable, "setup.py", "--version"]
+    compiler = str(tmp_path / "c++")
+    done = run(*words, cwd=ROOT, CXX=compiler, MG2L_CUDA="auto", MG2L_NATIVE="auto")
+    assert done.returncode == 0, done.stderr
+    assert "installing without compiled operators" in done.stderr
+    done = run(*words, cwd=ROOT, CXX=compiler, MG2L_CUDA="auto", MG2L_NATIVE="1")
+    assert done.returncode != 0
+    assert f"no working C++ compiler ({compiler}" in done.stderr
+
+
+def test_without_compiled_operators_everything_works_by_definition(tmp_path: Path) -> None:
+    """Installed with MG2L_NATIVE=0: said once, values and gradients right, and a run trains."""
+    sources = copy_sources(tmp_path / "sources")
+    installed = tmp_path / "installed"
+    done = run(
+        sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation",
+        "--target", str(installed), ".",
+        cwd=sources, MG2L_NATIVE="0",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list(installed.rglob("*.so"))
+    code = """
+import torch
+from mg2l import ops
+x = torch.tensor([[[1.0], [3.0]]], requires_grad=True)
+pooled = ops.pia_pool(x, torch.zeros(1, 1)).pooled
+pooled.sum().backward()
+print(ops.__file__, pooled.item(), x.grad.ravel().tolist())
+"""
+    done = python(code, tmp_path, PYTHONPATH=str(installed))
+    assert done.returncode == 0, done.stderr
+    file, *values = done.stdout.split(maxsplit=1)
+    assert Path(file).is_relative_to(installed)
+    assert values == ["2.0 [0.5, 0.5]\n"]
+    assert done.stderr.count("installed without compiled operators") == 1
+    train = [
+        sys.executable, "-m", "mg2l.train", "--algo=mappo", "--env=mpe-spread", "n_iters=1",
+        "n_rollout_threads=4", "max_ep_len=5", f"main_save_path={tmp_path / 'runs'}",
+    ]  # fmt: skip
+    done = run(*train, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("installed without compiled operators") == 1
+    done = run(*train, "kernels=native", cwd=tmp_path, PYTHONPATH=str(installed))
+    assert done.returncode != 0
+    assert "kernels=native, but not compiled for cpu" in done.stderr

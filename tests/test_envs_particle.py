@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mg2l.envs import particle, registry
-from mg2l.envs.particle import Bodies, ParticleEnv
+from mg2l.envs.particle import Bodies, ParticleEnv, physics
 from mg2l.envs.particle.hunting import Hunting, HuntingConfig
 from mg2l.envs.particle.spread import Spread, SpreadConfig
 from mg2l.envs.particle.targets import MAX_TEST, target_tasks
@@ -20,6 +20,38 @@ from mg2l.loading import load_config
 from mg2l.schema import ConfigError
 
 native = importlib.import_module("mg2l._particle")
+
+
+def test_the_definition_in_numpy_is_the_compiled_physics():
+    rng = np.random.default_rng(0)
+    position = rng.uniform(-1.2, 1.2, (64, 4, 2))
+    position[:, 1] = position[:, 0] + rng.normal(size=(64, 2)) * 0.1
+    position[0, 1] = position[0, 0]
+    velocity = rng.normal(size=(64, 4, 2))
+    given = (
+        rng.uniform(-2, 2, (64, 3, 2)), rng.uniform(-2, 2, (64, 1, 2)), np.full(4, 3.0),
+        np.array([0.1, 0.15, 0.1, 0.05]), np.array([1.0, np.inf, 1.3, np.inf]),
+        np.array([True, True, False, True]),
+    )  # fmt: skip
+    states = []
+    for module in (native, physics):
+        state = position.copy(), velocity.copy()
+        for _ in range(5):
+            module.step(*state, *given)
+        out = np.zeros((64, 4, 20), np.float32)
+        module.write_positions(out, 0, state[0])
+        module.write_offsets(out, 2, state[0], state[0], True, 0.5)
+        module.write_distances(out, 8, state[0], state[0], True, 0.5)
+        module.write_offsets(out, 11, state[0], state[0][:, :3])
+        module.write_distances(out, 17, state[0], state[0][:, :3])
+        states.append((*state, out, module.distances(state[0], state[0][:, :2])))
+    for ours, theirs in zip(*states, strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-6, atol=1e-9)
+    for module in (native, physics):
+        with pytest.raises(ValueError, match="actions must be numbers, got NaN"):
+            module.step(*state, np.full((64, 3, 2), np.nan), *given[1:])
+
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -43,11 +43,16 @@ def test_the_native_path_is_native_on_the_cpu(capsys):
 
 
 def test_what_is_not_compiled_for_a_device_is_computed_in_torch_and_said(capsys):
-    chosen = path.choose("native", torch.device("xpu"))
+    chosen = path.choose("auto", torch.device("xpu"))
     assert chosen == path.TORCH
     said = capsys.readouterr().out
     names = ", ".join(sorted(ops.NAMES))
     assert said == f"not compiled for xpu, computed in plain torch: {names}\n"
+
+
+def test_native_kernels_that_are_not_there_are_an_error():
+    with pytest.raises(ValueError, match="kernels=native, but not compiled for xpu: encode"):
+        path.choose("native", torch.device("xpu"))
 
 
 def test_every_operator_is_on_both_paths_and_in_the_dispatcher():

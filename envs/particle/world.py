@@ -1,6 +1,7 @@
 """The particle world: physics, episodes, seeding and tasks, whatever the scenario.
 
-The physics step and the geometry are C++ (``csrc/particle``); scenarios are NumPy over all copies.
+The physics step and the geometry are C++ (``csrc/particle``, or its definition in ``physics``
+where nothing is compiled); scenarios are NumPy over all copies.
 """
 
 from __future__ import annotations
@@ -14,16 +15,13 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import ArrayLike, NDArray
 
-from mg2l._native import REINSTALL
 from mg2l.envs.base import EnvConfig, FloatArray, Info, StepResult, Streams, TaskSet, VectorEnv
 from mg2l.envs.particle.draw import draw_world
 
 try:
     from mg2l import _particle
-except ImportError as error:
-    raise ImportError(
-        f"the physics of the particle world is not built; install mg2l again: {REINSTALL}"
-    ) from error
+except ImportError:  # installed without compiled code, as `import mg2l` says
+    from mg2l.envs.particle import physics as _particle  # type: ignore[no-redef]
 
 distances = _particle.distances
 write_distances = _particle.write_distances

@@ -1,14 +1,20 @@
 """Operators on tensors, compiled for CPU and CUDA.
 
 Each is one public function here, one name in ``torch.ops.mg2l`` and one definition in plain torch
-in :mod:`mg2l.ops.reference`.
+in :mod:`mg2l.ops.reference`. Where nothing has been compiled, the definitions are what is here:
+same values and gradients, without the checks of arguments.
 """
 
-from mg2l.ops.encode_context import encode_context
-from mg2l.ops.gae import GAE, gae
-from mg2l.ops.pairwise_lse import pairwise_lse
-from mg2l.ops.pia_pool import pia_pool
-from mg2l.ops.results import EncodedContext, PairwiseScores, Pooled
+from mg2l import _native
+from mg2l.ops.results import GAE, EncodedContext, PairwiseScores, Pooled
+
+if _native.is_built():
+    from mg2l.ops.encode_context import encode_context
+    from mg2l.ops.gae import gae
+    from mg2l.ops.pairwise_lse import pairwise_lse
+    from mg2l.ops.pia_pool import pia_pool
+else:
+    from mg2l.ops.reference import encode_context, gae, pairwise_lse, pia_pool
 
 NAMES = ("gae", "encode_context", "pia_pool", "pairwise_lse")
 """Every operator, as it is called here and in the dispatcher."""

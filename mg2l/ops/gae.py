@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-
-class GAE(NamedTuple):
-    """What :func:`gae` returns."""
-
-    advantages: Tensor
-    """``[T, *B]``: advantage of each step, unit of the reward."""
-
-    returns: Tensor
-    """``[T, *B]``: ``advantages`` plus the de-normalised value, the target of the critic."""
-
-    moments: Tensor
-    """``[2, *B]`` float64: sum and sum of squares of the advantages over T.
-
-    Summed over any group of columns and divided by its number of steps they are the mean and the
-    mean square of the group, so that advantages can be normalised without reading them again.
-    """
+from mg2l.ops.results import GAE
 
 
 def gae(

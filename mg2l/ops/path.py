@@ -7,12 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from mg2l.ops import reference
-from mg2l.ops.encode_context import encode_context
-from mg2l.ops.gae import GAE, gae
-from mg2l.ops.pairwise_lse import pairwise_lse
-from mg2l.ops.pia_pool import pia_pool
-from mg2l.ops.results import EncodedContext, PairwiseScores, Pooled
+from mg2l import _native
+from mg2l.ops import encode_context, gae, pairwise_lse, pia_pool, reference
+from mg2l.ops.results import GAE, EncodedContext, PairwiseScores, Pooled
 
 
 class Path(NamedTuple):
@@ -25,24 +22,30 @@ class Path(NamedTuple):
 
 
 NATIVE = Path(gae, encode_context, pia_pool, pairwise_lse)
-"""Compiled operators."""
+"""Compiled operators; their definitions where nothing is compiled."""
 
 TORCH = Path(reference.gae, reference.encode_context, reference.pia_pool, reference.pairwise_lse)
 """Their definitions in plain torch."""
 
 
 def choose(kernels: str, device: torch.device) -> Path:
-    """The path named ``native`` or ``torch`` for a device.
+    """The path named ``auto``, ``native`` or ``torch`` for a device.
 
-    An operator that has not been compiled for the device is computed by its definition, and a line
-    says so.
+    With ``auto`` an operator that has not been compiled for the device is computed by its
+    definition, and a line says so (``import mg2l`` has said it where nothing is compiled).
+
+    Raises:
+        ValueError: ``native`` is asked for and an operator is not compiled for the device.
     """
     if kernels == "torch":
         return TORCH
-    key = device.type.upper()
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
-    missing = {name for name in Path._fields if not has(f"mg2l::{name}", key)}
-    if missing:
-        names = ", ".join(sorted(missing))
+    missing = [name for name in Path._fields if device.type not in _native.devices(name)]
+    names = ", ".join(sorted(missing))
+    if missing and kernels == "native":
+        raise ValueError(
+            f"kernels=native, but not compiled for {device.type}: {names}; install mg2l with "
+            f"{'nvcc' if device.type == 'cuda' else 'a C++ compiler'}, or use kernels=auto"
+        )
+    if missing and _native.is_built():
         print(f"not compiled for {device.type}, computed in plain torch: {names}", flush=True)
     return NATIVE._replace(**{name: getattr(TORCH, name) for name in missing})

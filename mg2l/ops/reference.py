@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mg2l.ops.gae import GAE
-from mg2l.ops.results import EncodedContext, PairwiseScores, Pooled
+from mg2l.ops.results import GAE, EncodedContext, PairwiseScores, Pooled
 
 
 def gae(

@@ -7,6 +7,23 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+class GAE(NamedTuple):
+    """What :func:`mg2l.ops.gae` returns."""
+
+    advantages: Tensor
+    """``[T, *B]``: advantage of each step, unit of the reward."""
+
+    returns: Tensor
+    """``[T, *B]``: ``advantages`` plus the de-normalised value, the target of the critic."""
+
+    moments: Tensor
+    """``[2, *B]`` float64: sum and sum of squares of the advantages over T.
+
+    Summed over any group of columns and divided by its number of steps they are the mean and the
+    mean square of the group, so that advantages can be normalised without reading them again.
+    """
+
+
 class EncodedContext(NamedTuple):
     """What :func:`mg2l.ops.encode_context` returns."""
 
