@@ -70,8 +70,8 @@ MG2L_INLINE T* pinned(T* address) {
   return address;
 }
 
-// Bytes as the integers of a vector. GCC takes a conversion apart, lane by lane, before it knows the
-// instruction set; hence an instruction. Clang vectorises the loop after inlining.
+// Bytes as the integers of a vector. GCC takes a conversion apart, lane by lane, before it knows
+// the instruction set; hence an instruction. Clang vectorises the loop after inlining.
 template <typename Bits>
 MG2L_INLINE Bits widen(const uint8_t* from) {
   constexpr int kLanes = sizeof(Bits) / sizeof(Bits{}[0]);

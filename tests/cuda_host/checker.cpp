@@ -265,6 +265,7 @@ void access(void* pointer, size_t bytes, Access kind, const void* program_counte
   }
   if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
     report("misaligned", describe(kind, bytes, program_counter) + " of '" + range->name + "'");
+    fail_launch();  // a vector instruction would kill the process
   }
   if (kind != Access::kRead && !range->writable) {
     report("read-only",

@@ -8,7 +8,8 @@
 
 namespace cuda_host {
 
-constexpr int kMaxThreads = 1024;  // of a block, as on every GPU
+constexpr int kMaxThreads = 1024;                // of a block, as on every GPU
+constexpr size_t kMaxDynamicShared = 64 * 1024;  // of a block that opts in, on the smallest GPU
 constexpr int kLanes = 32;
 constexpr int kNoThread = -1;
 

@@ -311,6 +311,12 @@ void run(dim3 grid, dim3 size, size_t dynamic_shared_bytes, Body kernel_body,
     last_error = cudaErrorInvalidConfiguration;
     return;
   }
+  if (dynamic_shared_bytes > kMaxDynamicShared) {
+    report("launch", "no GPU of sm_75 has " + std::to_string(dynamic_shared_bytes) +
+                         " bytes of shared memory for a block");
+    last_error = cudaErrorInvalidConfiguration;
+    return;
+  }
   gridDim = grid;
   blockDim = size;
   body = kernel_body;
