@@ -87,7 +87,8 @@ void step_worlds(Doubles position, Doubles velocity, const Points& actions, cons
   {
     const py::gil_scoped_release release;
     std::vector<double> clipped(2 * copies * bodies);
-    numbers = clip_into(actions, 0, bodies, clipped) & clip_into(scripted, agents, bodies, clipped);
+    numbers =
+        clip_into(actions, 0, bodies, clipped) && clip_into(scripted, agents, bodies, clipped);
     if (numbers) step(body, copies, clipped.data(), pos, vel);
   }
   if (!numbers) throw py::value_error("actions must be numbers, got NaN");
