@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -115,6 +116,15 @@ inline void check_same_device(const char* op, const char* name, const Tensor& te
                  tensor.get_device_index() == other.get_device_index(),
              op, ": ", name, " must be on the device of ", other_name, " (", device_text(other),
              "), got ", device_text(tensor));
+}
+
+// A tensor of the device of another one, of a given dtype (that of the other by default) and sizes.
+inline void check_like(const char* op, const char* name, const Tensor& tensor,
+                       const char* other_name, const Tensor& other, const Sizes& sizes,
+                       const char* shape, std::optional<ScalarType> dtype = std::nullopt) {
+  check_dtype(op, name, tensor, dtype.value_or(other.scalar_type()));
+  check_same_device(op, name, tensor, other_name, other);
+  check_sizes(op, name, tensor, sizes, shape);
 }
 
 inline void check_unit_interval(const char* op, const char* name, double value) {

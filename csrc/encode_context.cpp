@@ -54,6 +54,12 @@ MG2L_INLINE void encode_one(const EncodeArrays<input_t, scalar_t>& a, Scratch<sc
     const int64_t count = std::min(kTile, a.sizes.transitions - first);
     gather(a, scratch, context, agent, first, count);
     hidden_features<kBytes, kTanh, false>(network, set, query, query, scratch, count);
+    scalar_t zero = 0;  // x - x is 0, or NaN
+    for (int64_t t = 0; t < count; ++t) zero += scratch.logits[t] - scratch.logits[t];
+    if (zero != 0) {
+      total = zero;
+      break;
+    }
     scalar_t tile_most = most;
     for (int64_t t = 0; t < count; ++t) tile_most = std::max(tile_most, scratch.logits[t]);
     if (weights) {
@@ -69,7 +75,7 @@ MG2L_INLINE void encode_one(const EncodeArrays<input_t, scalar_t>& a, Scratch<sc
     most = tile_most;
   }
   const int64_t pair = context * a.sizes.agents + agent;
-  const scalar_t scale = scalar_t(1) / total;
+  const scalar_t scale = scalar_t(1) / total;  // NaN where a logit is not finite
   for (int64_t h = 0; h < units; ++h) pooled[pair * units + h] = scratch.pooled[h] * scale;
   lse[pair] = most + std::log(total);
   if (weights) {

@@ -94,6 +94,23 @@ inline ScalarType accumulated(ScalarType dtype) {
   return dtype == ScalarType::BFloat16 ? ScalarType::Float : dtype;
 }
 
+// Also what the forward pass left for the backward pass.
+inline EncodeSizes check_encode_context_backward(
+    const Tensor& grad_pooled, const Tensor& context, const std::vector<Tensor>& weights,
+    const std::vector<Tensor>& biases, const Tensor& query, const std::optional<Tensor>& index,
+    const Tensor& pooled, const Tensor& lse, bool want_context) {
+  constexpr const char* op = "encode_context_backward";
+  const EncodeSizes sizes = check_encode_context(context, weights, biases, query, index);
+  MG2L_CHECK(!(index && want_context), op, ": rows gathered by index get no gradients");
+  const ScalarType sums = accumulated(context.scalar_type());
+  const Sizes pairs{sizes.contexts, sizes.agents};
+  const Sizes vectors{sizes.contexts, sizes.agents, sizes.units.back()};
+  check_like(op, "grad_pooled", grad_pooled, "context", context, vectors, "[B, A, H]", sums);
+  check_like(op, "pooled", pooled, "context", context, vectors, "[B, A, H]", sums);
+  check_like(op, "lse", lse, "context", context, pairs, "[B, A]", sums);
+  return sizes;
+}
+
 // Arguments, contiguous.
 struct EncodeTensors {
   Tensor context, query;

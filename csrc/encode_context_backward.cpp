@@ -86,6 +86,7 @@ MG2L_INLINE void encode_one_backward(const EncodeArrays<input_t, scalar_t>& a,
     gather(a, scratch, context, agent, first, count);
     hidden_features<kBytes, kTanh, true>(network, set, query, grad, scratch, count);
     exp_tile<kBytes>(scratch.logits, lse);  // now the pooling weights
+    if (std::isnan(lse)) std::fill(scratch.logits, scratch.logits + count, lse);
     scalar_t* grad_logit = scratch.alignment;
     for (int64_t t = 0; t < count; ++t) {
       grad_logit[t] = scratch.logits[t] * (scratch.alignment[t] - along);
@@ -200,7 +201,8 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> encode_cont
     const Tensor& grad_pooled_, const Tensor& context_, const std::vector<Tensor>& weights_,
     const std::vector<Tensor>& biases_, const Tensor& query_, const std::optional<Tensor>& index_,
     bool tanh_gelu, const Tensor& pooled_, const Tensor& lse_, bool want_context) {
-  const EncodeSizes sizes = check_encode_context(context_, weights_, biases_, query_, index_);
+  const EncodeSizes sizes = check_encode_context_backward(
+      grad_pooled_, context_, weights_, biases_, query_, index_, pooled_, lse_, want_context);
   const EncodeTensors tensors(context_, weights_, biases_, query_, index_);
   const Tensor grad_pooled = as_contiguous(grad_pooled_), pooled = as_contiguous(pooled_);
   const Tensor lse = as_contiguous(lse_);
@@ -213,10 +215,11 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> encode_cont
   for_dtype(context_.scalar_type(), [&](auto input, auto zero) {
     using input_t = decltype(input);
     using scalar_t = decltype(zero);
+    const int64_t* index = data_or_null<int64_t>(tensors.index);
+    if (index) check_rows(index, sizes.contexts * sizes.transitions, sizes.rows);
     const Network<scalar_t> network(sizes, tensors, true, input);
-    const EncodeArrays<input_t, scalar_t> arrays{sizes, data<input_t>(tensors.context),
-                                                 data_or_null<int64_t>(tensors.index), network,
-                                                 tanh_gelu};
+    const EncodeArrays<input_t, scalar_t> arrays{sizes, data<input_t>(tensors.context), index,
+                                                 network, tanh_gelu};
     GradientsOut<input_t> out{
         {}, {}, data<input_t>(grad_query), want_context ? data<input_t>(grad_context) : nullptr};
     for (Tensor& grad : grad_weights) out.weights.push_back(data<input_t>(grad));

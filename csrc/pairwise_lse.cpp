@@ -63,8 +63,10 @@ struct PairResults {
   int64_t *negatives, *rank;
 };
 
+// log(exp a + exp b); NaN where one of them is.
 template <typename scalar_t>
 scalar_t log_add(scalar_t a, scalar_t b) {
+  if (std::isnan(a) || std::isnan(b)) return a + b;
   const scalar_t most = std::max(a, b), least = std::min(a, b);
   return std::isinf(most) ? most : most + std::log1p(std::exp(least - most));
 }
@@ -80,11 +82,15 @@ MG2L_INLINE void finish(const PairArrays<scalar_t>& a,
   const V scaled = tally.total * exp_lanes<kLanes>(tally.most - splat<V>(most));
   const scalar_t total = sum_lanes<scalar_t, kLanes>(scaled);
   const scalar_t count = sum_lanes<scalar_t, kLanes>(tally.count);
+  const scalar_t sum = sum_lanes<scalar_t, kLanes>(tally.sum);
+  // x - x is 0, or NaN where x is not finite: so are then the results, and whoever guards against
+  // losses that are not finite sees it.
   const scalar_t lse =
-      count > 0 ? most + std::log(total) : -std::numeric_limits<scalar_t>::infinity();
+      (count > 0 ? most + std::log(total) : -std::numeric_limits<scalar_t>::infinity()) +
+      (sum - sum);
   out.lse_negatives[at] = lse;
-  out.lse[at] = log_add(lse, a.clipped(positive));
-  out.mean[at] = sum_lanes<scalar_t, kLanes>(tally.sum) / std::max(count, scalar_t(1));
+  out.lse[at] = log_add(lse, a.clipped(positive) + (positive - positive));
+  out.mean[at] = sum / std::max(count, scalar_t(1));
   out.positive[at] = positive;
   out.negatives[at] = static_cast<int64_t>(count);
   out.rank[at] = static_cast<int64_t>(sum_lanes<scalar_t, kLanes>(tally.above));
@@ -142,14 +148,6 @@ void pairwise_lse_kernel(const PairArrays<scalar_t>& a, const PairResults<scalar
   });
 }
 
-void check_positive(const PairSizes& sizes, const Tensor& positive) {
-  const int64_t* at = data<int64_t>(positive);
-  for (int64_t i = 0; i < sizes.groups * sizes.queries; ++i) {
-    MG2L_CHECK(at[i] >= 0 && at[i] < sizes.keys,
-               "pairwise_lse: positive must lie in [0, M) with M = ", sizes.keys, ", got ", at[i]);
-  }
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pairwise_lse_cpu(
@@ -158,7 +156,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pairwise_lse_cpu(
     const std::optional<Tensor>& key_labels, const std::optional<Tensor>& mask,
     std::optional<double> clip) {
   const PairSizes sizes =
-      check_pairwise_lse(queries, keys, positive, std, query_labels, key_labels, mask);
+      check_pairwise_lse(queries, keys, positive, scale, std, query_labels, key_labels, mask, clip);
   const PairTensors tensors(queries, keys, positive, std, query_labels, key_labels, mask);
   check_positive(sizes, tensors.positive);
   const Sizes shape{sizes.groups, sizes.queries};

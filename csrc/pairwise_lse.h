@@ -14,10 +14,11 @@ struct PairSizes {
 };
 
 inline PairSizes check_pairwise_lse(const Tensor& queries, const Tensor& keys,
-                                    const Tensor& positive, const std::optional<Tensor>& std,
+                                    const Tensor& positive, double scale,
+                                    const std::optional<Tensor>& std,
                                     const std::optional<Tensor>& query_labels,
                                     const std::optional<Tensor>& key_labels,
-                                    const std::optional<Tensor>& mask) {
+                                    const std::optional<Tensor>& mask, std::optional<double> clip) {
   constexpr const char* op = "pairwise_lse";
   check_floating(op, "queries", queries);
   MG2L_CHECK(queries.dim() == 3, op, ": queries must have shape [G, B, D], got ",
@@ -54,7 +55,43 @@ inline PairSizes check_pairwise_lse(const Tensor& queries, const Tensor& keys,
     check_same_device(op, "mask", *mask, "queries", queries);
     check_sizes(op, "mask", *mask, {sizes.groups, sizes.queries, sizes.keys}, "[G, B, M]");
   }
+  MG2L_CHECK(std::isfinite(scale), op, ": scale must be finite, got ", scale);
+  MG2L_CHECK(!clip || *clip > 0, op, ": clip must be positive, got ", clip.value_or(0));
   return sizes;
+}
+
+// Also what the forward pass left for the backward pass, and the gradients of its results.
+inline PairSizes check_pairwise_lse_backward(
+    const Tensor& to_lse, const Tensor& to_negatives, const Tensor& to_mean,
+    const Tensor& to_positive, const Tensor& queries, const Tensor& keys, const Tensor& positive,
+    double scale, const std::optional<Tensor>& std, const std::optional<Tensor>& query_labels,
+    const std::optional<Tensor>& key_labels, const std::optional<Tensor>& mask,
+    std::optional<double> clip, const Tensor& lse, const Tensor& lse_negatives,
+    const Tensor& negatives) {
+  constexpr const char* op = "pairwise_lse_backward";
+  const PairSizes sizes =
+      check_pairwise_lse(queries, keys, positive, scale, std, query_labels, key_labels, mask, clip);
+  const Sizes shape{sizes.groups, sizes.queries};
+  const auto check = [&](const char* name, const Tensor& tensor) {
+    check_like(op, name, tensor, "queries", queries, shape, "[G, B]");
+  };
+  check("to_lse", to_lse);
+  check("to_negatives", to_negatives);
+  check("to_mean", to_mean);
+  check("to_positive", to_positive);
+  check("lse", lse);
+  check("lse_negatives", lse_negatives);
+  check_like(op, "negatives", negatives, "queries", queries, shape, "[G, B]", ScalarType::Long);
+  return sizes;
+}
+
+// On the CPU, where looking costs nothing: every positive names a key.
+inline void check_positive(const PairSizes& sizes, const Tensor& positive) {
+  const int64_t* at = data<int64_t>(positive);
+  for (int64_t i = 0; i < sizes.groups * sizes.queries; ++i) {
+    MG2L_CHECK(at[i] >= 0 && at[i] < sizes.keys,
+               "pairwise_lse: positive must lie in [0, M) with M = ", sizes.keys, ", got ", at[i]);
+  }
 }
 
 // Contiguous views of the arguments.

@@ -214,9 +214,11 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_lse_backward_cpu(
     const std::optional<Tensor>& key_labels, const std::optional<Tensor>& mask,
     std::optional<double> clip, const Tensor& lse_, const Tensor& lse_negatives_,
     const Tensor& negatives_) {
-  const PairSizes sizes =
-      check_pairwise_lse(queries, keys, positive, std, query_labels, key_labels, mask);
+  const PairSizes sizes = check_pairwise_lse_backward(
+      to_lse_, to_negatives_, to_mean_, to_positive_, queries, keys, positive, scale, std,
+      query_labels, key_labels, mask, clip, lse_, lse_negatives_, negatives_);
   const PairTensors tensors(queries, keys, positive, std, query_labels, key_labels, mask);
+  check_positive(sizes, tensors.positive);
   const Tensor to_lse = as_contiguous(to_lse_), to_negatives = as_contiguous(to_negatives_);
   const Tensor to_mean = as_contiguous(to_mean_), to_positive = as_contiguous(to_positive_);
   const Tensor lse = as_contiguous(lse_), lse_negatives = as_contiguous(lse_negatives_);

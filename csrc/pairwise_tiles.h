@@ -73,7 +73,10 @@ struct PackedKeys {
       scalar_t* to = centre.data() + group * width;
       const scalar_t* keys = a.keys + group * a.sizes.keys * width;
       for (int64_t key = 0; key < a.sizes.keys; ++key) {
-        for (int64_t d = 0; d < width; ++d) to[d] += keys[key * width + d];
+        for (int64_t d = 0; d < width; ++d) {
+          const scalar_t x = keys[key * width + d];
+          to[d] += std::isfinite(x) ? x : scalar_t(0);  // or every key would get what one has
+        }
       }
       for (int64_t d = 0; d < width; ++d) to[d] /= static_cast<scalar_t>(a.sizes.keys);
     }

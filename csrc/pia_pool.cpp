@@ -118,6 +118,37 @@ MG2L_INLINE void tile_logits(const PoolArrays<scalar_t>& a, int64_t set, const s
   }
 }
 
+// Whether the logits of all inputs are finite.
+template <typename scalar_t>
+MG2L_INLINE bool all_finite(const PoolArrays<scalar_t>& a, int64_t set, int64_t first,
+                            int64_t count, const scalar_t* logits) {
+  scalar_t zero = 0;  // x - x is 0, or NaN
+  if (a.mask == nullptr) {
+    for (int64_t t = 0; t < count; ++t) zero += logits[t] - logits[t];
+  } else {
+    for (int64_t t = 0; t < count; ++t) {
+      zero += a.has(set, first + t) ? logits[t] - logits[t] : scalar_t(0);
+    }
+  }
+  return zero == 0;
+}
+
+// to += sum over the tile of weights[t] * x[t]; inputs that do not exist are not looked at.
+template <int kBytes, typename scalar_t>
+MG2L_INLINE void add_inputs(const PoolArrays<scalar_t>& a, int64_t set, int64_t first,
+                            int64_t count, const scalar_t* weights, scalar_t* to) {
+  const int64_t width = a.sizes.width, stride = a.sizes.inner * width;
+  if (a.mask == nullptr) {
+    add_rows<kBytes>(to, weights, a.x + a.at(set, first) * width, stride, count, width);
+    return;
+  }
+  for (int64_t t = 0; t < count; ++t) {
+    if (a.has(set, first + t)) {
+      add_scaled<kBytes>(to, weights[t], a.x + a.at(set, first + t) * width, width);
+    }
+  }
+}
+
 // What is left of an input that does not exist, after an exponential that never gives 0.
 template <typename scalar_t>
 MG2L_INLINE void drop_missing(const PoolArrays<scalar_t>& a, int64_t set, int64_t first,
@@ -138,6 +169,13 @@ MG2L_INLINE void pool_set(const PoolArrays<scalar_t>& a, int64_t set, int64_t he
   for (int64_t first = 0; first < length; first += kTile) {
     const int64_t count = std::min(kTile, length - first);
     tile_logits<kBytes>(a, set, query, first, count, tile);
+    if (!all_finite(a, set, first, count, tile)) {
+      constexpr scalar_t kNaN = std::numeric_limits<scalar_t>::quiet_NaN();
+      std::fill(pooled, pooled + width, kNaN);
+      *lse = kNaN;
+      for (int64_t t = 0; weights && t < length; ++t) weights[t] = a.has(set, t) ? kNaN : 0;
+      return;
+    }
     if (weights) std::copy(tile, tile + count, weights + first);
     scalar_t now = most;
     for (int64_t t = 0; t < count; ++t) now = std::max(now, tile[t]);
@@ -151,8 +189,7 @@ MG2L_INLINE void pool_set(const PoolArrays<scalar_t>& a, int64_t set, int64_t he
       most = now;
     }
     for (int64_t t = 0; t < count; ++t) total += tile[t];
-    add_rows<kBytes>(pooled, tile, a.x + a.at(set, first) * width, a.sizes.inner * width, count,
-                     width);
+    add_inputs<kBytes>(a, set, first, count, tile, pooled);
   }
   *lse = total > 0 ? most + std::log(total) : kNone;
   const scalar_t scale = total > 0 ? 1 / total : scalar_t(0);
@@ -178,7 +215,9 @@ MG2L_INLINE void pool_set_backward(const PoolArrays<scalar_t>& a, int64_t set, i
   alignas(64) scalar_t weights[kTile] = {}, slopes[kTile] = {};
   for (int64_t first = 0; first < length; first += kTile) {
     const int64_t count = std::min(kTile, length - first);
-    if (!empty) {
+    if (std::isnan(lse)) {
+      for (int64_t t = 0; t < count; ++t) weights[t] = a.has(set, first + t) ? lse : 0;
+    } else if (!empty) {
       tile_logits<kBytes>(a, set, query, first, count, weights);
       exp_row<kBytes>(weights, kTile, lse);
       drop_missing(a, set, first, count, weights);
@@ -186,7 +225,12 @@ MG2L_INLINE void pool_set_backward(const PoolArrays<scalar_t>& a, int64_t set, i
     for (int64_t t = 0; t < count; ++t) {
       const scalar_t* x = a.x + a.at(set, first + t) * width;
       scalar_t* to = grad_x + a.at(set, first + t) * width;
-      slopes[t] = weights[t] == 0 ? 0 : weights[t] * (dot<kBytes>(x, grad, width) - along);
+      if (!a.has(set, first + t)) {
+        slopes[t] = 0;
+        if (head == 0) std::fill(to, to + width, scalar_t(0));
+        continue;
+      }
+      slopes[t] = weights[t] * (dot<kBytes>(x, grad, width) - along);
       const V w = splat<V>(weights[t]), s = splat<V>(slopes[t]);
       int64_t d = 0;
       for (; d + kLanes <= width; d += kLanes) {
@@ -198,8 +242,7 @@ MG2L_INLINE void pool_set_backward(const PoolArrays<scalar_t>& a, int64_t set, i
         to[d] = (head > 0 ? to[d] : 0) + weights[t] * grad[d] + slopes[t] * query[d];
       }
     }
-    add_rows<kBytes>(grad_query + head * width, slopes, a.x + a.at(set, first) * width,
-                     a.sizes.inner * width, count, width);
+    add_inputs<kBytes>(a, set, first, count, slopes, grad_query + head * width);
   }
 }
 
@@ -236,6 +279,7 @@ void pia_pool_backward_kernel(const PoolArrays<scalar_t>& a, const scalar_t* poo
   const int64_t heads = a.sizes.heads, width = a.sizes.width, sets = a.sets();
   const int64_t parts = std::max<int64_t>(std::min((sets + grain(a) - 1) / grain(a), kParts), 1);
   std::vector<scalar_t> partial(parts * heads * width, 0);
+  if (heads == 0) std::fill(grad_x, grad_x + sets * a.sizes.length * width, scalar_t(0));
   torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     run_simd([&](auto bytes) MG2L_INLINE_LAMBDA {
       for (int64_t part = begin; part < end; ++part) {
@@ -288,7 +332,7 @@ std::tuple<Tensor, Tensor> pia_pool_backward_cpu(const Tensor& grad_, const Tens
                                                  const Tensor& query_,
                                                  const std::optional<Tensor>& mask_,
                                                  const Tensor& pooled_, const Tensor& lse_) {
-  const PoolSizes sizes = check_pia_pool(x_, query_, mask_);
+  const PoolSizes sizes = check_pia_pool_backward(grad_, x_, query_, mask_, pooled_, lse_);
   const Tensor x = as_contiguous(x_), query = as_contiguous(query_), grad = as_contiguous(grad_);
   const Tensor pooled = as_contiguous(pooled_), lse = as_contiguous(lse_);
   std::optional<Tensor> mask;

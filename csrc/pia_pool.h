@@ -35,4 +35,18 @@ inline PoolSizes check_pia_pool(const Tensor& x, const Tensor& query,
   return {x.size(0), x.size(1), x.size(2), x.size(3), query.size(0)};
 }
 
+// Also what the forward pass left for the backward pass.
+inline PoolSizes check_pia_pool_backward(const Tensor& grad, const Tensor& x, const Tensor& query,
+                                         const std::optional<Tensor>& mask, const Tensor& pooled,
+                                         const Tensor& lse) {
+  constexpr const char* op = "pia_pool_backward";
+  const PoolSizes sizes = check_pia_pool(x, query, mask);
+  const Sizes rows{sizes.outer, sizes.inner, sizes.heads};
+  const Sizes vectors{sizes.outer, sizes.inner, sizes.heads, sizes.width};
+  check_like(op, "grad", grad, "x", x, vectors, "[outer, inner, heads, D]");
+  check_like(op, "pooled", pooled, "x", x, vectors, "[outer, inner, heads, D]");
+  check_like(op, "lse", lse, "x", x, rows, "[outer, inner, heads]");
+  return sizes;
+}
+
 }  // namespace mg2l

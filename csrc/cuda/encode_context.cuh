@@ -253,7 +253,8 @@ __global__ void encode_context_kernel(EncodeArgs<input_t, scalar_t> args, int64_
       if (lane == 0) logits[row] = logit;
     }
     __syncthreads();
-    const scalar_t logit = lane < count ? logits[lane] : scalar_t(-INFINITY);
+    scalar_t logit = lane < count ? logits[lane] : scalar_t(-INFINITY);
+    if (lane < count && logit - logit != 0) logit = NAN;  // then all of the context is NaN
     const scalar_t before = most;
     const scalar_t tile_most = encode_warp_max(logit);
     most = tile_most > most || tile_most != tile_most ? tile_most : most;

@@ -131,7 +131,8 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> encode_cont
     const Tensor& grad_pooled_, const Tensor& context_, const std::vector<Tensor>& weights_,
     const std::vector<Tensor>& biases_, const Tensor& query_, const std::optional<Tensor>& index_,
     bool tanh_gelu, const Tensor& pooled_, const Tensor& lse_, bool want_context) {
-  const EncodeSizes sizes = check_encode_context(context_, weights_, biases_, query_, index_);
+  const EncodeSizes sizes = check_encode_context_backward(
+      grad_pooled_, context_, weights_, biases_, query_, index_, pooled_, lse_, want_context);
   const ScalarType dtype = context_.scalar_type();
   check_encode_cuda(sizes, dtype, true);
   const auto device = context_.get_device_index();

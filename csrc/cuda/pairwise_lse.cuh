@@ -238,8 +238,9 @@ __global__ void pairwise_lse_kernel(PairResultArgs<scalar_t> out) {
     const int64_t query = first + threadIdx.y * kRowsPerWarp + r;
     if (threadIdx.x == 0 && query < args.queries) {
       const int64_t at = group * args.queries + query;
-      const scalar_t lse = negatives > 0 ? most + log(all) : scalar_t(-INFINITY);
-      const scalar_t clipped = args.clipped(own[r]);
+      // x - x is 0, or NaN where x is not finite.
+      const scalar_t lse = (negatives > 0 ? most + log(all) : scalar_t(-INFINITY)) + (sums - sums);
+      const scalar_t clipped = args.clipped(own[r]) + (own[r] - own[r]);
       const scalar_t larger = lse > clipped ? lse : clipped, less = lse > clipped ? clipped : lse;
       out.lse_negatives[at] = lse;
       out.lse[at] = larger + log1p(exp(less - larger));
@@ -259,7 +260,7 @@ __device__ scalar_t score_gradient(const PairBackwardArgs<scalar_t>& g, int64_t 
   if (query >= args.queries || key >= args.keys) return 0;
   const int64_t at = group * args.queries + query;
   const scalar_t clipped = args.clipped(score);
-  const bool within = clipped == score;
+  const bool within = args.clip <= 0 || clipped == score;
   if (args.positive[at] == key) {
     return g.to_positive[at] + (within ? g.to_lse[at] * exp(clipped - g.lse[at]) : scalar_t(0));
   }

@@ -23,7 +23,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pairwise_lse_cuda(
     const std::optional<Tensor>& key_labels, const std::optional<Tensor>& mask,
     std::optional<double> clip) {
   const PairSizes sizes =
-      check_pairwise_lse(queries, keys, positive, std, query_labels, key_labels, mask);
+      check_pairwise_lse(queries, keys, positive, scale, std, query_labels, key_labels, mask, clip);
   check_groups(sizes);
   const auto device = queries.get_device_index();
   const DeviceGuard guard(device);
@@ -61,8 +61,9 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_lse_backward_cuda(
     const std::optional<Tensor>& key_labels, const std::optional<Tensor>& mask,
     std::optional<double> clip, const Tensor& lse_, const Tensor& lse_negatives_,
     const Tensor& negatives_) {
-  const PairSizes sizes =
-      check_pairwise_lse(queries, keys, positive, std, query_labels, key_labels, mask);
+  const PairSizes sizes = check_pairwise_lse_backward(
+      to_lse_, to_negatives_, to_mean_, to_positive_, queries, keys, positive, scale, std,
+      query_labels, key_labels, mask, clip, lse_, lse_negatives_, negatives_);
   check_groups(sizes);
   const auto device = queries.get_device_index();
   const DeviceGuard guard(device);

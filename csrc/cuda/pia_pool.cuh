@@ -84,11 +84,10 @@ __global__ void pia_pool_kernel(PoolArgs<scalar_t> args) {
     scalar_t logit = -INFINITY;
     if (args.has(set, t)) {
       logit = warp_dot(args.x + args.at(set, t) * args.width, query, args.width);
-      if (logit != scalar_t(-INFINITY)) {  // finite inputs can overflow to it: then they weigh 0
-        const scalar_t before = top;
-        top = logit > top ? logit : top;
-        total = total * exp(before - top) + exp(logit - top);
-      }
+      if (logit - logit != 0) logit = NAN;  // one that is not finite: then all of the set is NaN
+      const scalar_t before = top;
+      top = logit > top ? logit : top;
+      total = total * exp(before - top) + exp(logit - top);
     }
     if (lane == 0) weights[t] = logit;
   }
@@ -166,7 +165,7 @@ __global__ void pia_pool_backward_inputs_kernel(PoolBackwardArgs<scalar_t> args)
   const int64_t t = at / a.inner % a.length;
   const int64_t set = at / a.inner / a.length * a.inner + at % a.inner;
   scalar_t sum = 0;
-  for (int64_t head = 0; head < a.heads; ++head) {
+  for (int64_t head = 0; head < a.heads && a.has(set, t); ++head) {
     const int64_t row = set * a.heads + head;
     sum += a.weights[row * a.length + t] * args.grad[row * a.width + d] +
            args.grad_logits[row * a.length + t] * a.query[head * a.width + d];
@@ -191,7 +190,8 @@ __global__ void pia_pool_backward_query_kernel(PoolBackwardArgs<scalar_t> args) 
     for (int64_t set = begin; set < end; ++set) {
       const scalar_t* to_logits = args.grad_logits + (set * a.heads + head) * a.length;
       for (int64_t t = warp; t < a.length; t += kQueryRows) {
-        sum += to_logits[t] * a.x[a.at(set, t) * a.width + d];
+        const scalar_t to_logit = to_logits[t];
+        if (to_logit != 0) sum += to_logit * a.x[a.at(set, t) * a.width + d];
       }
     }
   }

@@ -59,7 +59,7 @@ std::tuple<Tensor, Tensor> pia_pool_backward_cuda(const Tensor& grad_, const Ten
                                                   const Tensor& query_,
                                                   const std::optional<Tensor>& mask_,
                                                   const Tensor& pooled_, const Tensor& lse_) {
-  const PoolSizes sizes = check_pia_pool(x_, query_, mask_);
+  const PoolSizes sizes = check_pia_pool_backward(grad_, x_, query_, mask_, pooled_, lse_);
   check_grid(sizes);
   const auto device = x_.get_device_index();
   const DeviceGuard guard(device);

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mg2l.ops.once import differentiable_once
 from mg2l.ops.results import EncodedContext
 
 
@@ -43,6 +44,8 @@ def encode_context(
         approximate: GELU: ``none`` is the exact one, or ``tanh``.
         return_weights: Also return the pooling weights.
 
+    A context with a logit ``q . h_t`` that is not finite pools to NaN: :mod:`mg2l.ops.reference`.
+
     Returns:
         :class:`EncodedContext`. bfloat16 is summed in float32. Differentiable once with respect to
         ``weights``, ``biases``, ``query`` and, without ``index``, ``context``.
@@ -50,7 +53,8 @@ def encode_context(
     Raises:
         ValueError: ``approximate`` is neither ``none`` nor ``tanh``.
         RuntimeError: Shapes, dtypes or devices do not fit, a context is empty, an index is out of
-            range, or gradients are wanted for rows that are gathered by ``index``.
+            range, or gradients are wanted for rows that are gathered by ``index``; or a second
+            derivative is asked for.
 
     Example:
         >>> context, zeros = torch.ones(1, 5, 3, 2), torch.zeros(2)
@@ -138,3 +142,4 @@ def _backward(ctx: Any, grad_pooled: Tensor | None, *_: Tensor | None) -> Any:
 
 
 torch.library.register_autograd("mg2l::encode_context", _backward, setup_context=_setup_context)
+differentiable_once("encode_context")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mg2l.ops.once import differentiable_once
 from mg2l.ops.results import GAE
 
 
@@ -61,7 +62,8 @@ def gae(
 
     Raises:
         RuntimeError: Shapes, dtypes or devices do not fit, only one of ``value_mean`` and
-            ``value_std`` is given, or ``gamma`` or ``gae_lambda`` is outside ``[0, 1]``.
+            ``value_std`` is given, or ``gamma`` or ``gae_lambda`` is outside ``[0, 1]``; or a second
+            derivative is asked for.
 
     Example:
         >>> flags = torch.zeros(3, 2, dtype=torch.bool)
@@ -196,3 +198,4 @@ def _backward(
 
 
 torch.library.register_autograd("mg2l::gae", _backward, setup_context=_setup_context)
+differentiable_once("gae")

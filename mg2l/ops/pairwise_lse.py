@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mg2l.ops.once import differentiable_once
 from mg2l.ops.results import PairwiseScores
 
 
@@ -45,14 +46,18 @@ def pairwise_lse(
         mask: ``[*G, B, M]`` bool, False where a key is no negative of a query.
         clip: Positive; scores are clamped to ``[-clip, clip]`` in both log-sum-exps.
 
+    Where the mean of a query's scores is not finite, or its positive score, its log-sum-exps are
+    NaN: :mod:`mg2l.ops.reference`.
+
     Returns:
         :class:`PairwiseScores`. ``lse``, ``lse_negatives``, ``mean`` and ``positive`` are
         differentiable once with respect to ``queries``, ``keys`` and ``std``.
 
     Raises:
         ValueError: ``clip`` is not positive.
-        RuntimeError: Shapes, dtypes or devices do not fit, ``positive`` is out of range, there is
-            no key, or only one of the labels is given.
+        RuntimeError: Shapes, dtypes or devices do not fit, ``scale`` is not finite, ``positive`` is
+            out of range, there is no key, or only one of the labels is given; or a second
+            derivative is asked for.
 
     Example:
         >>> pairwise_lse(torch.zeros(1, 2), torch.zeros(3, 2), torch.tensor([0])).lse
@@ -94,7 +99,7 @@ def pairwise_lse(
         clip,
     )
     if len(groups) != 1:
-        result = [tensor.view(*groups, -1) for tensor in result]
+        result = [tensor.view(*groups, queries.shape[-2]) for tensor in result]
     return PairwiseScores(*result)
 
 
@@ -153,3 +158,4 @@ def _backward(ctx: Any, *grads: Tensor) -> Any:
 
 
 torch.library.register_autograd("mg2l::pairwise_lse", _backward, setup_context=_setup_context)
+differentiable_once("pairwise_lse")

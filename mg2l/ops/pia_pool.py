@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mg2l.ops.once import differentiable_once
 from mg2l.ops.results import Pooled
 
 
@@ -28,8 +29,11 @@ def pia_pool(
         x: ``[*, T, D]`` float32 or float64, T at ``dim``, ``T >= 1``.
         query: ``[heads, D]`` like ``x``, scaled already.
         dim: Axis of the sets, not the last.
-        mask: ``x.shape[:-1]`` bool, False where there is no input.
+        mask: ``x.shape[:-1]`` bool, False where there is no input; what ``x`` holds there is not
+            looked at.
         return_weights: Also return the weights.
+
+    A set with a logit that is not finite pools to NaN: :mod:`mg2l.ops.reference`.
 
     Returns:
         :class:`Pooled`, with the axes of ``x`` without ``dim``. Differentiable once with respect to
@@ -37,7 +41,8 @@ def pia_pool(
 
     Raises:
         ValueError: ``dim`` is no axis of ``x`` or its last.
-        RuntimeError: Shapes, dtypes or devices do not fit, or ``T = 0``.
+        RuntimeError: Shapes, dtypes or devices do not fit, or ``T = 0``; or a second derivative is
+            asked for.
 
     Example:
         >>> pia_pool(torch.tensor([[[1.0], [3.0]]]), torch.zeros(1, 1)).pooled
@@ -99,3 +104,4 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> Any:
 
 
 torch.library.register_autograd("mg2l::pia_pool", _backward, setup_context=_setup_context)
+differentiable_once("pia_pool")

@@ -1,6 +1,10 @@
 """Every operator in plain torch: its definition, what tests compare with and benchmarks race.
 
 Same arguments and results as the functions of :mod:`mg2l.ops`, none of the checks.
+
+Attention over a set with a logit that is not finite is NaN throughout, and so are the log-sum-exps
+of a query with a score that is not finite: whoever guards against losses that are not finite must
+see it.
 """
 
 from __future__ import annotations
@@ -68,7 +72,7 @@ def encode_context(
             features = torch.einsum("btaf,ahf->btah", features, weight) + bias
         features = F.gelu(features, approximate=approximate)
     logits = torch.einsum("btah,ah->bat", features, query.expand(agents, -1))
-    pooling = logits.softmax(-1)
+    pooling = (logits * _one_if_finite(logits)).softmax(-1)
     pooled = torch.einsum("bat,btah->bah", pooling, features)
     return EncodedContext(pooled, pooling.detach() if return_weights else None)
 
@@ -83,9 +87,12 @@ def pia_pool(
 ) -> Pooled:
     """See :func:`mg2l.ops.pia_pool`."""
     x = x.movedim(dim, -2)
-    logits = query @ x.transpose(-1, -2)
     if mask is not None:
         mask = mask.movedim(dim + 1 if dim < 0 else dim, -1).unsqueeze(-2)
+        x = torch.where(mask.transpose(-1, -2), x, 0)  # what is not there is not looked at
+    logits = query @ x.transpose(-1, -2)
+    logits = logits * _one_if_finite(logits)
+    if mask is not None:
         logits = logits.masked_fill(~mask, -math.inf)
     weights = logits.softmax(-1)
     if mask is not None:
@@ -122,11 +129,15 @@ def pairwise_lse(
     negative.scatter_(-1, own, False)
     positive_score = scores.gather(-1, own).squeeze(-1)
     clipped = scores if clip is None else scores.clamp(-clip, clip)
-    lse_negatives = clipped.masked_fill(~negative, -math.inf).logsumexp(-1)
     count = negative.sum(-1)
     mean = torch.where(negative, scores, 0).sum(-1) / count.clamp(min=1)
+    lse_negatives = clipped.masked_fill(~negative, -math.inf).logsumexp(-1) * _one_if_finite(mean)
     rank = (negative & (scores > positive_score.unsqueeze(-1))).sum(-1)
-    lse = torch.logaddexp(
-        lse_negatives, positive_score if clip is None else positive_score.clamp(-clip, clip)
-    )
+    clipped_positive = positive_score if clip is None else positive_score.clamp(-clip, clip)
+    lse = torch.logaddexp(lse_negatives, clipped_positive * _one_if_finite(positive_score))
     return PairwiseScores(lse, lse_negatives, mean, positive_score, count, rank)
+
+
+def _one_if_finite(x: Tensor) -> Tensor:
+    """1 where ``x`` is finite, else NaN; no gradients."""
+    return 1 + (x - x).detach()
