@@ -226,6 +226,11 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_lse_backward_cpu(
   Tensor grad_queries = allocate(queries, sizes_of(queries));
   Tensor grad_keys = allocate(keys, sizes_of(keys));
   Tensor grad_std = allocate(keys, std ? sizes_of(keys) : Sizes{0});
+  if (sizes.queries == 0) {
+    torch::stable::zero_(grad_keys);
+    torch::stable::zero_(grad_std);
+    return {grad_queries, grad_keys, grad_std};
+  }
   const auto run = [&](auto zero) {
     using scalar_t = decltype(zero);
     pairwise_lse_backward_kernel<scalar_t>(

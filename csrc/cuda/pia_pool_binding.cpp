@@ -73,6 +73,10 @@ std::tuple<Tensor, Tensor> pia_pool_backward_cuda(const Tensor& grad_, const Ten
   Tensor partial = allocate(x, {mg2l_pia_pool_parts(), sizes.heads, sizes.width});
   Tensor grad_x = allocate(x, sizes_of(x));
   Tensor grad_query = allocate(x, sizes_of(query));
+  if (sizes.heads == 0) {
+    torch::stable::zero_(grad_x);
+    return {grad_x, grad_query};
+  }
   const auto launch = [&](auto launcher, auto zero) {
     using scalar_t = decltype(zero);
     check_launch(

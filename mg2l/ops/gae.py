@@ -62,8 +62,8 @@ def gae(
 
     Raises:
         RuntimeError: Shapes, dtypes or devices do not fit, only one of ``value_mean`` and
-            ``value_std`` is given, or ``gamma`` or ``gae_lambda`` is outside ``[0, 1]``; or a second
-            derivative is asked for.
+            ``value_std`` is given, or ``gamma`` or ``gae_lambda`` is outside ``[0, 1]``; or a
+            second derivative is asked for.
 
     Example:
         >>> flags = torch.zeros(3, 2, dtype=torch.bool)

@@ -32,6 +32,8 @@ def gae(
     value_std: Tensor | None = None,
 ) -> GAE:
     """See :func:`mg2l.ops.gae`."""
+    if final_values is not None:  # kept steps may hold anything
+        final_values = torch.where(truncated & ~terminated, final_values, 0)
     if value_mean is not None and value_std is not None:
         values = values * value_std + value_mean
         final_values = None if final_values is None else final_values * value_std + value_mean

@@ -1,0 +1,406 @@
+"""Random calls of every operator against its definition in float64.
+
+Shapes, strides, dtypes, empty axes, NaN and infinities, with a fixed seed; and the same under
+AddressSanitizer, with calls that must be refused.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mg2l import ops
+from mg2l.ops import reference
+
+CASES = 600
+BATCH = 50
+OPERATORS = ("gae", "pia_pool", "encode_context", "pairwise_lse")
+
+
+class Draw:
+    """Random arguments."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.torch = torch.Generator().manual_seed(seed)
+        self.dtype = torch.float64 if self.rng.random() < 0.4 else torch.float32
+
+    def size(self, most: int, least: int = 0) -> int:
+        """Mostly small; now and then an edge, or past a tile of a kernel."""
+        choice = self.rng.random()
+        if choice < 0.15:
+            return least
+        return int(self.rng.integers(least, (most if choice > 0.8 else min(most, least + 5)) + 1))
+
+    def strided(self, *shape: int) -> Tensor:
+        """Numbers with some memory layout."""
+        x = torch.randn(shape, generator=self.torch, dtype=self.dtype)
+        choice = self.rng.random()
+        if choice < 0.2 and len(shape) > 1:
+            return x.movedim(0, -1).contiguous().movedim(-1, 0)
+        if choice < 0.4:
+            return torch.stack([x, x + 1], -1)[..., 0]
+        if choice < 0.5 and shape and shape[0]:
+            return x[:1].expand(shape)
+        return x
+
+    def floats(self, *shape: int) -> Tensor:
+        """`strided`, at times with a few that are not finite."""
+        x = self.strided(*shape)
+        if x.numel() and self.rng.random() < 0.25:
+            x = x.clone()
+            for _ in range(int(self.rng.integers(1, 3))):
+                at = int(self.rng.integers(x.numel()))
+                value = float(self.rng.choice([math.nan, math.inf, -math.inf]))
+                x[np.unravel_index(at, x.shape)] = value
+        return x
+
+    def flags(self, *shape: int, chance: float = 0.3) -> Tensor:
+        return torch.as_tensor(self.rng.random(shape) < chance)
+
+    def indices(self, *shape: int, below: int) -> Tensor:
+        return torch.as_tensor(self.rng.integers(0, max(below, 1), shape))
+
+    def maybe(self, value: Any, chance: float = 0.4) -> Any:
+        return value if self.rng.random() < chance else None
+
+
+def gae(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
+    batch = [draw.size(40) for _ in range(draw.size(2))]
+    shape = [draw.size(30), *batch]
+    rows = (draw.floats(*shape), draw.floats(shape[0] + 1, *batch))
+    options: dict[str, Any] = {"final_values": draw.maybe(draw.floats(*shape))}
+    if draw.rng.random() < 0.4:
+        options["value_mean"] = draw.strided(*batch)
+        options["value_std"] = draw.strided(*batch).abs() + 0.1
+    flags = (draw.flags(*shape), draw.flags(*shape))
+    return [*rows, *flags, float(draw.rng.random()), float(draw.rng.random())], options
+
+
+def pia_pool(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
+    axes = [draw.size(6) for _ in range(draw.size(2))]
+    width = draw.size(40, 1)
+    dim = int(draw.rng.integers(len(axes) + 1))
+    shape = [*axes[:dim], draw.size(70, 1), *axes[dim:]]
+    options = {"dim": dim, "mask": draw.maybe(draw.flags(*shape, chance=0.8))}
+    options["return_weights"] = bool(draw.rng.random() < 0.5)
+    return [draw.floats(*shape, width), draw.floats(draw.size(3), width)], options
+
+
+def encode_context(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
+    contexts, transitions = draw.size(4), draw.size(100, 1)
+    agents, features = draw.size(3, 1), draw.size(20, 1)
+    own = [agents] if draw.rng.random() < 0.3 else []
+    weights, biases = [], []
+    inputs = features
+    for _ in range(draw.size(3, 1)):
+        units = draw.size(36, 1)
+        weights.append(draw.floats(*own, units, inputs))
+        biases.append(draw.floats(*own, units))
+        inputs = units
+    options: dict[str, Any] = {
+        "approximate": str(draw.rng.choice(["none", "tanh"])),
+        "return_weights": bool(draw.rng.random() < 0.5),
+    }
+    rows = draw.floats(contexts, transitions, agents, features)
+    if draw.rng.random() < 0.3:
+        held = draw.size(30, 1)
+        rows = draw.floats(held, agents, features)
+        options["index"] = draw.indices(contexts, transitions, below=held)
+    return [rows, weights, biases, draw.floats(*own, inputs)], options
+
+
+def pairwise_lse(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
+    groups = [draw.size(3) for _ in range(draw.size(2))]
+    queries, keys, width = draw.size(60), draw.size(80, 1), draw.size(20)
+    options: dict[str, Any] = {"scale": float(draw.rng.normal())}
+    if draw.rng.random() < 0.4:
+        options["std"] = draw.floats(*groups, keys, width).abs() + 0.3
+    if draw.rng.random() < 0.3:
+        options["query_labels"] = draw.indices(*groups, queries, below=4)
+        options["key_labels"] = draw.indices(*groups, keys, below=4)
+    options["mask"] = draw.maybe(draw.flags(*groups, queries, keys, chance=0.7))
+    options["clip"] = draw.maybe(float(draw.rng.uniform(0.5, 5)))
+    own = draw.indices(*groups, queries, below=keys)
+    return [draw.floats(*groups, queries, width), draw.floats(*groups, keys, width), own], options
+
+
+def wide(value: Any) -> Any:
+    """Arguments in float64, each with memory of its own."""
+    if isinstance(value, list):
+        return [wide(item) for item in value]
+    if isinstance(value, dict):
+        return {name: wide(item) for name, item in value.items()}
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().double().clone()
+    return value
+
+
+def leaves(value: Any) -> list[Tensor]:
+    """Floating-point tensors among arguments."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [leaf for item in value for leaf in leaves(item)]
+    return [value] if isinstance(value, Tensor) and value.is_floating_point() else []
+
+
+def agree(found: Tensor, expected: Tensor, single: bool, what: str) -> None:
+    """As close as the precision allows, and not finite in the same places."""
+    assert found.shape == expected.shape, what
+    a, b = found.double(), expected.double()
+    finite = b.isfinite()
+    assert torch.equal(a.isfinite(), finite), f"{what}: not finite in other places"
+    size = b[finite].abs().max().item() if finite.any() else 0.0
+    tolerance = 2e-4 if single else 1e-9
+    torch.testing.assert_close(
+        a[finite], b[finite], rtol=tolerance, atol=tolerance * max(size, 1.0), msg=what
+    )
+
+
+def check(name: str, seed: int) -> None:
+    """One random call: values and gradients."""
+    draw = Draw(seed)
+    arguments, options = globals()[name](draw)
+    single = draw.dtype == torch.float32
+    exact_arguments, exact_options = wide(arguments), wide(options)
+    mine, theirs = leaves([arguments, options]), leaves([exact_arguments, exact_options])
+    if name == "encode_context" and "index" in options:
+        mine, theirs = mine[1:], theirs[1:]
+    for leaf in (*mine, *theirs):
+        leaf.requires_grad_()
+    found = getattr(ops, name)(*arguments, **options)
+    expected = getattr(reference, name)(*exact_arguments, **exact_options)
+    what = f"{name}, seed {seed}"
+    pairs = [
+        (part, a, b)
+        for part, a, b in zip(found._fields, found, expected, strict=True)
+        if isinstance(a, Tensor)
+    ]
+    loss, exact_loss = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for part, a, b in pairs:
+        if a.dtype == torch.int64:
+            assert part == "rank" or torch.equal(a, b), what  # near ties may differ in float32
+            continue
+        agree(a.detach(), b.detach(), single, f"{what}: {part}")
+        if b.requires_grad and part != "moments":
+            to = torch.randn(b.shape, generator=draw.torch, dtype=torch.float64)
+            loss = loss + (a.double() * to).sum()
+            exact_loss = exact_loss + (b * to).sum()
+    if not exact_loss.requires_grad or not mine:
+        return
+    mine_grads = torch.autograd.grad(loss, mine, allow_unused=True)
+    exact_grads = torch.autograd.grad(exact_loss, theirs, allow_unused=True)
+    for index, (a, b) in enumerate(zip(mine_grads, exact_grads, strict=True)):
+        if not any(part.numel() for _, part, _ in pairs):
+            assert a is None or not a.any(), what  # nothing depends on the arguments
+        elif a is None or b is None:
+            assert a is None or not a.any(), what
+            assert b is None or not b.any(), what
+        else:
+            agree(a, b, single, f"{what}: gradient {index}")
+
+
+@pytest.mark.parametrize("batch", range(CASES // BATCH))
+def test_random_calls(batch):
+    for seed in range(batch * BATCH, (batch + 1) * BATCH):
+        check(OPERATORS[seed % len(OPERATORS)], seed)
+
+
+# Raw entries of the dispatcher, which autograd calls: every one judges what it reads.
+
+RAW = torch.ops.mg2l
+
+
+def abuse() -> list[Any]:
+    """Calls that must raise, each with what its message says."""
+    x, q = torch.randn(50, 20, 3, 16), torch.randn(4, 16)
+    pooled, lse, _ = RAW.pia_pool(x, q, None, False)
+    one, none = torch.zeros(1), torch.zeros(0)
+    context, weights, biases = torch.randn(30, 5, 3, 12), [torch.randn(16, 12)], [torch.randn(16)]
+    query, rows = torch.randn(16), torch.randn(30, 3, 12)
+    y, y_lse, _ = RAW.encode_context(context, weights, biases, query, None, False, False)
+    index, far = torch.zeros(5, 7, dtype=torch.int64), torch.full((5, 7), 10**9)
+    few = (torch.zeros(5, 3, 16), torch.zeros(5, 3))
+    queries, keys, own = torch.randn(1, 40, 16), torch.randn(1, 400, 16), torch.arange(40)[None]
+    more = (1.0, None, None, None, None, None)
+    given = (queries, keys, own)
+    scores = RAW.pairwise_lse(*given, *more)
+    saved, grads = (scores[0], scores[1], scores[4]), [torch.ones(1, 40)] * 4
+    flags, steps = torch.zeros(30, 4, dtype=torch.bool), torch.zeros(30, 4)
+
+    layers = (weights, biases, query)
+
+    def pool(grad: Tensor, a: Tensor, b: Tensor) -> Any:
+        return RAW.pia_pool_backward(grad, x, q, None, a, b)
+
+    def encode(grad: Tensor, a: Tensor, b: Tensor, rows: Tensor, at: Any, want: bool) -> Any:
+        return RAW.encode_context_backward(grad, rows, *layers, at, False, a, b, want)
+
+    def walk(grad: Tensor, ended: Tensor) -> Any:
+        return RAW.gae_backward(steps, grad, ended, flags, 0.9, 0.9, True)
+
+    def pairs(gradients: list[Tensor], own: Tensor, left: tuple[Tensor, ...]) -> Any:
+        return RAW.pairwise_lse_backward(*gradients, queries, keys, own, *more, *left)
+
+    return [
+        ("grad must have shape", lambda: pool(one, pooled, lse)),
+        ("pooled must have shape", lambda: pool(pooled, none, lse)),
+        ("lse must have shape", lambda: pool(pooled, pooled, one)),
+        ("float32, got float64", lambda: pool(pooled.double(), pooled, lse)),
+        ("float32, got int64", lambda: pool(pooled, pooled.long(), lse)),
+        ("grad_pooled must have shape", lambda: encode(one, y, y_lse, context, None, True)),
+        ("pooled must have shape", lambda: encode(y, none, y_lse, context, None, True)),
+        ("lse must have shape", lambda: encode(y, y, one, context, None, True)),
+        ("float32, got float64", lambda: encode(y.double(), y, y_lse, context, None, True)),
+        ("get no gradients", lambda: encode(few[0], *few, rows, index, True)),
+        ("index must be in", lambda: encode(few[0], *few, rows, far, False)),
+        ("index must be in", lambda: encode(few[0], *few, rows, -far, False)),
+        ("to_lse must have shape", lambda: pairs([one, *grads[1:]], own, saved)),
+        ("to_positive must be float32", lambda: pairs([*grads[:3], grads[3].double()], own, saved)),
+        ("lse must have shape", lambda: pairs(grads, own, (none, *saved[1:]))),
+        ("negatives must be int64", lambda: pairs(grads, own, (*saved[:2], saved[2].int()))),
+        ("positive must lie in", lambda: pairs(grads, own + 10**9, saved)),
+        ("positive must lie in", lambda: pairs(grads, own - 1, saved)),
+        ("scale must be finite", lambda: RAW.pairwise_lse(*given, math.nan, *more[1:])),
+        ("clip must be positive", lambda: RAW.pairwise_lse(*given, *more[:5], math.nan)),
+        ("grad_returns must have shape", lambda: walk(one, flags)),
+        ("terminated must have shape", lambda: walk(steps, none.bool())),
+        ("terminated must be bool", lambda: walk(steps, steps)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", range(23))
+def test_raw_entries_refuse(case):
+    message, call = abuse()[case]
+    with pytest.raises(RuntimeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_there_is_no_second_derivative(name):
+    """Torch would return a wrong one with a warning."""
+    draw = Draw(3)
+    draw.dtype = torch.float64
+    x = torch.randn(4, 3, 2, 5, dtype=torch.float64, requires_grad=True)
+    flags = torch.zeros(4, 3, dtype=torch.bool)
+    calls = {
+        "gae": lambda: (
+            ops.gae(x[:, :, 0, 0], torch.zeros(5, 3).double(), flags, flags, 0.9, 0.9).advantages
+        ),
+        "pia_pool": lambda: ops.pia_pool(x, torch.ones(1, 5).double()).pooled,
+        "encode_context": lambda: (
+            ops.encode_context(
+                x, [torch.eye(5).double()], [torch.zeros(5).double()], torch.ones(5).double()
+            ).pooled
+        ),
+        "pairwise_lse": lambda: (
+            ops.pairwise_lse(x[0, 0], x[0, 1].detach(), torch.tensor([0, 1])).lse
+        ),
+    }
+    (first,) = torch.autograd.grad(calls[name]().square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=f"{name}: there are first derivatives only"):
+        torch.autograd.grad(first.sum(), x)
+
+
+@pytest.mark.parametrize("groups", [(0,), (0, 2), (2, 0), ()])
+def test_empty_groups_of_pairwise_lse(groups):
+    queries, keys = torch.zeros(*groups, 3, 4, requires_grad=True), torch.zeros(*groups, 5, 4)
+    found = ops.pairwise_lse(queries, keys, torch.zeros(*groups, 3, dtype=torch.int64))
+    assert all(part.shape == (*groups, 3) for part in found)
+    (grad,) = torch.autograd.grad(found.lse.sum(), queries)
+    assert grad.shape == queries.shape
+
+
+def test_inputs_that_are_not_there_are_not_looked_at():
+    x = torch.randn(2, 6, 4, requires_grad=True)
+    mask = torch.tensor([[1, 1, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0]]).bool()
+    query = torch.randn(2, 4, requires_grad=True)
+    with torch.no_grad():
+        x[~mask] = math.nan
+    pooled = ops.pia_pool(x, query, mask=mask).pooled
+    assert pooled.isfinite().all()
+    assert (pooled[1] == 0).all()
+    grads = torch.autograd.grad(pooled.square().sum(), [x, query])
+    assert all(grad.isfinite().all() for grad in grads)
+    assert (grads[0][~mask] == 0).all()
+
+
+def test_no_heads():
+    x = torch.randn(2, 3, 4, requires_grad=True)
+    query = torch.zeros(0, 4, requires_grad=True)
+    grads = torch.autograd.grad(ops.pia_pool(x, query).pooled.sum(), [x, query])
+    assert (grads[0] == 0).all()
+    assert grads[1].shape == (0, 4)
+
+
+# The same under AddressSanitizer.
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def build(folder: Path) -> Path:
+    """A package like this one, whose operators watch every access to memory."""
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    objects = []
+    running: list[subprocess.Popen[bytes]] = []
+    common = ["-std=c++17", "-O1", "-g1", "-fPIC", "-fsanitize=address", "-ffp-contract=fast"]
+    common += ["-Wno-psabi", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020d000000000000"]
+    common += [f"-isystem{path}" for path in include_paths()]
+    for source in sorted((ROOT / "csrc").glob("*.cpp")):
+        objects.append(str(folder / f"{source.stem}.o"))
+        running.append(subprocess.Popen(["g++", *common, "-c", source, "-o", objects[-1]]))
+        if len(running) >= (os.cpu_count() or 1):
+            assert running.pop(0).wait() == 0
+    assert all(process.wait() == 0 for process in running)
+    package = folder / "mg2l"
+    package.mkdir()
+    for path in (ROOT / "mg2l").iterdir():
+        if path.name != "_C.abi3.so":
+            (package / path.name).symlink_to(path)
+    library = package / "_C.abi3.so"
+    torch_libraries = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
+    subprocess.run(
+        ["g++", "-shared", "-fsanitize=address", *objects, "-o", library, *torch_libraries],
+        check=True,
+    )
+    return library
+
+
+@pytest.mark.ci
+def test_address_sanitizer(tmp_path):
+    """Nothing reads or writes what is not its own, also in calls that are refused."""
+    build(tmp_path)
+    asan = subprocess.check_output(["g++", "-print-file-name=libasan.so"], text=True).strip()
+    code = (
+        "import torch, test_fuzz as f, mg2l._native\n"
+        f"assert str(mg2l._native.CPU_LIBRARY).startswith({str(tmp_path)!r})\n"
+        "torch.set_num_threads(2)\n"
+        "for seed in range(200): f.check(f.OPERATORS[seed % 4], seed)\n"
+        "refused = 0\n"
+        "for message, call in f.abuse():\n"
+        "    try: call()\n"
+        "    except RuntimeError: refused += 1\n"
+        "print('refused', refused)"
+    )
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": asan,
+        "ASAN_OPTIONS": "detect_leaks=0:protect_shadow_gap=0",
+        "PYTHONPATH": f"{tmp_path}:{ROOT / 'tests'}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "refused 23" in done.stdout
