@@ -153,8 +153,14 @@ class PolicyConfig(Section):
     use_ReLU: bool = True
     """ReLU between layers; false is tanh."""
 
-    use_feature_normalization: bool = True
-    """LayerNorm over an observation before the first layer."""
+    observation_normalization: Literal["running", "layer", "none"] = "running"
+    """What is done to an observation before the first layer: each number is standardised by the
+    running moments of all that its agent has acted on; LayerNorm over its numbers, of which there
+    must be 3 or more; or nothing."""
+
+    observation_clip: float = bounded(10.0, gt=0)
+    """Standard deviations from the mean at which a number of an observation is clipped, with
+    ``observation_normalization: running``."""
 
     use_orthogonal: bool = True
     """Orthogonal initialisation; false is Xavier uniform."""
@@ -184,6 +190,11 @@ class PolicyConfig(Section):
                 "use_recurrent_policy=true and use_naive_recurrent_policy=true exclude each other; "
                 "set one to false"
             )
+
+    @property
+    def use_feature_normalization(self) -> bool:
+        """What the original calls ``observation_normalization: layer``."""
+        return self.observation_normalization == "layer"
 
 
 @dataclass

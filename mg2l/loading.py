@@ -18,7 +18,7 @@ import yaml
 from mg2l.config import Config
 from mg2l.envs import EnvConfig, registry
 from mg2l.files import FileError, parse_yaml, read_yaml
-from mg2l.schema import ConfigError, Key, groups, keys, nearest
+from mg2l.schema import ConfigError, Key, check_value, groups, keys, nearest
 
 CONFIGS = Path(__file__).with_name("configs")
 KINDS = ("expt", "algo", "env")
@@ -46,6 +46,14 @@ RETIRED = {
     "load_buffer_path": "a checkpoint holds the context replay, and --resume goes on with it",
 }
 """Keys of the original code that have no meaning any more, and what there is instead."""
+
+ALIASES: dict[str, tuple[str, dict[Any, Any]]] = {
+    "use_feature_normalization": (
+        "policy.observation_normalization",
+        {True: "layer", False: "none"},
+    ),
+}
+"""Older keys: what each is called now, and what its values mean there."""
 
 
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
@@ -175,6 +183,14 @@ class Schema:
         near = nearest(name, [*self.by_path]) if group else nearest(name, [*self.by_name])
         raise ConfigError(f"unknown key {name!r}{near or '; --help lists all keys'}")
 
+    def translate(self, name: str, value: Any) -> tuple[str, Any]:
+        """Name and value as they are called now, of what may be an older key."""
+        group, _, leaf = name.rpartition(".")
+        path, meanings = ALIASES.get(leaf, ("", {}))
+        if not path or group not in ("", path.rpartition(".")[0]):
+            return name, value
+        return path, meanings[check_value(leaf, bool, value)]
+
     def flatten(self, mapping: Mapping[Any, Any], group: str = "") -> dict[str, Any]:
         """Values by ``Key.path``, from leaf names, dotted names or nested groups; all checked.
 
@@ -194,7 +210,8 @@ class Schema:
                 for path, inner in self.flatten(value, name).items():
                     put(path, inner)
                 continue
-            key = self.find(f"{group}.{name}" if group else str(name))
+            name, value = self.translate(f"{group}.{name}" if group else str(name), value)
+            key = self.find(name)
             put(key.path, key.check(value))
         return flat
 
@@ -209,11 +226,12 @@ class Schema:
                 raise ConfigError(f"expected key=value, got {item!r}{nearest(item, self.by_name)}")
             if name in self.groups:
                 raise ConfigError(f"{name} is a group of keys; write {name}.KEY=value")
-            key = self.find(name)
             try:
                 value = parse_yaml(text)
             except ConfigError:
                 value = text
+            name, value = self.translate(name, value)
+            key = self.find(name)
             if key.hint is str and not isinstance(value, str):
                 value = text
             value = key.check(value)

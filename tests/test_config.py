@@ -197,6 +197,8 @@ def test_keys_of_the_original_keep_their_names(write, kind):
     for name, value in expected.items():
         value = float(value) if name in ("lr", "opti_eps", "actor_lr", "critic_lr",
                                          "weight_decay") else value  # fmt: skip
+        if name == "use_feature_normalization":  # is called otherwise now
+            name, value = "observation_normalization", "layer" if value else "none"
         assert leaf(config, name) == value, name
 
 

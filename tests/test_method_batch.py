@@ -146,7 +146,7 @@ def test_a_batch_is_a_loop_over_steps_and_agents(monkeypatch, values, algo):
     values_before, states = loop_values(learner, rows, first, told)
     mean, std = torch.zeros(2), torch.ones(2)
     if before is not None:
-        mean, std = (x.expand(2) for x in (before.mean, before.std))
+        mean, std = (x.float().expand(2) for x in (before.mean, before.std))
     real = torch.stack(values_before).movedim(1, -1) * std + mean  # [T + 1, N, A]
     advantages = torch.zeros(steps + 1, 4, 2)
     never = torch.zeros(4, dtype=torch.bool)
@@ -170,7 +170,8 @@ def test_a_batch_is_a_loop_over_steps_and_agents(monkeypatch, values, algo):
     after_mean, after_std = torch.zeros(2), torch.ones(2)
     if learner.critic.normaliser is not None:
         after_mean, after_std = (
-            x.expand(2) for x in (learner.critic.normaliser.mean, learner.critic.normaliser.std)
+            x.float().expand(2)
+            for x in (learner.critic.normaliser.mean, learner.critic.normaliser.std)
         )
         assert not torch.equal(after_mean, mean)
     for a in range(2):
@@ -303,7 +304,7 @@ def test_minibatches_carry_masks_and_the_living(monkeypatch):
      {"use_naive_recurrent_policy": True, "num_mini_batch": 2}],
 )  # fmt: skip
 def test_critics_are_told_the_task_of_the_environment_they_look_at(monkeypatch, options):
-    learner = known_learner(monkeypatch, "oracle", use_feature_normalization=False, **options)
+    learner = known_learner(monkeypatch, "oracle", observation_normalization="none", **options)
     rollout, _ = collect(learner)
     told = torch.arange(4.0)[:, None].expand(4, 3) / 10  # as observations name their copy
     batch = learner.ppo.prepare(rollout, told)

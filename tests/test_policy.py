@@ -242,12 +242,12 @@ def make_actor(space=BOX, task=TASK, **values):
 
 def test_the_observation_is_normalised_apart_from_the_task():
     """One LayerNorm over both would let the larger one drown the other."""
-    body = make_actor().body
+    body = make_actor(observation_normalization="layer").body
     obs, task = draw(AGENTS, ROWS, OBS), 100 * draw(AGENTS, ROWS, TASK)
     found = body.inputs(obs, task)
     torch.testing.assert_close(found[..., :OBS], F.layer_norm(obs, (OBS,)))
     assert torch.equal(found[..., OBS:], task)
-    plain = make_actor(use_feature_normalization=False).body
+    plain = make_actor(observation_normalization="none").body
     assert torch.equal(plain.inputs(obs, task), torch.cat([obs, task], -1))
 
 

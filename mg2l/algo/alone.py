@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -17,7 +18,9 @@ from mg2l.algo.inference import GivenTask, TaskInference
 from mg2l.algo.ma_pearl import MAPearl, posterior
 from mg2l.algo.mate import MATE
 from mg2l.algo.mg2l import MG2L
+from mg2l.algo.moments import RunningMoments
 from mg2l.algo.networks import StackedLinear
+from mg2l.algo.normaliser import RunningNorm
 from mg2l.algo.policy import Actor
 from mg2l.algo.rl2 import RL2
 from mg2l.algo.varibad import VariBAD
@@ -32,30 +35,49 @@ _Networks = TypeVar("_Networks", bound=nn.Module)
 
 
 class Standardise(nn.Module):
-    """``(x - mean) / std`` of transitions, by moments that do not change any more.
+    """``(x - mean) / std`` by moments that do not change any more, in float32.
 
-    The networks of a run fold this into their first layer. Where a feature hardly varies, that
-    subtracts large numbers from each other, and costs digits that onnxruntime and torch lose in
-    different ways.
+    The networks of a run fold those of transitions into their first layer. Where a feature hardly
+    varies, that subtracts large numbers from each other, and costs digits that onnxruntime and
+    torch lose in different ways.
 
     Args:
-        moments: of all transitions explored.
+        moments: of rows ``[F]``, or ``[G, F]``.
+        group: which of the G.
     """
 
     mean: Tensor
     rest: Tensor
     std: Tensor
 
-    def __init__(self, moments: TransitionMoments) -> None:
+    def __init__(self, moments: RunningMoments, group: int | None = None) -> None:
         super().__init__()
         mean, std = moments.mean.cpu(), moments.std.cpu()
+        if group is not None:
+            mean, std = mean[group], std[group]
         self.register_buffer("mean", mean.float())
         self.register_buffer("rest", (mean - mean.float()).float())  # what float32 has no room for
         self.register_buffer("std", std.float())
 
-    def forward(self, transitions: Tensor) -> Tensor:
-        """Transitions ``[*, F]``."""
-        return (transitions - self.mean - self.rest) / self.std
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows ``[*, F]``."""
+        return (rows - self.mean - self.rest) / self.std
+
+
+class _FrozenNorm(nn.Module):
+    """`RunningNorm` of one agent, its moments part of the program."""
+
+    def __init__(self, norm: RunningNorm, agent: int) -> None:
+        super().__init__()
+        group = agent if len(norm.moments.mean) > 1 else 0
+        self.standardise = Standardise(norm.moments, group)
+        self.limit, self.image = norm.limit if norm.known else math.inf, norm.image
+
+    def forward(self, observations: Tensor) -> Tensor:
+        numbers = self.standardise(observations[..., self.image :]).clamp(-self.limit, self.limit)
+        if not self.image:
+            return numbers
+        return torch.cat([observations[..., : self.image], numbers], -1)
 
 
 class _Standardised(nn.Module):
@@ -90,6 +112,8 @@ def cut(networks: _Networks, agent: int) -> _Networks:
         for name, child in list(part.named_children()):
             if isinstance(child, TransitionMoments):
                 part.add_module(name, _Standardised())
+            elif isinstance(child, RunningNorm):
+                part.add_module(name, _FrozenNorm(child, agent))
     return one
 
 

@@ -142,6 +142,7 @@ class Learner:
             steps = self.config.env.max_ep_len
             rollout = self.explorer.collect(steps, ids, told, seeds=seeds)
             self.env_steps += count * steps
+            self.actor.observe(rollout.observations[:-1], rollout.active)
             return self.inference.observe(rollout, ids)
 
     def prepare(self) -> None:
@@ -177,6 +178,7 @@ class Learner:
                 told = tell()
             metrics = self.ppo.update(self.ppo.prepare(rollout, told), tell)
             self._require_finite_parameters()
+            self.actor.observe(rollout.observations[:-1], rollout.active)
             return {name: float(value) for name, value in metrics.items()}
 
     def update_inference(self) -> dict[str, Any]:

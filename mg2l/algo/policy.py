@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mg2l.algo.distributions import CategoricalHead, GaussianHead
 from mg2l.algo.networks import StackedGRU, StackedLinear, StackedMLP
-from mg2l.algo.normaliser import PopArt, ValueNorm
+from mg2l.algo.normaliser import LayerNorm, PopArt, RunningNorm, ValueNorm
 from mg2l.algo.vision import ImageEncoder, Vision
 from mg2l.config import PolicyConfig, PPOConfig
 
@@ -29,9 +28,10 @@ class _Body(nn.Module):
         observation: int,
         task: int,
         vision: Vision | None,
+        normalise: nn.Module,
     ) -> None:
         super().__init__()
-        self.normalise = config.use_feature_normalization
+        self.normalise = normalise
         one_hot = torch.eye(agents).unsqueeze(1) if config.share_policy and agents > 1 else None
         self.register_buffer("identity", one_hot, persistent=False)
         groups = 1 if config.share_policy else agents
@@ -63,8 +63,7 @@ class _Body(nn.Module):
         The observation is normalised apart from the rest, whose scale would otherwise swamp or
         drown it.
         """
-        if self.normalise:
-            observation = F.layer_norm(observation, observation.shape[-1:])
+        observation = self.normalise(observation)
         parts = [observation] if task is None else [observation, task]
         if self.identity is not None:
             parts.append(self.identity.expand(-1, observation.shape[1], -1))
@@ -103,8 +102,14 @@ class Actor(nn.Module):
         vision: Vision | None = None,
     ) -> None:
         super().__init__()
-        self.body = _Body(config, agents, observation, task, vision)
         groups = 1 if config.share_policy else agents
+        normalise: nn.Module = nn.Identity()
+        if config.observation_normalization == "layer":
+            normalise = LayerNorm(observation)
+        elif config.observation_normalization == "running":
+            image = 0 if vision is None else vision.pixels
+            normalise = RunningNorm(groups, observation, config.observation_clip, image)
+        self.body = _Body(config, agents, observation, task, vision, normalise)
         head: type[GaussianHead] | type[CategoricalHead]
         if isinstance(space, spaces.Discrete):
             head, size = CategoricalHead, int(space.n)
@@ -113,6 +118,24 @@ class Actor(nn.Module):
         else:
             raise ValueError(f"action space must be Box of one axis or Discrete, got {space}")
         self.head = head(groups, config.algo_hidden_size, size, config.gain, config.use_orthogonal)
+
+    def observe(self, observations: Tensor, active: Tensor | None) -> None:
+        """Take in observations that were acted on, and learned from, into their running moments.
+
+        Args:
+            observations: ``[*, A, O]``.
+            active: ``[*, A]`` bool, who was alive to see them; None is everybody.
+        """
+        if isinstance(self.body.normalise, RunningNorm):
+            self.body.normalise.update(observations, active)
+
+    def standardise(self, observations: Tensor) -> Tensor:
+        """Observations ``[*, A, O]`` by their running moments; unchanged where none are kept."""
+        if not isinstance(self.body.normalise, RunningNorm):
+            return observations
+        rows = observations.flatten(0, -3).transpose(0, 1)
+        standard: Tensor = self.body.normalise(rows)
+        return standard.transpose(0, 1).view_as(observations)
 
     @torch.no_grad()
     def act(
@@ -143,7 +166,10 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """Values ``V^i(o, z)`` of all agents, in units of the normaliser's standard deviation."""
+    """Values ``V^i(o, z)`` of all agents, in units of the normaliser's standard deviation.
+
+    With running moments of observations, it reads what `Actor.standardise` makes of them.
+    """
 
     def __init__(
         self,
@@ -155,7 +181,9 @@ class Critic(nn.Module):
         vision: Vision | None = None,
     ) -> None:
         super().__init__()
-        self.body = _Body(config, agents, observation, task, vision)
+        layer = config.observation_normalization == "layer"
+        normalise = LayerNorm(observation) if layer else nn.Identity()
+        self.body = _Body(config, agents, observation, task, vision, normalise)
         groups = 1 if config.share_policy else agents
         self.value = StackedLinear(groups, config.algo_hidden_size, 1, 1.0, config.use_orthogonal)
         self.normaliser: ValueNorm | None = None

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mg2l.algo.finite import require_finite
 from mg2l.algo.inference import TaskForCritic
+from mg2l.algo.moments import batch_moments
 from mg2l.algo.policy import Actor, Critic
 from mg2l.algo.rollout import Rollout
 from mg2l.config import PolicyConfig, PPOConfig
@@ -132,7 +133,8 @@ class PPO:
     # Preparing a batch.
 
     def _critic_observations(self, observations: Tensor) -> Tensor:
-        """``[*, N, A, O] -> [A, *, N, O or A O]``."""
+        """``[*, N, A, O] -> [A, *, N, O or A O]``, standardised as for the actors."""
+        observations = self.actor.standardise(observations)
         if not self.policy.use_centralized_V:
             return observations.movedim(-2, 0)
         joint = observations.flatten(-2)
@@ -165,9 +167,17 @@ class PPO:
         if not config.use_proper_time_limits:
             terminated, truncated = terminated | truncated, torch.zeros_like(truncated)
         normaliser = self.critic.normaliser
+        active = None if rollout.active is None else rollout.active.movedim(-1, 0)
+        kept = active if config.use_value_active_masks else None
         mean = std = None
         if normaliser is not None:
-            mean, std = (x.expand(agents).contiguous() for x in (normaliser.mean, normaliser.std))
+            if not bool(normaliser.weight.any()):
+                returns = self._returns_of_constant(rollout.rewards, terminated, truncated, kept)
+                normaliser.fold(returns.flatten(1), kept)
+            mean, std = (
+                x.to(values.dtype).expand(agents).contiguous()
+                for x in (normaliser.mean, normaliser.std)
+            )
         result = self.path.gae(
             rollout.rewards,
             values.movedim(0, -1),
@@ -180,21 +190,14 @@ class PPO:
             value_std=std,
         )
         advantages = result.advantages.movedim(-1, 0)
-        active = None if rollout.active is None else rollout.active.movedim(-1, 0)
-        if active is None:
-            # moments: [2, N, A] sums over time, so an agent's mean and variance are sums over N
-            total, squares = result.moments.sum(1) / (steps * envs)
-            centre, spread = total, (squares - total.square()).clamp(min=0).sqrt()
-        else:
-            centre = mean_per_agent(advantages, active)
-            spread = mean_per_agent((advantages - centre.view(-1, 1, 1)).square(), active).sqrt()
-        shape = (agents, 1, 1)
-        advantages = (advantages - centre.to(advantages.dtype).view(shape)) / (
-            spread.to(advantages.dtype).view(shape) + 1e-5
+        centre = batch_moments(
+            advantages.flatten(1).t(), None if active is None else active.flatten(1).t()
         )
+        centred = advantages.double() - centre.mean.view(-1, 1, 1)
+        advantages = centred / (centre.variance.sqrt().view(-1, 1, 1) + 1e-5)
+        advantages = advantages.to(values.dtype)
         values, returns = values[:, :-1], result.returns.movedim(-1, 0)
         if normaliser is not None:
-            kept = active if config.use_value_active_masks else None
             values = normaliser.update(returns.flatten(1), values.flatten(1), kept).view_as(returns)
             returns = normaliser.normalise(returns.flatten(1)).view_as(returns)
         told = None if rollout.task is None else rollout.task.permute(2, 0, 1, 3)
@@ -216,6 +219,37 @@ class PPO:
             action_mask=None if rollout.action_mask is None else rollout.action_mask.movedim(2, 0),
             active=active,
         )
+
+    def _returns_of_constant(
+        self, rewards: Tensor, terminated: Tensor, truncated: Tensor, kept: Tensor | None
+    ) -> Tensor:
+        """Returns ``[A, T, N]`` at the constant value of all states that is the best to begin with.
+
+        It is the one that equals its own mean return: TD's fixed point with a bias for the only
+        feature (LSTD(lambda): Boyan, 2002, doi:10.1023/A:1017936530646). A critic that began at 0
+        would take in the mean reward over ``1 - gamma`` a rollout at a time, and until then say
+        little but how many steps of the rollout are left.
+        """
+        config = self.config
+        lam = config.gae_lambda if config.use_gae else 1.0
+
+        def returns(rewards: Tensor, value: float) -> Tensor:
+            values = torch.full((len(rewards) + 1, *rewards.shape[1:]), value).to(rewards)
+            found = self.path.gae(
+                rewards, values, terminated, truncated, config.gamma, lam, final_values=values[1:]
+            ).returns
+            return found.movedim(-1, 0)
+
+        at_zero = returns(rewards.double(), 0.0)  # returns are linear in the value
+        slope = returns(torch.zeros_like(rewards, dtype=torch.float64), 1.0)
+        groups = len(self.critic.value.weight)
+        columns = None if kept is None else kept.reshape(groups, -1).t()
+        offset, gain = (
+            batch_moments(x.reshape(groups, -1).t(), columns).mean for x in (at_zero, slope)
+        )
+        left = 1 - gain  # 0 where nothing ends and nothing is discounted
+        value = torch.where(left > 1e-6, offset / left.clamp(min=1e-6), offset)
+        return at_zero + slope * value.expand(len(slope)).view(-1, 1, 1)
 
     def _values(
         self,

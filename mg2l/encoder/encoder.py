@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mg2l.algo.moments import RunningMoments
 from mg2l.algo.networks import StackedLinear
 from mg2l.algo.vision import ImageEncoder, Vision
 from mg2l.config import EncoderConfig
@@ -36,50 +37,21 @@ class Encoding(NamedTuple):
     """Each agent's own representation ``z^i``, ``[B, A, D]``; its gradients stop at ``x^i``."""
 
 
-class TransitionMoments(nn.Module):
-    """Mean and standard deviation of every feature of all transitions explored so far.
+class TransitionMoments(RunningMoments):
+    """Moments of every feature of all transitions explored so far.
 
     They are taken over agents too, so that the agents' transitions stay comparable.
+
+    Args:
+        features: width F of a transition.
     """
 
-    count: Tensor
-    mean: Tensor
-    square: Tensor
-
     def __init__(self, features: int) -> None:
-        super().__init__()
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("mean", torch.zeros(features, dtype=torch.float64))
-        self.register_buffer("square", torch.zeros(features, dtype=torch.float64))
+        super().__init__(features)
 
-    def update(self, transitions: Tensor) -> None:
-        """Fold in transitions ``[*, F]``."""
-        rows = transitions.flatten(0, -2).double()
-        self.count += len(rows)
-        share = len(rows) / self.count
-        self.mean += share * (rows.mean(0) - self.mean)
-        self.square += share * (rows.square().mean(0) - self.square)
-
-    def standardise(self, transitions: Tensor) -> Tensor:
-        """``(x - mean) / std`` of transitions ``[*, F]``; unchanged before the first update."""
-        if not bool(self.count):
-            return transitions
-        kind = transitions.dtype
-        return (transitions - self.mean.to(kind)) / self.std.to(kind)
-
-    def restore(self, standardised: Tensor) -> Tensor:
-        """What `standardise` was given."""
-        if not bool(self.count):
-            return standardised
-        kind = standardised.dtype
-        return standardised * self.std.to(kind) + self.mean.to(kind)
-
-    @property
-    def std(self) -> Tensor:
-        """Standard deviation ``[F]``; 1 before the first update."""
-        if not bool(self.count):
-            return torch.ones_like(self.mean)
-        return (self.square - self.mean.square()).clamp(min=1e-6).sqrt()
+    def update(self, rows: Tensor, kept: Tensor | None = None) -> None:
+        """Merge transitions ``[*, F]``, of which those count that ``kept`` ``[*]`` holds."""
+        super().update(rows.flatten(0, -2), None if kept is None else kept.flatten())
 
     def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """A layer on standardised transitions as a layer on transitions as they are.
@@ -91,10 +63,9 @@ class TransitionMoments(nn.Module):
         Returns:
             Weight and bias that give the same; unchanged before the first update.
         """
-        if not bool(self.count):
-            return weight, bias
-        weight = weight / self.std.to(weight.dtype)
-        return weight, bias - weight @ self.mean.to(weight.dtype)
+        scaled = weight.double() / self.std.double()
+        shift = scaled @ self.mean.double()
+        return scaled.to(weight.dtype), (bias.double() - shift).to(bias.dtype)
 
 
 class TransitionEncoder(nn.Module):

@@ -24,7 +24,9 @@ from safetensors import SafetensorError
 from mg2l.files import FileError, MissingFileError, parse_json, read_bytes, require
 from mg2l.run import tree
 
-FORMAT = 1
+FORMAT = 2
+"""1 kept moments as means of numbers and of their squares."""
+
 TENSORS, STRUCTURE = "state.safetensors", "state.json"
 _PARTIAL, _ASIDE, _TRASH = ".partial-", ".aside-", ".trash-"
 

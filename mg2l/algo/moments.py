@@ -1,0 +1,115 @@
+"""Mean and variance of numbers that come in batches, in a form that does not cancel.
+
+``E[x^2] - E[x]^2`` subtracts two large numbers where the mean is large beside the spread, and in
+float32 nothing is left at a mean of some thousand standard deviations. Here squares are taken
+around the mean, and batches are merged by their counts and the distance of their means (Chan, Golub
+and LeVeque, 1983, doi:10.1080/00031305.1983.10483115, eq. 2.1), all of it in float64.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+RESOLUTION = torch.finfo(torch.float32).eps
+"""Below this fraction of the mean, float32 has no digits for a standard deviation."""
+
+_SMALLEST = 1e-30  # what float32 can still divide by
+
+
+class Moments(NamedTuple):
+    """Of a batch, in float64; what is reduced is gone from the shapes."""
+
+    count: Tensor
+    """Numbers that counted."""
+
+    mean: Tensor
+    """0 where none counted."""
+
+    deviation: Tensor
+    """Sum of squared differences from the mean."""
+
+    @property
+    def variance(self) -> Tensor:
+        """Population variance; 0 where none counted."""
+        return self.deviation / self.count.clamp(min=1)
+
+
+def batch_moments(x: Tensor, kept: Tensor | None = None) -> Moments:
+    """Moments over the first axis.
+
+    Args:
+        x: ``[n, *S]``.
+        kept: bool, its axes the first ones of ``x``; only numbers count where it is true.
+            None is everywhere.
+
+    Returns:
+        ``mean`` and ``deviation`` ``[*S]``; ``count`` of the shape of ``kept`` without the first
+        axis, followed by ones, so that it broadcasts with them.
+    """
+    x = x.double()
+    if kept is None:
+        kept = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    weight = kept.to(x.dtype).view(*kept.shape, *[1] * (x.dim() - kept.dim()))
+    count = weight.sum(0)
+    mean = (weight * x).sum(0) / count.clamp(min=1)
+    return Moments(count, mean, (weight * (x - mean).square()).sum(0))
+
+
+class RunningMoments(nn.Module):
+    """Moments of all rows so far, each as important as any other.
+
+    Args:
+        shape: of a row. Where it has two axes, rows of the first may come in different numbers.
+    """
+
+    count: Tensor
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        counts = (*shape[:-1], 1)
+        self.register_buffer("count", torch.zeros(counts, dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("deviation", torch.zeros(shape, dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, rows: Tensor, kept: Tensor | None = None) -> None:
+        """Merge rows ``[n, *shape]``, of which those count that ``kept`` ``[n, ...]`` holds."""
+        batch = batch_moments(rows, kept)
+        total = self.count + batch.count
+        share = batch.count / total.clamp(min=1)
+        distance = batch.mean - self.mean
+        self.deviation += batch.deviation + self.count * share * distance.square()
+        self.mean += share * distance
+        self.count.copy_(total)
+
+    @property
+    def variance(self) -> Tensor:
+        """Population variance; 0 before the first row."""
+        return self.deviation / self.count.clamp(min=1)
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation; 1 where nothing has varied, as far as float32 can tell."""
+        std = self.variance.sqrt()
+        known = std > (RESOLUTION * self.mean.abs()).clamp(min=_SMALLEST)
+        return torch.where(known, std, torch.ones_like(std))
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """``(x - mean) / std`` of ``x`` ``[*, *shape]``; unchanged before the first row.
+
+        In float32 no digits are lost to a large mean: the difference from its nearest float32 is
+        exact where ``x`` is near, and what is left of the mean is subtracted then.
+        """
+        nearest = self.mean.float().to(x.dtype)
+        rest = (self.mean - nearest).to(x.dtype)
+        return (x - nearest - rest) / self.std.to(x.dtype)
+
+    def restore(self, standardised: Tensor) -> Tensor:
+        """What `standardise` was given."""
+        kind = standardised.dtype
+        return standardised * self.std.to(kind) + self.mean.to(kind)
