@@ -301,7 +301,10 @@ class Agent:
             self.told, self.belief = found["told"][0], found["next_state"][0]
         elif self.by == "last_step":
             width, size = len(self._row("observation", observation)), self._action_width
-            self.told = np.append(row[width : width + size + 1], np.float32(0))
+            described = self.manifest["told"]
+            mean, std = described.get("reward_mean", 0.0), described.get("reward_std", 1.0)
+            paid = (row[width + size] - mean) / std
+            self.told = np.append(row[width : width + size], [paid, 0]).astype(np.float32)
 
     def infer(self) -> Array:
         """Infer the task from what was observed since `forget`, and act on that from now on.

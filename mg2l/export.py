@@ -31,6 +31,7 @@ from mg2l.algo.alone import Belief, LocalInference, Policy, infer_alone, told_by
 from mg2l.algo.answers import Answer, Answers
 from mg2l.algo.learner import Learner
 from mg2l.algo.mg2l import MG2L
+from mg2l.algo.rl2 import RL2
 from mg2l.envs import registry
 from mg2l.files import write_bytes, write_json, writing
 from mg2l.loading import family_of
@@ -184,6 +185,9 @@ def describe(learner: Learner, network: LocalInference | Belief | None) -> dict[
         "context": None,
         "belief": None,
     }
+    if isinstance(inference, RL2):
+        rewards = inference.rewards
+        found["told"] |= {"reward_mean": float(rewards.mean), "reward_std": float(rewards.std)}
     if actor.body.gru is not None:
         reset = config.policy.recurrent_reset
         found["memory"] = {"shape": list(actor.body.state_shape), "reset": reset}

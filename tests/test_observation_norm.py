@@ -239,13 +239,15 @@ def test_an_agent_on_its_own_standardises_as_the_learner_does(values):
                 torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_an_exported_agent_standardises_as_the_run_does(tmp_path):
-    learner = standardising({"algo": "mappo"})
-    export.write_team(learner, tmp_path / "team")
-    rollout = follow(learner, None)
-    for index in range(learner.env.num_agents):
-        agent = Agent(tmp_path / "team", index, seed=0, deterministic=True)
-        check_follows(agent, rollout)
+@pytest.mark.parametrize("values", [RUNNING[0], RUNNING[2]], ids=str)
+def test_an_exported_agent_standardises_as_the_run_does(values, tmp_path):
+    """Observations, and the rewards that ``rl2`` reads."""
+    learner = standardising(values)
+    for _ in range(2):
+        learner.collect(learner.draw_tasks())
+    export.write_team(learner, tmp_path / "team", agents=[1])
+    agent = Agent(tmp_path / "team", 1, seed=0, deterministic=True)
+    check_follows(agent, follow(learner, "as always"))
 
 
 # Learning from one number.

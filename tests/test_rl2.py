@@ -39,6 +39,22 @@ def test_it_reads_its_last_action_reward_and_end(monkeypatch, discrete):
     assert torch.equal(told[:-1], task.flatten(2))
 
 
+def test_rewards_are_read_in_units_of_their_spread(monkeypatch):
+    """By the moments of earlier rollouts, so that what actors read is what they are trained on."""
+    learner = rl2(monkeypatch)
+    first, _ = collect(learner)
+    first.rewards[:] = 100 + 3 * torch.randn_like(first.rewards)
+    learner.inference.remember(first, np.zeros(8))
+    rollout, tell = collect(learner)
+    assert rollout.task is not None
+    rewards = first.rewards.double()
+    wanted = (rollout.rewards[:-1].double() - rewards.mean()) / rewards.std(unbiased=False)
+    torch.testing.assert_close(rollout.task[1:, ..., -2].double(), wanted, rtol=1e-4, atol=1e-4)
+    before = tell()
+    learner.inference.remember(rollout, np.zeros(8))
+    assert torch.equal(tell(), before)
+
+
 @pytest.mark.parametrize("reset", ["task", "episode"])
 def test_the_state_is_kept_across_episodes_of_a_task(monkeypatch, reset):
     """The log-probabilities of a second episode depend on the first, in acting and in training."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mg2l.algo.inference import TaskForCritic, TaskInference
+from mg2l.algo.moments import RunningMoments
 from mg2l.algo.rollout import Rollout
 from mg2l.algo.setting import Setting
 from mg2l.algo.transitions import Transitions
@@ -21,6 +22,7 @@ from mg2l.schema import ConfigError
 class RL2(TaskInference):
     """Beside its observation, an actor reads its previous action, reward and end of an episode.
 
+    Rewards are standardised by the running moments of all rewards of the rollouts before.
     What it makes of them is in the state of its GRU (``use_recurrent_policy``), which lasts for
     all episodes of a task (``recurrent_reset: task``, ``episodes_per_task``). There is no loss but
     PPO's.
@@ -31,6 +33,7 @@ class RL2(TaskInference):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.transitions, self.device = Transitions(setting), setting.device
+        self.rewards = RunningMoments(1)
         self.actor_width = setting.action + 2
         self.critic_width = self.agents * self.actor_width
 
@@ -41,6 +44,10 @@ class RL2(TaskInference):
 
     def tell_actors(self, tasks: np.ndarray, steps: int) -> LastStep:
         return LastStep(self, len(tasks))
+
+    def remember(self, rollout: Rollout, tasks: np.ndarray) -> None:
+        active = None if rollout.active is None else rollout.active.flatten()
+        self.rewards.update(rollout.rewards.view(-1, 1), active)
 
     def tell_critic(self, tasks: np.ndarray, rollout: Rollout) -> TaskForCritic:
         return TaskForCritic.as_actors(rollout)
@@ -53,7 +60,7 @@ class LastStep:
     """
 
     def __init__(self, inference: RL2, environments: int) -> None:
-        self.transitions = inference.transitions
+        self.transitions, self.rewards = inference.transitions, inference.rewards
         shape = (environments, inference.agents, inference.actor_width)
         self.last = torch.zeros(shape, device=inference.device)
 
@@ -69,4 +76,5 @@ class LastStep:
         over: Tensor,
     ) -> None:
         ended = over[:, None, None].expand(*rewards.shape, 1).to(rewards.dtype)
-        self.last = torch.cat([self.transitions.actions(actions), rewards.unsqueeze(-1), ended], -1)
+        paid = self.rewards.standardise(rewards.unsqueeze(-1))
+        self.last = torch.cat([self.transitions.actions(actions), paid, ended], -1)
