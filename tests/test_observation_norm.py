@@ -63,8 +63,8 @@ def test_each_number_is_standardised_and_clipped(groups, width):
     found, values = norm(rows), rows.double().numpy()
     for agent in range(3):
         own = seen[alive] if groups == 1 else seen[..., agent, :][alive[..., agent]]
-        own = own.double().numpy()
-        wanted = ((values[agent] - own.mean(0)) / own.std(0)).clip(-2, 2)
+        mean, std = own.double().mean(0), own.double().std(0, unbiased=False)
+        wanted = ((values[agent] - mean.numpy()) / std.numpy()).clip(-2, 2)
         np.testing.assert_allclose(found[agent], wanted, atol=1e-5)
     assert found.abs().max() <= 2
 

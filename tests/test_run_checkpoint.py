@@ -219,7 +219,7 @@ def test_another_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
     path = checkpoint.save(tmp_path, 1, {})
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="has format 99, this version of mg2l reads 1"):
+    with pytest.raises(CheckpointError, match="has format 99, this version of mg2l reads 2"):
         checkpoint.load(path)
 
 

@@ -72,7 +72,8 @@ POLICY: list[dict[str, Any]] = [
     {"use_clipped_value_loss": False},
     {"use_max_grad_norm": False},
     {"use_linear_lr_decay": True},
-    {"use_feature_normalization": True},
+    {"observation_normalization": "layer"},
+    {"observation_normalization": "running"},
     {"num_mini_batch": 2},
 ]
 CASES = [

@@ -74,7 +74,8 @@ class _FrozenNorm(nn.Module):
         self.limit, self.image = norm.limit if norm.known else math.inf, norm.image
 
     def forward(self, observations: Tensor) -> Tensor:
-        numbers = self.standardise(observations[..., self.image :]).clamp(-self.limit, self.limit)
+        numbers: Tensor = self.standardise(observations[..., self.image :])
+        numbers = numbers.clamp(-self.limit, self.limit)
         if not self.image:
             return numbers
         return torch.cat([observations[..., : self.image], numbers], -1)

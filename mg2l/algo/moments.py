@@ -22,8 +22,8 @@ _SMALLEST = 1e-30  # what float32 can still divide by
 class Moments(NamedTuple):
     """Of a batch, in float64; what is reduced is gone from the shapes."""
 
-    count: Tensor
-    """Numbers that counted."""
+    counted: Tensor
+    """How many numbers."""
 
     mean: Tensor
     """0 where none counted."""
@@ -34,7 +34,7 @@ class Moments(NamedTuple):
     @property
     def variance(self) -> Tensor:
         """Population variance; 0 where none counted."""
-        return self.deviation / self.count.clamp(min=1)
+        return self.deviation / self.counted.clamp(min=1)
 
 
 def batch_moments(x: Tensor, kept: Tensor | None = None) -> Moments:
@@ -46,7 +46,7 @@ def batch_moments(x: Tensor, kept: Tensor | None = None) -> Moments:
             None is everywhere.
 
     Returns:
-        ``mean`` and ``deviation`` ``[*S]``; ``count`` of the shape of ``kept`` without the first
+        ``mean`` and ``deviation`` ``[*S]``; ``counted`` of the shape of ``kept`` without the first
         axis, followed by ones, so that it broadcasts with them.
     """
     x = x.double()
@@ -80,8 +80,8 @@ class RunningMoments(nn.Module):
     def update(self, rows: Tensor, kept: Tensor | None = None) -> None:
         """Merge rows ``[n, *shape]``, of which those count that ``kept`` ``[n, ...]`` holds."""
         batch = batch_moments(rows, kept)
-        total = self.count + batch.count
-        share = batch.count / total.clamp(min=1)
+        total = self.count + batch.counted
+        share = batch.counted / total.clamp(min=1)
         distance = batch.mean - self.mean
         self.deviation += batch.deviation + self.count * share * distance.square()
         self.mean += share * distance

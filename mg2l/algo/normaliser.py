@@ -133,7 +133,7 @@ class ValueNorm(nn.Module):
         batch = batch_moments(
             targets.reshape(groups, -1).t(), None if kept is None else kept.reshape(groups, -1).t()
         )
-        rate = (1 - self.beta) * (batch.count > 0).double()  # no targets, no change
+        rate = (1 - self.beta) * (batch.counted > 0).double()  # no targets, no change
         self.weight.lerp_(torch.ones_like(rate), rate)
         share = rate / self.weight.clamp(min=torch.finfo(rate.dtype).tiny)
         distance = batch.mean - self.mean
