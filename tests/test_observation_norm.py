@@ -31,6 +31,7 @@ from mg2l.algo.policy import Actor
 from mg2l.config import PolicyConfig
 from mg2l.envs import registry
 from mg2l.envs.base import StepResult
+from mg2l.ops import reference
 from mg2l.schema import ConfigError
 
 
@@ -298,8 +299,12 @@ def test_one_number_is_learned_from_whatever_is_added_to_rewards(monkeypatch, bo
     assert np.mean(returns[-2:]) > -5.5
 
 
-def test_advantages_do_not_depend_on_a_constant_that_is_always_paid(monkeypatch):
-    learner = thermostat(monkeypatch)
+@pytest.mark.parametrize("popart", [False, True])
+@pytest.mark.parametrize("share", [False, True])
+def test_advantages_do_not_depend_on_a_constant_that_is_always_paid(monkeypatch, popart, share):
+    learner = thermostat(
+        monkeypatch, use_popart=popart, use_valuenorm=not popart, share_policy=share
+    )
     rollout, tell = collect(learner)
     before = copy.deepcopy(learner.critic.state_dict())
     plain = learner.ppo.prepare(rollout, tell())
@@ -311,7 +316,39 @@ def test_advantages_do_not_depend_on_a_constant_that_is_always_paid(monkeypatch)
     norm = learner.critic.normaliser
     assert norm is not None
     worth = rollout.rewards.double().mean((0, 1)) / (1 - learner.config.ppo.gamma)
+    worth = worth.mean(0, keepdim=True) if share else worth
     torch.testing.assert_close(norm.mean, worth, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"ends_at": 4}, {"mortal": True}, {"use_gae": False}])
+def test_values_begin_where_they_equal_their_own_returns(monkeypatch, options):
+    """Terminations count, and the dead do not; with every option of the estimator."""
+    learner = known_learner(monkeypatch, gamma=0.9, **options)
+    rollout, _ = collect(learner, 25)
+    rollout.rewards += 7
+    kept = None if rollout.active is None else rollout.active.movedim(-1, 0)
+    ended = (rollout.terminated, rollout.truncated)
+    returns = learner.ppo._returns_of_constant(rollout.rewards, *ended, kept)
+    ppo = learner.config.ppo
+    for agent in range(2):
+        counted = slice(None) if kept is None else kept[agent]
+        value = float(returns[agent][counted].mean())
+        constant = torch.full((26, 4, 2), value, dtype=torch.float64)
+        found = reference.gae(
+            rollout.rewards.double(), constant, *ended, ppo.gamma,
+            ppo.gae_lambda if ppo.use_gae else 1.0, final_values=constant[1:],
+        ).returns[..., agent]  # fmt: skip
+        torch.testing.assert_close(found, returns[agent])
+        assert value > 10  # 7 a step are worth 70, less where episodes end
+
+
+def test_nothing_ends_and_nothing_is_discounted(monkeypatch):
+    """Then no constant equals its own returns, and values begin at those of one rollout."""
+    learner = thermostat(monkeypatch, gamma=1.0)
+    batch, _ = prepared(learner)
+    assert batch.returns.isfinite().all()
+    assert learner.critic.normaliser is not None
+    assert learner.critic.normaliser.mean.abs().max() < 100
 
 
 def test_layer_norm_over_one_number_is_one_line(monkeypatch):
