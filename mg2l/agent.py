@@ -303,7 +303,7 @@ class Agent:
             width, size = len(self._row("observation", observation)), self._action_width
             described = self.manifest["told"]
             mean, std = described.get("reward_mean", 0.0), described.get("reward_std", 1.0)
-            paid = (row[width + size] - mean) / std
+            paid = (float(row[width + size]) - mean) / std
             self.told = np.append(row[width : width + size], [paid, 0]).astype(np.float32)
 
     def infer(self) -> Array:

@@ -22,10 +22,9 @@ from mg2l.schema import ConfigError
 class RL2(TaskInference):
     """Beside its observation, an actor reads its previous action, reward and end of an episode.
 
-    Rewards are standardised by the running moments of all rewards of the rollouts before.
-    What it makes of them is in the state of its GRU (``use_recurrent_policy``), which lasts for
-    all episodes of a task (``recurrent_reset: task``, ``episodes_per_task``). There is no loss but
-    PPO's.
+    Rewards come standardised by the running moments of those of earlier rollouts. What it makes of
+    all that is in the state of its GRU (``use_recurrent_policy``), which lasts for all episodes of
+    a task (``recurrent_reset: task``, ``episodes_per_task``). There is no loss but PPO's.
 
     Decentralised: an agent remembers what happened to itself alone. The critic reads everybody's.
     """
@@ -47,7 +46,7 @@ class RL2(TaskInference):
 
     def remember(self, rollout: Rollout, tasks: np.ndarray) -> None:
         active = None if rollout.active is None else rollout.active.flatten()
-        self.rewards.update(rollout.rewards.view(-1, 1), active)
+        self.rewards.update(rollout.rewards.reshape(-1, 1), active)
 
     def tell_critic(self, tasks: np.ndarray, rollout: Rollout) -> TaskForCritic:
         return TaskForCritic.as_actors(rollout)
