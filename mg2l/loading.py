@@ -11,9 +11,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from mg2l.config import Config
 from mg2l.envs import EnvConfig, registry
@@ -57,55 +59,53 @@ ALIASES: dict[str, tuple[str, dict[Any, Any]]] = {
 
 
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
-MAX_TEXT = 4096
-"""Characters of a text at most that interpolations make."""
+MAX_EXPANDED = 100_000
+"""Characters and values of a file at most, once interpolations are in their places."""
 
 
 def interpolate(mapping: dict[str, Any]) -> dict[str, Any]:
     """Put values in the place of interpolations such as ``${n_agents}``, within one file.
 
-    ``${key}`` stands for the value of another key, or within a text for it as text. Nothing else
-    does anything: no environment variables, no functions.
+    OmegaConf does it, but of its syntax only the names of other keys are let through: no resolvers,
+    which read the environment or call functions.
 
     Raises:
-        ConfigError: a key is missing, leads back to itself or to a group; or it is no key.
+        ConfigError: a key is missing or leads back to itself, what stands in ``${...}`` is no key,
+            or it all becomes too large.
     """
-    known: dict[str, Any] = {}
+    _expanded(mapping, mapping, {}, ())
+    try:
+        found = OmegaConf.to_container(OmegaConf.create(mapping), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    return cast("dict[str, Any]", found)
 
-    def look_up(key: str, chain: tuple[str, ...]) -> Any:
-        if key in chain:
-            raise ConfigError(f"${{{key}}} leads back to itself")
-        if key not in known:
-            value: Any = mapping
-            for word in key.split("."):
-                if not isinstance(value, dict) or word not in value:
-                    raise ConfigError(f"${{{key}}}: there is no key {key!r} in this file")
-                value = value[word]
-            items = value if isinstance(value, list) else [value]
-            if any(isinstance(item, (dict, list)) for item in items):
-                raise ConfigError(f"${{{key}}} must be a value or a list of values")
-            known[key] = resolve(value, (*chain, key))
-        return known[key]
 
-    def resolve(value: Any, chain: tuple[str, ...]) -> Any:
-        if isinstance(value, dict):
-            return {key: resolve(inner, chain) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [resolve(inner, chain) for inner in value]
-        if not isinstance(value, str) or "${" not in value:
-            return value
-        whole = _INTERPOLATION.fullmatch(value)
-        if whole:
-            return look_up(whole[1], chain)
+def _expanded(
+    value: Any, mapping: dict[str, Any], known: dict[str, int], chain: tuple[str, ...]
+) -> int:
+    """Size of a value with its interpolations in their places; judges them on the way."""
+    if isinstance(value, (dict, list)):
+        inner = value.values() if isinstance(value, dict) else value
+        size = 1 + sum(_expanded(item, mapping, known, chain) for item in inner)
+    elif not isinstance(value, str):
+        return 1
+    else:
         if "${" in _INTERPOLATION.sub("", value):
             raise ConfigError(f"{value!r}: only the name of a key may stand in ${{...}}")
-        text = _INTERPOLATION.sub(lambda match: str(look_up(match[1], chain)), value)
-        if len(text) > MAX_TEXT:
-            raise ConfigError(f"{value[:80]!r} makes more than {MAX_TEXT} characters")
-        return text
-
-    found: dict[str, Any] = resolve(mapping, ())
-    return found
+        size = len(value)
+        for name in _INTERPOLATION.findall(value):
+            if name in chain:
+                raise ConfigError(f"${{{name}}} leads back to itself")
+            if name not in known:
+                meant: Any = mapping
+                for word in name.split("."):
+                    meant = meant.get(word) if isinstance(meant, dict) else None
+                known[name] = _expanded(meant, mapping, known, (*chain, name))
+            size += known[name]
+    if size > MAX_EXPANDED:
+        raise ConfigError(f"interpolations make more than {MAX_EXPANDED} characters and values")
+    return size
 
 
 def _read(path: Path) -> dict[str, Any]:
