@@ -177,9 +177,13 @@ class Schema:
         if leaf in self.by_name and (group in self.groups or not group):
             right = self.by_name[leaf].path
             raise ConfigError(f"key {leaf!r} does not belong to {group!r}; did you mean {right!r}?")
-        for family in registry.names():
-            if leaf in {key.name for key in keys(registry.config_class(family))}:
-                raise ConfigError(f"{leaf!r} is a key of env family {family}, not of {self.family}")
+        others = [
+            family for family in registry.names()
+            if leaf in {key.name for key in keys(registry.config_class(family))}
+        ]  # fmt: skip
+        if others:
+            listed = ", ".join(others)
+            raise ConfigError(f"{leaf!r} is a key of env family {listed}, not of {self.family}")
         near = nearest(name, [*self.by_path]) if group else nearest(name, [*self.by_name])
         raise ConfigError(f"unknown key {name!r}{near or '; --help lists all keys'}")
 

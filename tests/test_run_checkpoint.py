@@ -491,7 +491,7 @@ def test_a_stream_of_another_device_is_fresh(tmp_path, recorded):
 
     def first(seed, iteration):
         own, tasks = torch.Generator(), np.random.default_rng(9)
-        streams = {"actions": own, "tasks": tasks}
+        streams: dict[str, Any] = {"actions": own, "tasks": tasks}
         assert set_random_state(read, streams, fresh=(seed, iteration)) == ["actions"]
         assert tasks.random() == np.random.default_rng(1).random()
         return torch.rand(3, generator=own).tolist()
