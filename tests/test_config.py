@@ -430,7 +430,11 @@ def test_retired_keys_say_why(capsys, write, key):
         ("algo", "family: mpe-spread", "chosen by --env"),
         ("env", "n_agents: 3", "must begin with 'family: NAME'"),
         ("env", "family: mpe-spred", "did you mean 'mpe-spread'?"),
-        ("env", "family: mpe-spread\nn_prey: 3", "'n_prey' is a key of env family mpe-bounty, mpe-"),
+        (
+            "env",
+            "family: mpe-spread\nn_prey: 3",
+            "'n_prey' is a key of env family mpe-bounty, mpe-",
+        ),
     ],
 )
 def test_files_are_refused_by_name(capsys, write, kind, text, message):
