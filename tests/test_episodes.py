@@ -187,7 +187,7 @@ def test_tests_in_the_course_of_training():
 
 @pytest.mark.parametrize("algo", ["mg2l", "varibad"])
 def test_evaluation_and_its_table(algo, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "load", lambda path: learner_of(algo))
+    monkeypatch.setattr(evaluate, "load", lambda path, **options: learner_of(algo))
     found, played = evaluate.evaluate(tmp_path, None, [0, 1], 2, 0, False)
     held_out = [row for row in found["results"] if row["split"] == "test"]
     for row in held_out:
