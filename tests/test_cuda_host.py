@@ -335,24 +335,35 @@ def test_pia_pool_over_schedules(pia_pool: Library, seed: int) -> None:
         check_case(pia_pool, case, Schedule(seed=seed, preempt=preempt))
 
 
-def test_pia_pool_where_a_logit_overflows(pia_pool: Library) -> None:
-    """An input whose logit is minus infinity weighs nothing, also where a warp sees it first."""
-    case = pia_pool_cases.case((1, 9, 1, 2), 1, np.float32)
-    case.inputs["x"][0, 0] = -3e38
-    case.inputs["query"][:] = 2
-    assert not pia_pool.call(case.function, case.arguments)
-    logits = case.inputs["x"][0, 1:, 0].sum(1, dtype=np.float64) * 2
-    wanted = np.exp(logits - logits.max())
-    np.testing.assert_allclose(case.outputs["weights"][0, 0, 0, 1:], wanted / wanted.sum(), 1e-5)
-    assert case.outputs["weights"][0, 0, 0, 0] == 0
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -3e38])
+@pytest.mark.parametrize("at", [0, 3, 8])
+def test_pia_pool_does_not_hide_what_is_not_finite(
+    pia_pool: Library, at: int, value: float
+) -> None:
+    """Nor a logit that overflows; another set is as it was, and so are gradients."""
+    for backward in (False, True):
+        case = pia_pool_cases.case((2, 9, 1, 2), 1, np.float32, backward=backward)
+        case.inputs["x"][0, at] = value
+        case.inputs["query"][:] = 2
+        if backward:
+            for name in ("lse", "pooled"):
+                case.inputs[name][0] = np.nan
+        assert not pia_pool.call(case.function, case.arguments)
+        for name in ("grad_x",) if backward else ("pooled", "lse", "weights"):
+            assert np.isnan(case.outputs[name][0]).all()
+            assert np.isfinite(case.outputs[name][1]).all()
 
 
-def test_pia_pool_does_not_hide_nan(pia_pool: Library) -> None:
-    case = pia_pool_cases.case((1, 9, 1, 2), 1, np.float32)
-    case.inputs["x"][0, 3] = np.nan
-    assert not pia_pool.call(case.function, case.arguments)
-    for name in ("pooled", "lse", "weights"):
-        assert np.isnan(case.outputs[name]).all()
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_pairwise_lse_does_not_hide_what_is_not_finite(pairwise: Library, value: float) -> None:
+    for name in ("key", "query"):
+        case = pairwise_cases.case((2, 3, 40, 2), np.float32)
+        case.inputs[name][0, 2] = value
+        assert not pairwise.call(case.function, case.arguments)
+        own = slice(None) if name == "key" else 2
+        for result in ("lse", "lse_negatives"):
+            assert np.isnan(case.outputs[result][0, own]).all()
+            assert np.isfinite(case.outputs[result][1]).all()
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -407,7 +418,13 @@ def test_a_copy_of_the_positive_ties_with_it_on_cuda(
 
 
 def test_a_positive_that_is_no_key_gives_nan_and_reads_nothing(pairwise: Library) -> None:
-    case = pairwise_cases.case((1, 4, 5, 3), np.float32)
-    case.inputs["positive"][0, 1] = 5
-    assert not pairwise.call(case.function, case.arguments)
-    assert np.isnan(case.outputs["lse"]).tolist() == [[False, True, False, False]]
+    for key in (-1, 5, 10**9, -(10**15)):
+        case = pairwise_cases.case((1, 4, 5, 3), np.float32)
+        case.inputs["positive"][0, 1] = key
+        assert not pairwise.call(case.function, case.arguments)
+        assert np.isnan(case.outputs["lse"]).tolist() == [[False, True, False, False]]
+        back = pairwise_cases.case((1, 4, 5, 3), np.float32, backward=True)
+        back.inputs["positive"][0, 1] = key
+        back.inputs["lse"][0, 1] = np.nan
+        assert not pairwise.call(back.function, back.arguments)
+        assert np.isnan(back.outputs["grad_query"][0, 1]).all()

@@ -8,7 +8,6 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
-from mg2l._warehouse import Warehouses
 from mg2l.envs.base import BoolArray, FloatArray
 from mg2l.envs.copies import CopiesEnv
 from mg2l.envs.rware.draw import draw_warehouse
@@ -73,6 +72,8 @@ class LayoutEnv(CopiesEnv):
 
     def _simulator(self) -> Any:
         """What steps the copies."""
+        from mg2l._warehouse import Warehouses
+
         config = self.config
         layouts = [cells.astype("S1").view(np.uint8) for cells in self._cells]
         return Warehouses(

@@ -53,8 +53,9 @@ def encode_context(
     Raises:
         ValueError: ``approximate`` is neither ``none`` nor ``tanh``.
         RuntimeError: Shapes, dtypes or devices do not fit, a context is empty, an index is out of
-            range, or gradients are wanted for rows that are gathered by ``index``; or a second
-            derivative is asked for.
+            range (on CUDA, where looking would wait for the device, what is made of it is NaN), or
+            gradients are wanted for rows that are gathered by ``index``; or a second derivative is
+            asked for.
 
     Example:
         >>> context, zeros = torch.ones(1, 5, 3, 2), torch.zeros(2)

@@ -56,8 +56,9 @@ def pairwise_lse(
     Raises:
         ValueError: ``clip`` is not positive.
         RuntimeError: Shapes, dtypes or devices do not fit, ``scale`` is not finite, ``positive`` is
-            out of range, there is no key, or only one of the labels is given; or a second
-            derivative is asked for.
+            out of range (on CUDA, where looking would wait for the device, the query's results are
+            NaN), there is no key, or only one of the labels is given; or a second derivative is
+            asked for.
 
     Example:
         >>> pairwise_lse(torch.zeros(1, 2), torch.zeros(3, 2), torch.tensor([0])).lse

@@ -95,7 +95,8 @@ def pia_pool(
     logits = query @ x.transpose(-1, -2)
     logits = logits * _one_if_finite(logits)
     if mask is not None:
-        logits = logits.masked_fill(~mask, -math.inf)
+        # Where a set has no member at all, infinities would be NaN in its gradients.
+        logits = logits.masked_fill(~mask & mask.any(-1, keepdim=True), -math.inf)
     weights = logits.softmax(-1)
     if mask is not None:
         weights = torch.where(mask, weights, 0)  # a set without members pools to 0
