@@ -15,9 +15,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mg2l.config import EncoderConfig
-from mg2l.encoder.encoder import TaskEncoder
-from mg2l.encoder.objective import Objective
+from mg2l.algorithms.encoder import TaskEncoder
+from mg2l.algorithms.mg2l.objective import Objective
+from mg2l.config.sections import EncoderConfig
 
 FEATURES = 23
 SIZES = {

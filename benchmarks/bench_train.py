@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from mg2l import loading
-from mg2l.algo.learner import Learner
+from mg2l.config import files as loading
 from mg2l.train import iterate
+from mg2l.training.learner import Learner
 
 ROUNDS = 5
 PHASES = ("time/rollout", "time/ppo", "time/encoder")

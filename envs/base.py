@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import ArrayLike, NDArray
 
-from mg2l.schema import Section, bounded
+from mg2l.core.schema import Section, bounded
 
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]

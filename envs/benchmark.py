@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mg2l import cli
+from mg2l.core.schema import ConfigError
 from mg2l.envs import EnvConfig, gate, registry
 from mg2l.envs.command import env_config, positive
 from mg2l.envs.random_actions import random_actions
-from mg2l.schema import ConfigError
 
 ROUNDS = 5
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from mg2l.config.files import load_config
 from mg2l.envs import EnvConfig
-from mg2l.loading import load_config
 
 
 def positive(text: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from mg2l.packages import require
+from mg2l.core.packages import require
 
 
 def load(module: str, extra: str) -> Any:

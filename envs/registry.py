@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mg2l.core.files import read_bytes
+from mg2l.core.schema import ConfigError
 from mg2l.envs.base import EnvConfig, VectorEnv
-from mg2l.files import read_bytes
-from mg2l.schema import ConfigError
 
 GROUP = "mg2l.envs"
 """Group of entry points: ``family-name = "package.module"``, a module that registers it."""

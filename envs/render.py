@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from mg2l import cli
+from mg2l.core.schema import ConfigError
 from mg2l.envs import EnvConfig, registry, video
 from mg2l.envs.base import TaskSet
 from mg2l.envs.command import env_config, positive
 from mg2l.envs.random_actions import random_actions
-from mg2l.schema import ConfigError
 
 
 def _check_task(task: int, tasks: TaskSet) -> None:
@@ -54,8 +54,8 @@ def film_trained(
         CheckpointError: the run has no whole checkpoint.
     """
     # Only here: everything of learning is above the environments.
-    from mg2l.algo.meta_test import MetaTest
     from mg2l.evaluate import load
+    from mg2l.evaluation.meta_test import MetaTest
 
     learner = load(run, trust=trust)
     try:

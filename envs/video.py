@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mg2l.core.files import replacing
+from mg2l.core.packages import require
+from mg2l.core.schema import ConfigError
 from mg2l.envs.base import FloatArray, Info, StepResult, VectorEnv
-from mg2l.files import replacing
-from mg2l.packages import require
-from mg2l.schema import ConfigError
 
 Frames = Sequence[NDArray[np.uint8]]
 

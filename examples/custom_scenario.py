@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mg2l.core.schema import bounded
 from mg2l.envs import EnvConfig, TaskSet, registry
 from mg2l.envs.base import FloatArray
 from mg2l.envs.particle import Bodies, ParticleScenario, World, factory
 from mg2l.envs.particle.world import Doubles, distances, write_offsets, write_positions
-from mg2l.schema import bounded
 
 
 @dataclass

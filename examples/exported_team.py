@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from mg2l.agent import Agent
+from mg2l.deploy.agent import Agent
 from mg2l.envs import registry
 
 SHOTS = 2

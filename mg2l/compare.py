@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from mg2l import cli
-from mg2l.files import replacing
-from mg2l.groups import End, Group, curve, different_steps, end, groups_below
-from mg2l.packages import require
-from mg2l.results import printable
-from mg2l.schema import ConfigError
+from mg2l.core.files import replacing
+from mg2l.core.packages import require
+from mg2l.core.schema import ConfigError
+from mg2l.evaluation.groups import End, Group, curve, different_steps, end, groups_below
+from mg2l.evaluation.results import printable
 
 HEADER = (
     *("environment", "algorithm", "seeds", "iterations", "environment steps", "return"),

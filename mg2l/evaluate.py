@@ -20,15 +20,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mg2l import cli, film, statistics
-from mg2l.algo.context import ContextInference
-from mg2l.algo.learner import Learner
-from mg2l.algo.meta_test import MetaTest, Scored
+from mg2l import cli
+from mg2l.algorithms.context import ContextInference
+from mg2l.core.files import replacing, write_json
+from mg2l.core.schema import ConfigError
 from mg2l.envs import video
-from mg2l.files import replacing, write_json
-from mg2l.run import checkpoint
-from mg2l.run.device import select_device
-from mg2l.schema import ConfigError
+from mg2l.evaluation import film, statistics
+from mg2l.evaluation.meta_test import MetaTest, Scored
+from mg2l.training import checkpoint
+from mg2l.training.device import select_device
+from mg2l.training.learner import Learner
 
 SPLITS = ("test", "train", "ood")
 MISMATCHED = 12
@@ -140,7 +141,7 @@ def load(path: Path, device: torch.device | None = None, trust: bool = False) ->
     Args:
         path: folder of the run.
         device: where it is to live; None is where it was trained.
-        trust: import the code that the run names, see `mg2l.loading.config_from_yaml`.
+        trust: import the code that the run names, see `mg2l.config.files.config_from_yaml`.
 
     Raises:
         ConfigError: no run lies at ``path``.

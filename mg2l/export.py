@@ -27,25 +27,25 @@ import torch
 from gymnasium import spaces
 
 from mg2l import cli, evaluate
-from mg2l.algo.alone import Belief, LocalInference, Policy, infer_alone, told_by
-from mg2l.algo.answers import Answer, Answers
-from mg2l.algo.learner import Learner
-from mg2l.algo.mg2l import MG2L
-from mg2l.algo.rl2 import RL2
+from mg2l.algorithms.mg2l.algorithm import MG2L
+from mg2l.algorithms.rl2 import RL2
+from mg2l.config.files import family_of
+from mg2l.core.files import write_bytes, write_json, writing
+from mg2l.core.packages import require
+from mg2l.core.schema import ConfigError
+from mg2l.deploy.alone import Belief, LocalInference, Policy, infer_alone, told_by
+from mg2l.deploy.answers import Answer, Answers
 from mg2l.envs import registry
-from mg2l.files import write_bytes, write_json, writing
-from mg2l.loading import family_of
-from mg2l.packages import require
-from mg2l.run import checkpoint
-from mg2l.schema import ConfigError
+from mg2l.training import checkpoint
+from mg2l.training.learner import Learner
 
 FORMAT = 1
-"""Of ``export.json``, as ``mg2l.agent`` reads it."""
+"""Of ``export.json``, as ``mg2l.deploy.agent`` reads it."""
 
 TOLERANCE = 1e-5
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 VERSIONS = ("mg2l", "torch", *PACKAGES)
-RUNTIME = Path(__file__).with_name("agent.py")
+RUNTIME = Path(__file__).parent / "deploy" / "agent.py"
 
 Network = Policy | LocalInference | Belief
 
@@ -122,7 +122,7 @@ def _fixed_length(network: Network) -> bool:
 
 def _deviation(network: Network, answers: list[Answer], stem: Path) -> float:
     # Here, once it is known that onnxruntime is installed.
-    from mg2l.agent import Network as Session
+    from mg2l.deploy.agent import Network as Session
 
     reloaded = torch.export.load(stem.with_suffix(".pt2")).module()
     session = Session(stem.with_suffix(".onnx").read_bytes())

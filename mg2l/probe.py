@@ -17,16 +17,16 @@ import numpy as np
 import torch
 
 from mg2l import cli, evaluate
-from mg2l.algo.context import ContextInference
-from mg2l.algo.learner import Learner
-from mg2l.algo.mg2l import MG2L
-from mg2l.files import replacing, write_json
-from mg2l.packages import require
-from mg2l.replay import ContextReplay
-from mg2l.representation import Map, describe, maps, plane
-from mg2l.run import checkpoint
-from mg2l.run.checkpoint import CheckpointError
-from mg2l.schema import ConfigError
+from mg2l.algorithms.context import ContextInference
+from mg2l.algorithms.mg2l.algorithm import MG2L
+from mg2l.core.files import replacing, write_json
+from mg2l.core.packages import require
+from mg2l.core.schema import ConfigError
+from mg2l.evaluation.representation import Map, describe, maps, plane
+from mg2l.experience.replay import ContextReplay
+from mg2l.training import checkpoint
+from mg2l.training.checkpoint import CheckpointError
+from mg2l.training.learner import Learner
 
 EPISODES = 600
 """Fresh episodes per task, half of them for fitting.

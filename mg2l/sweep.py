@@ -21,15 +21,16 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from mg2l import cli, compare, groups, results
-from mg2l.algo import registry
-from mg2l.algo.context import ContextInference
-from mg2l.files import FileError, parse_json, read_text, require, write_text
-from mg2l.jobs import RESULTS, THREADS, Job, locked, logged, start
-from mg2l.results import printable
-from mg2l.run.folder import LOCK, take_lock
-from mg2l.run.stop import GracefulStop
-from mg2l.schema import ConfigError
+from mg2l import cli, compare
+from mg2l.algorithms.context import ContextInference
+from mg2l.cli.jobs import RESULTS, THREADS, Job, locked, logged, start
+from mg2l.config import algorithms as registry
+from mg2l.core.files import FileError, parse_json, read_text, require, write_text
+from mg2l.core.schema import ConfigError
+from mg2l.evaluation import groups, results
+from mg2l.evaluation.results import printable
+from mg2l.training.folder import LOCK, take_lock
+from mg2l.training.stop import GracefulStop
 
 ATTEMPTS = 3
 """Times that a run is started within one sweep before it counts as failed."""

@@ -17,24 +17,24 @@ import numpy as np
 import torch
 
 from mg2l import cli
-from mg2l.algo.finite import NonFiniteLossError
-from mg2l.algo.learner import Learner
-from mg2l.algo.meta_test import PeriodicTest
-from mg2l.algo.rollout import Rollout
-from mg2l.config import Config
+from mg2l.config.files import about, flat
+from mg2l.config.sections import Config
+from mg2l.core.files import WriteError
+from mg2l.core.schema import ConfigError
 from mg2l.envs.base import EnvError
-from mg2l.files import WriteError
-from mg2l.loading import about, flat
-from mg2l.run import checkpoint
-from mg2l.run.checkpoint import CheckpointError
-from mg2l.run.device import select_device
-from mg2l.run.finite import check_finite
-from mg2l.run.folder import RunFolder
-from mg2l.run.metrics import MetricsLogger
-from mg2l.run.progress import RunProgress
-from mg2l.run.random_state import random_state, set_random_state
-from mg2l.run.stop import GracefulStop, broken_output, status_of
-from mg2l.schema import ConfigError
+from mg2l.evaluation.meta_test import PeriodicTest
+from mg2l.experience.finite import NonFiniteLossError
+from mg2l.experience.rollout import Rollout
+from mg2l.training import checkpoint
+from mg2l.training.checkpoint import CheckpointError
+from mg2l.training.device import select_device
+from mg2l.training.finite import check_finite
+from mg2l.training.folder import RunFolder
+from mg2l.training.learner import Learner
+from mg2l.training.metrics import MetricsLogger
+from mg2l.training.progress import RunProgress
+from mg2l.training.random_state import random_state, set_random_state
+from mg2l.training.stop import GracefulStop, broken_output, status_of
 
 
 def iterate(

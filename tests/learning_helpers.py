@@ -9,10 +9,10 @@ import pytest
 import torch
 from method_helpers import TINY, KnownConfig, KnownEnv
 
-from mg2l import loading
-from mg2l.algo.learner import Learner
+from mg2l.config import files as loading
 from mg2l.envs import registry
 from mg2l.envs.base import StepResult
+from mg2l.training.learner import Learner
 
 
 class PaidEnv(KnownEnv):

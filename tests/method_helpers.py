@@ -13,16 +13,16 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import ArrayLike, NDArray
 
-from mg2l import loading
-from mg2l.algo.inference import TaskForCritic
-from mg2l.algo.learner import Learner
-from mg2l.algo.mg2l import MG2L
-from mg2l.algo.ppo import Batch
-from mg2l.algo.rollout import Rollout
-from mg2l.config import Config
+from mg2l.algorithms.base import TaskForCritic
+from mg2l.algorithms.mg2l.algorithm import MG2L
+from mg2l.config import files as loading
+from mg2l.config.sections import Config
+from mg2l.core.schema import bounded
 from mg2l.envs import registry
 from mg2l.envs.base import EnvConfig, FloatArray, Info, StepResult, TaskSet, VectorEnv
-from mg2l.schema import bounded
+from mg2l.experience.rollout import Rollout
+from mg2l.training.learner import Learner
+from mg2l.training.ppo import Batch
 
 TINY = {
     "gpu_id": -1,

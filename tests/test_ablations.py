@@ -7,8 +7,8 @@ import pytest
 import torch
 from method_helpers import collect, inference_of, tiny_learner
 
-from mg2l import loading
-from mg2l.config import EncoderConfig
+from mg2l.config import files as loading
+from mg2l.config.sections import EncoderConfig
 
 CHANGES: dict[str, dict[str, Any]] = {
     "mg2l-global-only": {"told_actors": "global", "local_to_encoder": False},

@@ -9,9 +9,10 @@ import pytest
 import torch
 from method_helpers import tiny_config
 
-from mg2l import loading, train
-from mg2l.algo.learner import Learner
-from mg2l.run.folder import RunFolder
+from mg2l import train
+from mg2l.config import files as loading
+from mg2l.training.folder import RunFolder
+from mg2l.training.learner import Learner
 
 
 def next_metrics(learner: Learner, iteration: int) -> str:

@@ -63,7 +63,7 @@ def test_a_wheel_holds_every_file(tmp_path: Path) -> None:
     wanted |= {f"mg2l/{p.relative_to(PACKAGE)}" for p in PACKAGE.rglob("*.py")}
     wanted |= {"mg2l/py.typed", "mg2l/_particle.pyi", "mg2l/_warehouse.pyi"}
     wanted |= {"mg2l/report/page.css", "mg2l/report/page.js"}
-    for part in ("mg2l/configs/env/", "mg2l/envs/particle/", "mg2l/ops/", "mg2l/algo/"):
+    for part in ("mg2l/configs/env/", "mg2l/envs/particle/", "mg2l/ops/", "mg2l/algorithms/"):
         assert any(name.startswith(part) for name in wanted), part
     assert wanted <= names
     assert "mg2l/_C.abi3.so" in names
@@ -149,7 +149,7 @@ def test_wrong_build_options_are_refused(variable: str, value: str, message: str
 def test_every_folder_sees_one_package(tmp_path: Path) -> None:
     code = (
         "import sys, mg2l, mg2l.configs, mg2l.envs.registry as registry;"
-        "from mg2l.loading import load_config;"
+        "from mg2l.config.files import load_config;"
         "print(mg2l.__file__, sys.modules['mg2l.envs'].__file__, list(mg2l.configs.__path__)[0]);"
         "print(type(load_config().env) is registry.config_class('mpe-spread'));"
         "print([name for name in sys.modules if name in ('envs', 'configs')])"
@@ -173,7 +173,7 @@ def test_commands_run_from_another_folder(module: str, tmp_path: Path) -> None:
 
 def test_mypy_sees_one_package() -> None:
     """A file under two module names would be mypy's own error."""
-    done = run(sys.executable, "-m", "mypy", "mg2l/envs/base.py", "mg2l/schema.py", cwd=ROOT)
+    done = run(sys.executable, "-m", "mypy", "mg2l/envs/base.py", "mg2l/core/schema.py", cwd=ROOT)
     assert done.returncode == 0, done.stdout
 
 

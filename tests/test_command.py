@@ -16,11 +16,11 @@ import pytest
 from hostile_helpers import small_run, status
 
 from mg2l import cli, evaluate, train
-from mg2l.files import WriteError, read_json
-from mg2l.run import checkpoint
-from mg2l.run.metrics import read_metrics
-from mg2l.run.stop import GracefulStop, Interrupted, Output
-from mg2l.schema import ConfigError
+from mg2l.core.files import WriteError, read_json
+from mg2l.core.schema import ConfigError
+from mg2l.training import checkpoint
+from mg2l.training.metrics import read_metrics
+from mg2l.training.stop import GracefulStop, Interrupted, Output
 
 ENOSPC = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -11,10 +11,12 @@ from typing import Any, get_args, get_origin
 import pytest
 import yaml
 
-from mg2l import cli, loading, schema
-from mg2l.config import Config
+from mg2l import cli
+from mg2l.config import files as loading
+from mg2l.config.files import Schema, config_from_yaml, config_to_yaml, flat, load_config
+from mg2l.config.sections import Config
+from mg2l.core import schema
 from mg2l.envs import EnvConfig, registry
-from mg2l.loading import Schema, config_from_yaml, config_to_yaml, flat, load_config
 
 FAMILIES = registry.names()
 
@@ -533,7 +535,7 @@ def test_the_module_refuses_with_status_2():
 @pytest.fixture
 def run(tmp_path):
     """A run folder, as far as the command line looks into it."""
-    from mg2l.run.folder import RunFolder
+    from mg2l.training.folder import RunFolder
 
     config, options = cli.parse([f"main_save_path={tmp_path}", "--algo=mappo", "gamma=0.9"])
     with RunFolder.create(config, options) as folder:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mg2l.loading import load_config
-from mg2l.schema import ConfigError
+from mg2l.config.files import load_config
+from mg2l.core.schema import ConfigError
 
 
 def test_a_value_may_name_another_of_its_file(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ import pytest
 import torch
 from learning_helpers import paid_learner
 
-from mg2l.algo.corro import CORRO
-from mg2l.algo.learner import Learner
-from mg2l.replay import Context
+from mg2l.algorithms.corro import CORRO
+from mg2l.experience.replay import Context
+from mg2l.training.learner import Learner
 
 
 def corro(patch: pytest.MonkeyPatch, **values: object) -> tuple[Learner, CORRO]:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from method_helpers import tiny_learner
 
-from mg2l.algo.inference import TaskForCritic
-from mg2l.algo.normaliser import ValueNorm
+from mg2l.algorithms.base import TaskForCritic
 from mg2l.envs import registry
-from mg2l.replay import lived_through
+from mg2l.experience.replay import lived_through
+from mg2l.nn.normaliser import ValueNorm
 
 SMALL = {"n_agents": 6, "map_size": 12, "max_ep_len": 12, "food_per_kind": 4}
 

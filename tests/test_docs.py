@@ -19,16 +19,17 @@ import yaml
 from packaging.requirements import Requirement
 from setuptools.config.pyprojecttoml import read_configuration
 
-from mg2l import cli, compare, evaluate, export, info, loading, probe, sweep
+from mg2l import cli, compare, evaluate, export, info, probe, sweep
+from mg2l.config import files as loading
+from mg2l.config.files import RESUMABLE, Schema, load_config
+from mg2l.core.schema import ConfigError
 from mg2l.envs import benchmark as envs_benchmark
 from mg2l.envs import registry
 from mg2l.envs import render as envs_render
 from mg2l.envs import replay as envs_replay
-from mg2l.loading import RESUMABLE, Schema, load_config
 from mg2l.report import __main__ as report
-from mg2l.run.metrics import read_metrics, scalars
-from mg2l.schema import ConfigError
 from mg2l.train import train
+from mg2l.training.metrics import read_metrics, scalars
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

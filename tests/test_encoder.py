@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mg2l.config import EncoderConfig
-from mg2l.encoder.aggregators import GaussianProduct, PIAHead
-from mg2l.encoder.encoder import TaskEncoder, TransitionAggregator, TransitionMoments
-from mg2l.encoder.gaussian import STD_FLOOR
-from mg2l.encoder.objective import Objective
+from mg2l.algorithms.encoder import TaskEncoder, TransitionAggregator, TransitionMoments
+from mg2l.algorithms.mg2l.objective import Objective
+from mg2l.config.sections import EncoderConfig
+from mg2l.estimators.gaussian import STD_FLOOR
+from mg2l.nn.aggregators import GaussianProduct, PIAHead
 
 FORMS = [
     ("pia", 0),

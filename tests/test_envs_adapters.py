@@ -16,12 +16,12 @@ from gymnasium.spaces import Box, Discrete
 from method_helpers import TINY, overrides
 
 from mg2l import cli, train
+from mg2l.core.schema import ConfigError
 from mg2l.envs import adapters, registry
 from mg2l.envs.adapters import workers
 from mg2l.envs.base import EnvError
 from mg2l.envs.command import env_config
-from mg2l.run.metrics import read_metrics
-from mg2l.schema import ConfigError
+from mg2l.training.metrics import read_metrics
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -13,8 +13,8 @@ import pytest
 from method_helpers import TINY
 
 from mg2l import cli, train
+from mg2l.core.schema import ConfigError
 from mg2l.envs import benchmark, registry, render, video
-from mg2l.schema import ConfigError
 
 FRAMES = [np.full((7, 9, 3), shade, np.uint8) for shade in (0, 120, 240)]
 

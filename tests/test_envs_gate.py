@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mg2l.config import Config
+from mg2l.config.files import load_config
+from mg2l.config.sections import Config
+from mg2l.core.schema import ConfigError
 from mg2l.envs import TaskSet, benchmark, gate, registry
 from mg2l.envs.particle.bounty import BountyConfig
 from mg2l.envs.particle.continuous import one_positive
 from mg2l.envs.particle.goals import GoalsConfig
 from mg2l.envs.particle.spread import SpreadConfig
-from mg2l.loading import load_config
-from mg2l.schema import ConfigError
 
 SEPARATING = ["mpe-goals", "mpe-goals-joint", "mpe-weights", "mpe-hunting-4", "mpe-spread-8"]
 

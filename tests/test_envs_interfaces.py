@@ -10,13 +10,13 @@ import pytest
 from gymnasium import spaces
 from gymnasium.spaces.utils import flatdim, flatten
 
+from mg2l.core.schema import ConfigError
 from mg2l.envs import adapters
 from mg2l.envs.adapters.worker import flat, process, width
 from mg2l.envs.adapters.worker.infos import limits, masks
 from mg2l.envs.adapters.worker.players import player
 from mg2l.envs.adapters.worker.spaces import Act, InterfaceError
 from mg2l.envs.base import EnvError
-from mg2l.schema import ConfigError
 
 PLAIN: list[Any] = [
     spaces.Box(-1, 1, (), np.float32),

@@ -10,14 +10,14 @@ import pytest
 import yaml
 from gymnasium_robotics import mamujoco_v1
 
+from mg2l.config.files import CONFIGS, load_config
+from mg2l.core.schema import ConfigError
 from mg2l.envs import registry
 from mg2l.envs.mujoco import config as keys
 from mg2l.envs.mujoco import opengl
 from mg2l.envs.mujoco.robots import ANT, CHEETAH, HOPPER, WALKER
 from mg2l.envs.mujoco.simulator import Simulator, load_model
 from mg2l.envs.replay import main, replay
-from mg2l.loading import CONFIGS, load_config
-from mg2l.schema import ConfigError
 
 FAMILIES = [name for name in registry.names() if name.startswith("mujoco-")]
 GOLDEN = CONFIGS.resolve().parent / "tests" / "golden"

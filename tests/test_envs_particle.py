@@ -10,14 +10,14 @@ import particle_reference as reference
 import pytest
 import yaml
 
+from mg2l.config.files import load_config
+from mg2l.core.schema import ConfigError
 from mg2l.envs import particle, registry
 from mg2l.envs.particle import Bodies, ParticleEnv, physics
 from mg2l.envs.particle.hunting import Hunting, HuntingConfig
 from mg2l.envs.particle.spread import Spread, SpreadConfig
 from mg2l.envs.particle.targets import MAX_TEST, target_tasks
 from mg2l.envs.particle.world import distances, write_distances, write_offsets
-from mg2l.loading import load_config
-from mg2l.schema import ConfigError
 
 native = importlib.import_module("mg2l._particle")
 

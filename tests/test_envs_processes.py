@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from adapted_envs import TRAIN, Walkers, make_walkers
 
+from mg2l.core.schema import ConfigError
 from mg2l.envs import adapters
 from mg2l.envs.adapters import workers
-from mg2l.schema import ConfigError
 
 
 def build(make, num_envs=1, **keys):

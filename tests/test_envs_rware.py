@@ -10,13 +10,13 @@ from method_helpers import TINY
 
 from mg2l import cli, train
 from mg2l._warehouse import Warehouses
+from mg2l.config.files import CONFIGS, load_config
+from mg2l.core.schema import ConfigError
 from mg2l.envs import registry
 from mg2l.envs.rware.layouts import TEST, TRAIN, LayoutConfig, layout_tasks, parse
 from mg2l.envs.rware.package import PackageLayoutEnv
 from mg2l.envs.rware.warehouse import LayoutEnv
-from mg2l.loading import CONFIGS, load_config
-from mg2l.run.metrics import read_metrics
-from mg2l.schema import ConfigError
+from mg2l.training.metrics import read_metrics
 
 N, LENGTH = 6, 60
 

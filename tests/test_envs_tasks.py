@@ -5,9 +5,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from mg2l.core.schema import ConfigError
 from mg2l.envs import adapters
 from mg2l.envs.base import EnvConfig
-from mg2l.schema import ConfigError
 
 
 def test_tasks():

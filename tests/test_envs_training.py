@@ -7,9 +7,9 @@ import yaml
 from method_helpers import TINY
 
 from mg2l import cli, train
+from mg2l.config.files import CONFIGS, available, load_config
 from mg2l.envs import registry
-from mg2l.loading import CONFIGS, available, load_config
-from mg2l.run.metrics import read_metrics
+from mg2l.training.metrics import read_metrics
 
 
 def env_file(family, folder):

@@ -15,15 +15,17 @@ from gymnasium.spaces import Box, Discrete
 from method_helpers import TINY
 from numpy.typing import NDArray
 
-from mg2l import evaluate, film, loading
-from mg2l.algo.learner import Learner
-from mg2l.algo.meta_test import MetaTest, PeriodicTest
-from mg2l.algo.rollout import Rollout
+from mg2l import evaluate
+from mg2l.config import files as loading
+from mg2l.config.files import CONFIGS, load_config
+from mg2l.core.schema import ConfigError
 from mg2l.envs import EnvConfig, TaskSet, registry
 from mg2l.envs.copies import CopiesEnv
-from mg2l.loading import CONFIGS, load_config
-from mg2l.schema import ConfigError
+from mg2l.evaluation import film
+from mg2l.evaluation.meta_test import MetaTest, PeriodicTest
+from mg2l.experience.rollout import Rollout
 from mg2l.train import iterate
+from mg2l.training.learner import Learner
 
 LENGTHS = (3, 4, 7, 5, 10)  # of the episodes of each task; the last two are held out
 ALGORITHMS = loading.available("algo")

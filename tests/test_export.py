@@ -17,20 +17,21 @@ import pytest
 import torch
 from method_helpers import TINY, overrides, tiny_learner
 
-from mg2l import cli, evaluate, export, loading, train
-from mg2l.agent import FORMAT, Agent, Context
-from mg2l.algo import alone
-from mg2l.algo.alone import LocalInference, Policy, Standardise, infer_alone
-from mg2l.algo.answers import Answer, Answers
-from mg2l.algo.context import ContextInference
-from mg2l.algo.inference import TaskInference
-from mg2l.algo.learner import Learner
-from mg2l.algo.meta_test import MetaTest
-from mg2l.algo.rollout import Rollout
-from mg2l.encoder.encoder import TransitionMoments
-from mg2l.replay import Context as Contexts
-from mg2l.run import tree
-from mg2l.schema import ConfigError
+from mg2l import cli, evaluate, export, train
+from mg2l.algorithms.context import ContextInference
+from mg2l.algorithms.encoder import TransitionMoments
+from mg2l.algorithms.mappo import MAPPO
+from mg2l.config import files as loading
+from mg2l.core.schema import ConfigError
+from mg2l.deploy import alone
+from mg2l.deploy.agent import FORMAT, Agent, Context
+from mg2l.deploy.alone import LocalInference, Policy, Standardise, infer_alone
+from mg2l.deploy.answers import Answer, Answers
+from mg2l.evaluation.meta_test import MetaTest
+from mg2l.experience.replay import Context as Contexts
+from mg2l.experience.rollout import Rollout
+from mg2l.training import tree
+from mg2l.training.learner import Learner
 
 ROOT = Path(__file__).resolve().parents[1]
 CENTRALISED = {"mg2l-global-only": "told_actors=global", "mate-cen": "mate_encoding=joint"}
@@ -379,8 +380,8 @@ def test_refusals(learner, tmp_path, monkeypatch):
         patch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else 1)
         with pytest.raises(ConfigError, match=r'package onnx; .* pip install "mg2l\[export\]"$'):
             export.write_team(learner, tmp_path / "export")
-    monkeypatch.delitem(alone._KINDS, TaskInference)
-    with pytest.raises(ConfigError, match="not known how an agent of TaskInference"):
+    monkeypatch.delitem(alone._KINDS, MAPPO)
+    with pytest.raises(ConfigError, match="not known how an agent of MAPPO"):
         export.write_team(build("mappo"), tmp_path / "export")
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mg2l import files
-from mg2l.files import FileError, MissingFileError, WriteError
+from mg2l.core import files
+from mg2l.core.files import FileError, MissingFileError, WriteError
 
 YAML = {
     "alias": ("a: &x [1]\nb: *x", "line 2: not valid YAML: aliases such as .x are not allowed"),

@@ -9,11 +9,12 @@ import torch
 from method_helpers import TINY, overrides, tiny_learner
 from PIL import Image, ImageSequence
 
-from mg2l import cli, evaluate, film, train
-from mg2l.algo.learner import Learner
-from mg2l.algo.meta_test import MetaTest, first_steps
+from mg2l import cli, evaluate, train
 from mg2l.envs import video
-from mg2l.picture import Course, Drawing
+from mg2l.evaluation import film
+from mg2l.evaluation.meta_test import MetaTest, first_steps
+from mg2l.evaluation.picture import Course, Drawing
+from mg2l.training.learner import Learner
 
 STEPS = 10
 """Of an episode of a tiny run."""

@@ -7,10 +7,10 @@ import pytest
 from method_helpers import TINY, KnownConfig, KnownEnv, env_of, known_learner, overrides
 
 from mg2l import train
-from mg2l.algo.finite import NonFiniteLossError
-from mg2l.algo.meta_test import MetaTest
 from mg2l.envs import registry
 from mg2l.envs.finite import NonFiniteStepError
+from mg2l.evaluation.meta_test import MetaTest
+from mg2l.experience.finite import NonFiniteLossError
 
 
 def spoil(learner, what, step, value, copy=2, agent=1):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from learning_helpers import paid_learner
 
-from mg2l.algo.focal import FOCAL, distance_metric_loss
-from mg2l.config import EncoderConfig
-from mg2l.replay import Context
+from mg2l.algorithms.focal import FOCAL, distance_metric_loss
+from mg2l.config.sections import EncoderConfig
+from mg2l.experience.replay import Context
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0, 3.0])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from run_files import linear, write_run
 
-from mg2l import groups, results
-from mg2l.results import Run
+from mg2l.evaluation import groups, results
+from mg2l.evaluation.results import Run
 
 
 def found(root: Path) -> list[Run]:

@@ -4,10 +4,11 @@ import pytest
 import torch
 from method_helpers import TINY
 
-from mg2l import loading, ops
-from mg2l.algo.learner import Learner
+from mg2l import ops
+from mg2l.config import files as loading
 from mg2l.ops import path
 from mg2l.train import iterate
+from mg2l.training.learner import Learner
 
 
 def metrics(kernels: str, hidden: list[int]) -> list[dict[str, float]]:

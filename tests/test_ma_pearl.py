@@ -8,8 +8,8 @@ import torch
 from learning_helpers import iterate, paid_learner
 from method_helpers import collect
 
-from mg2l.algo.ma_pearl import MAPearl, product_of_gaussians
-from mg2l.replay import Context
+from mg2l.algorithms.ma_pearl import MAPearl, product_of_gaussians
+from mg2l.experience.replay import Context
 
 
 def pearl(monkeypatch: pytest.MonkeyPatch, **values: Any) -> tuple[Any, MAPearl]:

@@ -8,10 +8,10 @@ import torch
 from learning_helpers import iterate, paid_learner
 from method_helpers import collect
 
-from mg2l.algo.belief import Follower
-from mg2l.algo.learner import Learner
-from mg2l.algo.mate import MATE
-from mg2l.encoder.gaussian import kl_to_standard
+from mg2l.algorithms.belief import Follower
+from mg2l.algorithms.mate import MATE
+from mg2l.estimators.gaussian import kl_to_standard
+from mg2l.training.learner import Learner
 
 KINDS = ("ind", "cen", "mix")
 

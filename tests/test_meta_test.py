@@ -9,11 +9,12 @@ import pytest
 import torch
 from method_helpers import TINY, overrides, tiny_learner
 
-from mg2l import cli, evaluate, loading, train
-from mg2l.algo.learner import Learner
-from mg2l.algo.meta_test import MetaTest
+from mg2l import cli, evaluate, train
+from mg2l.config import files as loading
 from mg2l.envs import registry
-from mg2l.run.metrics import read_metrics
+from mg2l.evaluation.meta_test import MetaTest
+from mg2l.training.learner import Learner
+from mg2l.training.metrics import read_metrics
 
 SHOTS, EPISODES = 2, 3
 

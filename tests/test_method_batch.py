@@ -8,8 +8,8 @@ import pytest
 import torch
 from method_helpers import KINDS, collect, env_of, known_learner, prepared, tiny_config
 
-from mg2l.algo.inference import TaskForCritic
-from mg2l.schema import ConfigError
+from mg2l.algorithms.base import TaskForCritic
+from mg2l.core.schema import ConfigError
 
 # The rollout is what happened.
 

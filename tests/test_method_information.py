@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from mg2l.encoder.gaussian import Gaussian, kl_between, kl_to_standard
-from mg2l.encoder.losses import info_nce, leave_one_out, pair_scores
+from mg2l.algorithms.losses import info_nce, leave_one_out, pair_scores
+from mg2l.estimators.gaussian import Gaussian, kl_between, kl_to_standard
 
 
 def draw_gaussian(*shape, low=-4.0, high=2.0, dtype=torch.float64):

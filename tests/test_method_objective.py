@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from mg2l.config import EncoderConfig
-from mg2l.encoder.encoder import Encoding, TaskEncoder
-from mg2l.encoder.gaussian import Gaussian, kl_between, kl_to_standard
-from mg2l.encoder.losses import leave_one_out
-from mg2l.encoder.objective import Objective
+from mg2l.algorithms.encoder import Encoding, TaskEncoder
+from mg2l.algorithms.losses import leave_one_out
+from mg2l.algorithms.mg2l.objective import Objective
+from mg2l.config.sections import EncoderConfig
+from mg2l.estimators.gaussian import Gaussian, kl_between, kl_to_standard
 
 TASKS, AGENTS, LENGTH, FEATURES = 3, 2, 4, 5
 ORDER = torch.tensor([2, 0, 1, 1, 0, 2, 2])  # neither sorted nor balanced, and no multiple of K, A

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from mg2l.algo.moments import RunningMoments, batch_moments
-from mg2l.algo.networks import StackedLinear
-from mg2l.algo.normaliser import PopArt, ValueNorm
-from mg2l.encoder.encoder import TransitionMoments
+from mg2l.algorithms.encoder import TransitionMoments
+from mg2l.nn.moments import RunningMoments, batch_moments
+from mg2l.nn.normaliser import PopArt, ValueNorm
+from mg2l.nn.stacked import StackedLinear
 
 OFFSETS = [(0.0, 1.0), (1e3, 1.0), (-1e4, 10.0), (1e6, 1.0), (1e6, 100.0), (1e-3, 1e-9), (3e4, 0.1)]
 """Mean and standard deviation; float32 has a sixteenth of it for a digit at a ratio of 1e6."""

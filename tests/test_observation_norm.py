@@ -20,19 +20,20 @@ from method_helpers import (
 from test_export import check_follows
 from test_export import collect as follow
 
-from mg2l import export, loading, train
-from mg2l.agent import Agent
-from mg2l.algo.alone import Policy
-from mg2l.algo.answers import Answers
-from mg2l.algo.learner import Learner
-from mg2l.algo.meta_test import PeriodicTest
-from mg2l.algo.normaliser import LayerNorm, RunningNorm
-from mg2l.algo.policy import Actor
-from mg2l.config import PolicyConfig
+from mg2l import export, train
+from mg2l.config import files as loading
+from mg2l.config.sections import PolicyConfig
+from mg2l.core.schema import ConfigError
+from mg2l.deploy.agent import Agent
+from mg2l.deploy.alone import Policy
+from mg2l.deploy.answers import Answers
 from mg2l.envs import registry
 from mg2l.envs.base import StepResult
+from mg2l.evaluation.meta_test import PeriodicTest
+from mg2l.nn.normaliser import LayerNorm, RunningNorm
+from mg2l.nn.policy import Actor
 from mg2l.ops import reference
-from mg2l.schema import ConfigError
+from mg2l.training.learner import Learner
 
 
 def norm_of(learner: Learner) -> RunningNorm:

@@ -11,16 +11,16 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from mg2l import loading
-from mg2l.algo.distributions import GaussianHead
-from mg2l.algo.learner import Learner
-from mg2l.algo.mg2l import MG2L
-from mg2l.algo.policy import Actor
-from mg2l.algo.ppo import value_loss
-from mg2l.config import EncoderConfig, PolicyConfig, PPOConfig
-from mg2l.encoder.encoder import TaskEncoder
-from mg2l.encoder.gaussian import Gaussian, kl_between, kl_to_standard
-from mg2l.encoder.objective import Objective
+from mg2l.algorithms.encoder import TaskEncoder
+from mg2l.algorithms.mg2l.algorithm import MG2L
+from mg2l.algorithms.mg2l.objective import Objective
+from mg2l.config import files as loading
+from mg2l.config.sections import EncoderConfig, PolicyConfig, PPOConfig
+from mg2l.estimators.gaussian import Gaussian, kl_between, kl_to_standard
+from mg2l.nn.distributions import GaussianHead
+from mg2l.nn.policy import Actor
+from mg2l.training.learner import Learner
+from mg2l.training.ppo import value_loss
 
 TINY = [
     "n_init_updates=2",

@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 
 from mg2l import probe
-from mg2l.packages import installed, require
-from mg2l.schema import ConfigError
+from mg2l.core.packages import installed, require
+from mg2l.core.schema import ConfigError
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [path for folder in ("mg2l", "envs") for path in (ROOT / folder).rglob("*.py")]

@@ -11,10 +11,10 @@ from torch import nn
 from torch.distributions import Categorical, Normal
 from torch.nn import functional as F
 
-from mg2l.algo.distributions import CategoricalHead, GaussianHead
-from mg2l.algo.networks import StackedGRU, StackedLinear, StackedMLP
-from mg2l.algo.policy import Actor, Critic
-from mg2l.config import PolicyConfig, PPOConfig
+from mg2l.config.sections import PolicyConfig, PPOConfig
+from mg2l.nn.distributions import CategoricalHead, GaussianHead
+from mg2l.nn.policy import Actor, Critic
+from mg2l.nn.stacked import StackedGRU, StackedLinear, StackedMLP
 
 AGENTS, ROWS, OBS, TASK, HIDDEN = 3, 6, 4, 2, 8
 GROUPS = [AGENTS, 1]

@@ -10,11 +10,11 @@ import torch
 from method_helpers import KINDS, known_learner, prepared, tiny_learner
 from torch import nn
 
-from mg2l.algo.distributions import GaussianHead
-from mg2l.algo.networks import StackedLinear
-from mg2l.algo.normaliser import PopArt, ValueNorm
-from mg2l.algo.ppo import PPO, Batch, clip_grad_norm_per_agent, mean_per_agent, value_loss
-from mg2l.config import PPOConfig
+from mg2l.config.sections import PPOConfig
+from mg2l.nn.distributions import GaussianHead
+from mg2l.nn.normaliser import PopArt, ValueNorm
+from mg2l.nn.stacked import StackedLinear
+from mg2l.training.ppo import PPO, Batch, clip_grad_norm_per_agent, mean_per_agent, value_loss
 
 # The value loss.
 

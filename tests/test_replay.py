@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mg2l.replay import ContextReplay
+from mg2l.experience.replay import ContextReplay
 
 TASKS, SEGMENT, AGENTS, FEATURES, SLOTS = 3, 5, 2, 4, 4
 

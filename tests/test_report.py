@@ -17,8 +17,9 @@ from run_files import write_run
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from mg2l import cli, evaluate, groups, probe, results, train
+from mg2l import cli, evaluate, probe, train
 from mg2l.envs import video
+from mg2l.evaluation import groups, results
 from mg2l.report import __main__ as report
 from mg2l.report import contents, page, panels, testing
 

@@ -5,7 +5,7 @@ import pytest
 from method_helpers import inference_of, tiny_learner
 
 from mg2l import probe
-from mg2l.representation import describe, maps, plane
+from mg2l.evaluation.representation import describe, maps, plane
 
 TASKS = np.arange(4).repeat(50)
 SCALES = np.array([[-1.0, 3], [0.3, 3], [0.5, 3], [2.0, 3]])

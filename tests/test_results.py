@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from run_files import write_run
 
-from mg2l import compare, results
-from mg2l.files import FileError
+from mg2l import compare
+from mg2l.core.files import FileError
+from mg2l.evaluation import results
 from mg2l.report import __main__ as report
 
 EVALUATION: dict[str, Any] = {

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from mg2l.run import checkpoint
-from mg2l.run.metrics import read_metrics
+from mg2l.training import checkpoint
+from mg2l.training.metrics import read_metrics
 
 ITERATIONS = 24
 SMALL = (

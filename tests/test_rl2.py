@@ -9,11 +9,11 @@ import torch
 from learning_helpers import PaidEnv, iterate, paid_learner
 from method_helpers import KnownConfig, collect
 
-from mg2l import loading
-from mg2l.algo.learner import Learner
+from mg2l.config import files as loading
+from mg2l.core.schema import ConfigError
 from mg2l.envs import registry
 from mg2l.envs.base import StepResult
-from mg2l.schema import ConfigError
+from mg2l.training.learner import Learner
 
 
 def rl2(patch: pytest.MonkeyPatch, **values: Any) -> Learner:

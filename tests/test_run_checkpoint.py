@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from mg2l.run import checkpoint, tree
-from mg2l.run.checkpoint import CheckpointError
-from mg2l.run.random_state import Generator, random_state, set_random_state
+from mg2l.training import checkpoint, tree
+from mg2l.training.checkpoint import CheckpointError
+from mg2l.training.random_state import Generator, random_state, set_random_state
 
 TORCH_DTYPES = [
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32,
@@ -333,7 +333,7 @@ def test_networks_for_a_warm_start(tmp_path):
 
 WRITER = """
 import sys, torch
-from mg2l.run import checkpoint
+from mg2l.training import checkpoint
 iteration = 0
 while True:
     iteration += 1

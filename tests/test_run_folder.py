@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from mg2l import cli, train
-from mg2l.loading import config_from_yaml
-from mg2l.run import folder as folder_module
-from mg2l.run.device import select_device
-from mg2l.run.finite import NonFiniteError, check_finite
-from mg2l.run.folder import RunFolder
-from mg2l.run.stop import GracefulStop
-from mg2l.schema import ConfigError
+from mg2l.config.files import config_from_yaml
+from mg2l.core.schema import ConfigError
+from mg2l.training import folder as folder_module
+from mg2l.training.device import select_device
+from mg2l.training.finite import NonFiniteError, check_finite
+from mg2l.training.folder import RunFolder
+from mg2l.training.stop import GracefulStop
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import safetensors.torch
 from hostile_helpers import small_run, status
 
 from mg2l import evaluate, train
-from mg2l.run import checkpoint
-from mg2l.run.metrics import read_metrics
+from mg2l.training import checkpoint
+from mg2l.training.metrics import read_metrics
 
 DEEP = b"[" * 100_000
 NAMES = {"expt": "default", "algo": "mg2l", "env": "mpe-spread"}

@@ -18,10 +18,10 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mg2l import cli
-from mg2l.files import FileError
-from mg2l.run.metrics import MetricsLogger, read_metrics, scalars, truncate
-from mg2l.run.progress import RunProgress, clock, summary
-from mg2l.schema import ConfigError
+from mg2l.core.files import FileError
+from mg2l.core.schema import ConfigError
+from mg2l.training.metrics import MetricsLogger, read_metrics, scalars, truncate
+from mg2l.training.progress import RunProgress, clock, summary
 
 
 def row(iteration, value=0.0):
@@ -161,7 +161,7 @@ def test_what_was_lost_is_known(tmp_path):
 def test_kill_leaves_every_line_that_was_logged(tmp_path):
     script = (
         "import os, sys\n"
-        "from mg2l.run.metrics import MetricsLogger\n"
+        "from mg2l.training.metrics import MetricsLogger\n"
         "logger = MetricsLogger(sys.argv[1], tensorboard=False)\n"
         "for iteration in range(1, 6): logger.log({'iteration': iteration})\n"
         "os.kill(os.getpid(), 9)\n"
@@ -299,7 +299,7 @@ def test_plain_lines_every_log_interval_and_at_the_end():
 
 def test_eta(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("mg2l.run.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("mg2l.training.progress.time.monotonic", lambda: now[0])
     with RunProgress(50, start=10, console=Console(file=io.StringIO())) as progress:
         now[0] = 20.0
         assert progress.eta(20) == 60.0  # 2 s each, 30 to go

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from mg2l import statistics
+from mg2l.evaluation import statistics
 
 MICE = [94, 197, 16, 38, 99, 141, 23]
 """Survival [days] of the treated mice of Efron & Tibshirani, *An Introduction to the Bootstrap*."""

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from mg2l import cli, sweep
-from mg2l.run.metrics import read_metrics
+from mg2l.training.metrics import read_metrics
 
 TINY = [
     *("save_interval=1", "gpu_id=-1", "max_ep_len=8", "n_rollout_threads=4", "ppo_epoch=1"),

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from method_helpers import TINY, overrides
 
-from mg2l import cli, loading, train
+from mg2l import cli, train
+from mg2l.config import files as loading
 from mg2l.envs.particle.spread import Spread
-from mg2l.run.metrics import read_metrics
+from mg2l.training.metrics import read_metrics
 
 SMALL = {**TINY, "log_tensorboard": False, "save_interval": 1}
 EVERYWHERE = ("return", "loss/policy", "loss/value", "kl", "clip_fraction", "time/iteration")

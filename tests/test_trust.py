@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from hostile_helpers import SMALL, status
 
-from mg2l import evaluate, export, loading, probe, train
+from mg2l import evaluate, export, probe, train
+from mg2l.cli.jobs import Job
+from mg2l.config import files as loading
 from mg2l.envs import registry, render
-from mg2l.jobs import Job
 
 UNCHECKED = py_compile.PycInvalidationMode.UNCHECKED_HASH
 

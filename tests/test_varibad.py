@@ -7,10 +7,10 @@ import torch
 from learning_helpers import iterate, paid_learner
 from method_helpers import collect
 
-from mg2l.algo.belief import Follower
-from mg2l.algo.learner import Learner
-from mg2l.algo.varibad import VariBAD, _before
-from mg2l.encoder.gaussian import Gaussian, kl_between, kl_to_standard
+from mg2l.algorithms.belief import Follower
+from mg2l.algorithms.varibad import VariBAD, _before
+from mg2l.estimators.gaussian import Gaussian, kl_between, kl_to_standard
+from mg2l.training.learner import Learner
 
 
 def varibad(patch: pytest.MonkeyPatch, **values: Any) -> tuple[Learner, VariBAD]:

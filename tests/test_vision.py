@@ -9,10 +9,10 @@ from method_helpers import TINY, tiny_config, tiny_learner
 from torch.nn import functional as F
 
 from mg2l import cli, train
-from mg2l.algo.learner import Learner
-from mg2l.algo.vision import ImageEncoder, StackedConv, Vision
-from mg2l.run.metrics import read_metrics
-from mg2l.schema import ConfigError
+from mg2l.core.schema import ConfigError
+from mg2l.nn.vision import ImageEncoder, StackedConv, Vision
+from mg2l.training.learner import Learner
+from mg2l.training.metrics import read_metrics
 
 VISION = Vision((5, 6, 2), 5 * 6 * 2 + 3)
 CNN = {"obs": "cnn", "n_agents": 4, "map_size": 12, "food_per_kind": 4}

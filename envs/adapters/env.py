@@ -13,10 +13,10 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
+from mg2l.core.schema import ConfigError, bounded
 from mg2l.envs.adapters.workers import CrashError, RefusedError, Request, Workers
 from mg2l.envs.base import BoolArray, EnvConfig, EnvError, FloatArray, Info, Space, TaskSet
 from mg2l.envs.copies import CopiesEnv
-from mg2l.schema import ConfigError, bounded
 
 Make = Callable[[dict[str, Any]], Any]
 _MAX_CRASHES = 3  # of one worker, without a step between them

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mg2l.core.schema import ConfigError
 from mg2l.envs.base import EnvConfig, TaskSet
-from mg2l.schema import ConfigError
 
 Params = dict[str, Any]
 _LARGEST = 1e3  # numbers up to here are features as they are

@@ -11,7 +11,7 @@ from typing import Any
 
 import cloudpickle
 
-from mg2l.schema import ConfigError
+from mg2l.core.schema import ConfigError
 
 _GLOBAL = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from mg2l.core.schema import bounded
 from mg2l.envs.base import EnvConfig, TaskSet
-from mg2l.schema import bounded
 
 BEHAVIOURS = ("charge", "hold", "wander")
 """What opponents of ``magent-battle`` do when nobody is within their reach."""

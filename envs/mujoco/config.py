@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mg2l.core.schema import bounded
 from mg2l.envs.base import EnvConfig, TaskSet
 from mg2l.envs.mujoco.robots import ANT, CHEETAH, HOPPER, WALKER, Robot
-from mg2l.schema import bounded
 
 FIELDS = {"body_mass": 1.5, "dof_damping": 1.3, "geom_friction": 1.5, "body_inertia": 1.5}
 """What is scaled in the families ``*-param``, and the base of the scale (Rakelly et al., 2019)."""

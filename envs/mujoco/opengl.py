@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-from mg2l.schema import ConfigError
+from mg2l.core.schema import ConfigError
 
 # Each backend, and the libraries of which one of every group must be there.
 _LIBRARIES = {

@@ -10,11 +10,11 @@ import mujoco.batch
 import numpy as np
 from numpy.typing import NDArray
 
+from mg2l.core.schema import ConfigError
 from mg2l.envs.mujoco import opengl
 from mg2l.envs.mujoco.config import FIELDS, RobotConfig
 from mg2l.envs.mujoco.inertias import V2
 from mg2l.envs.mujoco.robots import ASSETS
-from mg2l.schema import ConfigError
 
 Doubles = NDArray[np.float64]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mg2l.core.schema import bounded
 from mg2l.envs.base import FloatArray
 from mg2l.envs.particle.continuous import ContinuousConfig, continuous_tasks, one_positive
 from mg2l.envs.particle.weights import signed_colors
@@ -19,7 +20,6 @@ from mg2l.envs.particle.world import (
     write_offsets,
     write_positions,
 )
-from mg2l.schema import bounded
 
 TOUCH = 0.2  # distance at which a prey is touched [length]
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mg2l.core.schema import bounded
 from mg2l.envs.base import EnvConfig, TaskSet
 from mg2l.envs.particle.world import Doubles
-from mg2l.schema import bounded
 
 
 @dataclass

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mg2l.core.schema import bounded
 from mg2l.envs.base import EnvConfig, FloatArray, TaskSet
 from mg2l.envs.particle.targets import target_tasks
 from mg2l.envs.particle.world import (
@@ -19,7 +20,6 @@ from mg2l.envs.particle.world import (
     write_offsets,
     write_positions,
 )
-from mg2l.schema import bounded
 
 SIGHT = 1.414  # bodies from this distance on are not seen
 

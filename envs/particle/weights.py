@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mg2l.core.schema import bounded
 from mg2l.envs.base import FloatArray
 from mg2l.envs.particle.continuous import ContinuousConfig, continuous_tasks, one_positive
 from mg2l.envs.particle.world import (
@@ -18,7 +19,6 @@ from mg2l.envs.particle.world import (
     write_offsets,
     write_positions,
 )
-from mg2l.schema import bounded
 
 REACH = 0.3  # distance at which a landmark pays exp(-1/2) of its weight [length]
 

@@ -3,10 +3,10 @@
 import importlib.util
 from typing import Any
 
+from mg2l.core.schema import ConfigError
 from mg2l.envs import optional, registry
 from mg2l.envs.base import VectorEnv
 from mg2l.envs.rware.layouts import LayoutConfig
-from mg2l.schema import ConfigError
 
 
 def _layout(config: Any, num_envs: int, seed: int) -> VectorEnv:

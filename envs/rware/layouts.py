@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mg2l.core.schema import bounded
 from mg2l.envs.base import EnvConfig, TaskSet
-from mg2l.schema import bounded
 
 _GOALS = "....gg...."
 _FREE = ".........."

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mg2l.encoder.gaussian import Gaussian
+from mg2l.estimators.gaussian import Gaussian
 from mg2l.ops import pairwise_lse
 from mg2l.ops.results import PairwiseScores
 

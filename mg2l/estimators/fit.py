@@ -11,9 +11,9 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from mg2l.encoder.gaussian import Gaussian
 from mg2l.estimators import bounds, checks
 from mg2l.estimators.critics import CRITICS, Critic
+from mg2l.estimators.gaussian import Gaussian
 from mg2l.estimators.notes import Notes
 from mg2l.estimators.preprocess import PREPROCESS, prepare
 from mg2l.ops.results import PairwiseScores

@@ -28,7 +28,7 @@ def encode_context(
     ``y = sum_t w_t h_t`` (Zhao et al., 2025, section III). Since the weights sum to 1 and all that
     follows up to the pooled vector is linear, the layers after ``h_t`` (the transition encoder's
     output, ``W_v``, ``W_o``) are applied to ``y``, once per context, and ``W_k`` and the query of
-    the attention head fold into ``q``: :class:`mg2l.encoder.aggregators.PIAHead`.
+    the attention head fold into ``q``: :class:`mg2l.nn.aggregators.PIAHead`.
 
     Nothing of the size of ``h`` is stored: the forward pass is an online softmax, the backward pass
     recomputes. Memory beyond arguments, results and gradients does not depend on T.

@@ -11,9 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from mg2l import cli
-from mg2l.groups import groups_below
-from mg2l.packages import require
-from mg2l.results import printable
+from mg2l.core.packages import require
+from mg2l.evaluation.groups import groups_below
+from mg2l.evaluation.results import printable
 
 PACKAGES = ("plotly",)
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mg2l
-from mg2l.files import write_text
-from mg2l.groups import Group, different_steps, end, shown, student
+from mg2l.core.files import write_text
+from mg2l.evaluation.groups import Group, different_steps, end, shown, student
+from mg2l.evaluation.results import Run, printable
 from mg2l.report import page, representation, testing, training
 from mg2l.report.panels import Section, Style, ordered, seeds
 from mg2l.report.training import Algorithms
-from mg2l.results import Run, printable
 
 UNTOLD = ("seed", "main_save_path", "load_model", "load_model_path", "n_training_threads")
 """Keys that say nothing of how algorithms differ."""

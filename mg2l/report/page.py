@@ -11,9 +11,9 @@ from pathlib import Path
 from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
-from mg2l.files import FileError, read_bytes
+from mg2l.core.files import FileError, read_bytes
+from mg2l.evaluation.results import Run, printable
 from mg2l.report.panels import BANDS, Section, Style
-from mg2l.results import Run, printable
 
 FOLDER = Path(__file__).parent
 CONFIG = {

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from mg2l.evaluation.results import Run
 from mg2l.report.panels import COLOURS, Panel, Section, Style, figure
 from mg2l.report.training import Algorithms
-from mg2l.results import Run
 
 FIGURES = ("linear", "nearest", "silhouette", "r2")
 

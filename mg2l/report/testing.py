@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mg2l import statistics
-from mg2l.groups import end, student
+from mg2l.evaluation import statistics
+from mg2l.evaluation.groups import end, student
+from mg2l.evaluation.results import Run
 from mg2l.report.panels import Panel, Section, Style, figure, forest
 from mg2l.report.training import Algorithms, lines
-from mg2l.results import Run
 
 SPLITS = {
     "test": "held-out tasks",

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mg2l.groups import curve, end
+from mg2l.evaluation.groups import curve, end
+from mg2l.evaluation.results import Run
 from mg2l.report.panels import BANDS, Panel, Section, Style, figure, forest, seeds
-from mg2l.results import Run
 
 Algorithms = dict[str, list[Run]]
 """Runs of one environment, by the name of their group."""

@@ -1,0 +1,1 @@
+"""Algorithms: what actors and critics are conditioned on, and how that is learned."""

@@ -1,0 +1,1 @@
+"""MG2L: global and local task inference."""

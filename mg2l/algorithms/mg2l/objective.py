@@ -1,0 +1,174 @@
+"""What the task encoder is trained for. All information is in nats."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mg2l.algorithms.encoder import Encoding, TaskEncoder
+from mg2l.algorithms.losses import info_nce, leave_one_out, pair_scores
+from mg2l.config.sections import EncoderConfig
+from mg2l.estimators.gaussian import Gaussian, kl_between, kl_to_standard
+from mg2l.experience.replay import Context
+from mg2l.ops.path import NATIVE, Path
+
+
+class Objective(nn.Module):
+    """Global and local losses of the encoder.
+
+    - Global: ``L_G = -I_NCE(z; task) + kl_weight KL(q(z|c) || N(0, I))``; without the first term
+      where ``global_objective`` is ``none``.
+    - Local: ``I_L1Out(z; c) - I_NCE(z^i; task)`` per agent, an upper bound on the conditional
+      mutual information reduction, through ``z^i`` alone. The leave-one-out term has no gradient
+      there, so only the second is in the loss; their difference is the metric ``mi/gap``.
+
+    Args:
+        config: which losses.
+        tasks: K training tasks.
+        encoder: what is trained.
+        noise: source of samples, on the encoder's device.
+        path: operators to compute with.
+        share: all agents have one local inference network.
+    """
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        tasks: int,
+        encoder: TaskEncoder,
+        noise: torch.Generator,
+        path: Path = NATIVE,
+        share: bool = False,
+    ) -> None:
+        super().__init__()
+        self.path, self.share = path, share
+        self.config, self.tasks, self.encoder, self.noise = config, tasks, encoder, noise
+        self.needs_keys = config.keys == "context" or config.local_objective == "mi"
+        self.task_keys: nn.Parameter | None = None
+        if config.keys == "task":
+            self.task_keys = nn.Parameter(torch.randn(tasks, config.context_dim))
+        self.bilinear: nn.Parameter | None = None
+        if config.score == "bilinear":
+            self.bilinear = nn.Parameter(torch.eye(config.context_dim))
+
+    def key_tasks(self, tasks: Tensor) -> Tensor:
+        """Tasks of the contexts that become keys, for queries of the tasks ``[B]``."""
+        every = torch.arange(self.tasks)
+        return every if self.config.negatives == "shared" else every.repeat(len(tasks))
+
+    def forward(
+        self,
+        queries: Context | Tensor,
+        tasks: Tensor,
+        keys: Context | Tensor | None,
+        key_encoder: TaskEncoder,
+        measure_gap: bool = True,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics.
+
+        Args:
+            queries: contexts ``[B, T, A, F]``.
+            tasks: ``[B]`` int64.
+            keys: contexts of `key_tasks`, or None when keys are not encoded.
+            key_encoder: encodes the keys; when it is the trained encoder, gradients flow too.
+            measure_gap: also the leave-one-out bound and the gap, from B x B densities that no loss
+                needs.
+        """
+        config = self.config
+        query = self.encoder(queries)
+        key: Encoding | None = None
+        if keys is not None:
+            with torch.set_grad_enabled(key_encoder is self.encoder):
+                key = key_encoder(keys)
+        positive = tasks.to(query.task.mean.device)
+        z = self._pick(query.task)
+        metrics: dict[str, Tensor] = {}
+        loss = z.new_zeros(())
+        if config.global_objective == "mi":
+            bound = info_nce(self._scores(z, self._global_keys(key)), positive)
+            loss = -bound.bound
+            metrics |= {"mi/global": bound.bound, "accuracy/global": bound.accuracy}
+        kl = kl_to_standard(self._spread(query.task)).mean()
+        loss = loss + config.kl_weight * kl
+        metrics |= {"loss/global": loss, "kl/global": kl}
+        local, about_local = self._local(query, key, z.detach(), positive)
+        metrics |= about_local
+        if measure_gap and len(tasks) > 1 and config.dist == "gaussian":
+            with torch.no_grad():
+                upper = leave_one_out(query.task, query.task.sample(self.noise), self.path)
+                metrics["mi/l1out"] = upper
+                if "mi/local" in metrics:
+                    metrics["mi/gap"] = upper - metrics["mi/local"]
+        return loss + local, metrics
+
+    def _local(
+        self, query: Encoding, key: Encoding | None, z: Tensor, positive: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The agents' losses; gradients reach the local heads alone.
+
+        They are summed, so that each trains a network of its own as if it were alone, but averaged
+        where all train one.
+        """
+        config = self.config
+        total = torch.mean if self.share else torch.sum
+        own = self._pick(query.local).transpose(0, 1)
+        with torch.set_grad_enabled(config.local_objective in ("conditional_mi", "mi")):
+            scores = self._scores(own, self._local_keys(key), train_score=False)
+            if config.local_objective == "conditional_mi" and config.local_query == "joint":
+                # Scores of a concatenation: the sum of its parts' scores.
+                scores = scores + self._scores(z, self._global_keys(key)).detach()
+            bound = info_nce(scores, positive)
+        metrics = {"mi/local": bound.bound.mean(), "accuracy/local": bound.accuracy.mean()}
+        if config.local_objective == "none":
+            loss = z.new_zeros(())
+        elif config.local_objective == "kl":
+            told = self._spread(query.task)
+            wide = Gaussian(told.mean.detach().unsqueeze(1), told.std.detach().unsqueeze(1))
+            loss = total(kl_between(self._spread(query.local), wide).mean(0))
+        else:
+            kl = total(kl_to_standard(self._spread(query.local)).mean(0))
+            loss = config.kl_weight * kl - total(bound.bound)
+        metrics["loss/local"] = loss
+        return loss, metrics
+
+    def _pick(self, q: Gaussian) -> Tensor:
+        return q.sample(self.noise) if self.config.contrast == "sample" else q.mean
+
+    def _spread(self, q: Gaussian) -> Gaussian:
+        """As the KL terms take it: a point counts as ``N(point, I)``, or they were infinite."""
+        return Gaussian(q.mean, torch.ones_like(q.std)) if self.config.dist != "gaussian" else q
+
+    def _global_keys(self, key: Encoding | None) -> Tensor:
+        if self.config.keys == "task":
+            assert self.task_keys is not None
+            return self.encoder.place(self.task_keys)
+        assert key is not None
+        return self._arranged(self._pick(key.task))
+
+    def _local_keys(self, key: Encoding | None) -> Tensor:
+        """Keys of the agents' own representations, cut off where they are not their own."""
+        if self.config.local_objective == "mi":
+            assert key is not None
+            return self._arranged(self._pick(key.task)).detach()
+        if self.config.keys == "task":
+            keys = self._global_keys(key)
+            return keys.detach() if self.config.global_objective == "mi" else keys
+        assert key is not None
+        return self._arranged(self._pick(key.local).transpose(0, 1))
+
+    @property
+    def _own_keys(self) -> bool:
+        return self.needs_keys and self.config.negatives == "independent"
+
+    def _arranged(self, keys: Tensor) -> Tensor:
+        """Shared keys ``[*, K, D]``, or each query's own ``[*, B, K, D]``."""
+        return keys.unflatten(-2, (-1, self.tasks)) if self._own_keys else keys
+
+    def _scores(self, queries: Tensor, keys: Tensor, train_score: bool = True) -> Tensor:
+        """Scores; the form of a bilinear one is learned by the global loss alone."""
+        config = self.config
+        bilinear: Tensor | None = self.bilinear
+        if bilinear is not None and not train_score:
+            bilinear = bilinear.detach()
+        own_keys = keys.dim() > 2 and self._own_keys
+        return pair_scores(queries, keys, config.score, config.temperature, bilinear, own_keys)

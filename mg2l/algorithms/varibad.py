@@ -1,0 +1,73 @@
+"""VariBAD: a belief over the task, kept across episodes, that explains past and future.
+
+Zintgraf, Shiarlis, Igl, Schulze, Gal, Hofmann, Whiteson, *VariBAD: A Very Good Method for
+Bayes-Adaptive Deep RL via Meta-Learning*, ICLR 2020, arXiv:1910.08348, for several agents.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mg2l.algorithms.belief import BeliefInference, Decoder
+from mg2l.estimators.gaussian import Gaussian, kl_between
+from mg2l.experience.problem import Setting
+
+
+class VariBAD(BeliefInference):
+    """Posteriors ``q(z | transitions before t)``, one encoder and two decoders per agent.
+
+    With ``z_t ~ q_t``, the mean over t of (eq. 8 of the paper, squared errors for densities)
+
+    ``observation_weight |o_{s+1} - o'(o_s, a_s, z_t)|^2 + reward_weight |r_s - r'(o_s, a_s,
+    o_{s+1}, z_t)|^2 + kl_weight KL(q_t || q_{t-1})``,
+
+    where ``s`` runs over the whole trajectory, and ``q_{-1} = N(0, I)``.
+
+    Decentralised: an agent infers from its own transitions alone, in all episodes of a task.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        before = setting.observation + setting.action + self.options.context_dim
+        after = before + setting.observation
+        sizes = self.belief.decoder_sizes_mlp
+        self.dynamics = Decoder(self.agents, before, sizes, setting.observation)
+        self.reward = Decoder(self.agents, after, sizes, 1)
+        self.train_all()
+
+    def elbo(self, transitions: Tensor, first: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        q = self.beliefs(transitions, first)  # [A, T, B, D]
+        steps = len(transitions)
+        terms, decoded = (
+            torch.randperm(steps, generator=self.draws)[:count].to(self.device)
+            for count in (self.belief.elbo_terms, self.belief.decoded_steps)
+        )
+        z = q.sample(self.noise)[:, terms].unsqueeze(2)  # [A, terms, 1, B, D]
+        shape = (-1, len(terms), len(decoded), -1, -1)
+        z = z.expand(shape)
+        observations, actions, rewards, finals = (
+            part[decoded].movedim(2, 0).unsqueeze(1).expand(shape)
+            for part in self.transitions.split(transitions)
+        )
+        finals_found = self.dynamics(torch.cat([observations, actions, z], -1))
+        rewards_found = self.reward(torch.cat([observations, actions, finals, z], -1))
+        metrics = {
+            "belief/observation_error": (finals_found - finals).square().mean(),
+            "belief/reward_error": (rewards_found - rewards).square().mean(),
+            "belief/kl": kl_between(q, _before(q, first)).mean(),
+        }
+        loss = (
+            self.belief.observation_weight * metrics["belief/observation_error"]
+            + self.belief.reward_weight * metrics["belief/reward_error"]
+            + self.options.kl_weight * metrics["belief/kl"]
+        )
+        return loss, metrics
+
+
+def _before(q: Gaussian, first: Tensor) -> Gaussian:
+    """The belief one step earlier, ``N(0, I)`` where one begins: both ``[A, T, B, D]``."""
+    begins = first[None, :, :, None]
+    return Gaussian(
+        q.mean.roll(1, 1).masked_fill(begins, 0.0), q.std.roll(1, 1).masked_fill(begins, 1.0)
+    )

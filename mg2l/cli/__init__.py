@@ -1,0 +1,373 @@
+"""The command line of a run: ``--expt --algo --env``, ``key=value`` overrides, ``--resume``.
+
+``parse`` judges everything that can be judged before anything is built. Every program of mg2l is a
+``command``: a user's mistake is one line and exit status 2, what fails on the way one line and 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import io
+import itertools
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+from mg2l.config.files import (
+    CONFIGS,
+    DEFAULTS,
+    KINDS,
+    RESUMABLE,
+    Schema,
+    Sources,
+    about,
+    available,
+    config_from_yaml,
+    config_to_yaml,
+    load_config,
+    read_sources,
+    with_values,
+)
+from mg2l.config.options import Options
+from mg2l.config.sections import Config
+from mg2l.core.files import WriteError, read_json
+from mg2l.core.packages import require
+from mg2l.core.schema import ConfigError, Key, keys, nearest
+from mg2l.envs import registry
+from mg2l.envs.base import EnvError
+from mg2l.experience.finite import NonFiniteLossError
+from mg2l.training.checkpoint import CheckpointError
+from mg2l.training.finite import NonFiniteError
+from mg2l.training.stop import Output, interruptible, output_status, status_of
+
+__all__ = [
+    "RESUMABLE",
+    "ConfigError",
+    "Options",
+    "Parser",
+    "abort",
+    "about",
+    "at_least",
+    "command",
+    "config_from_yaml",
+    "config_to_yaml",
+    "help_text",
+    "load_config",
+    "parse",
+    "report_errors",
+]
+
+WIDTH = 100
+LONGEST = 2000
+"""Characters of an error's line at most: what came may be a text of megabytes."""
+
+LARGEST_NUMBER = 10**12
+"""What a number of an option may be at most."""
+
+TRUST = "import the code that the run names, where it is what the run was trained with"
+
+P = ParamSpec("P")
+Status = TypeVar("Status", bound=int | None)
+
+
+def abort(message: str, status: int = 2) -> NoReturn:
+    """End the program with one line on stderr and an exit status."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    with contextlib.suppress(OSError):  # of a terminal that is closed
+        print(f"error: {line}", file=sys.stderr, flush=True)
+    raise SystemExit(status)
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program, see ``abort``."""
+        abort(message)
+
+
+def at_least(least: int, kind: type = int) -> Callable[[str], Any]:
+    """Type of a `Parser`'s argument: a number of ``kind`` from ``least`` to `LARGEST_NUMBER`."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not least <= value <= LARGEST_NUMBER:
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(
+                f"must be {what} from {least} to {LARGEST_NUMBER}, got {text!r}"
+            )
+        return value
+
+    return read
+
+
+@contextlib.contextmanager
+def report_errors() -> Iterator[None]:
+    """Turn the errors that are not ours into one line on stderr.
+
+    The exit status is 2 after a user's mistake; 1 where an environment, a loss or the disk failed
+    in the middle of work, an environment's details, such as the traceback of its process, before
+    the line; and by the shell's custom after a signal.
+    """
+    try:
+        yield
+    except (ConfigError, CheckpointError) as error:
+        abort(str(error))
+    except (WriteError, NonFiniteError, NonFiniteLossError) as error:
+        abort(str(error), status=1)
+    except EnvError as error:
+        reason, _, details = str(error).partition("\n")
+        if details:
+            print(details.rstrip(), file=sys.stderr)
+        abort(reason, status=1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename is not None else ""
+        abort(f"{place}{error.strerror or error}", status=1)
+    except KeyboardInterrupt as error:
+        abort(f"interrupted{f' by {error}' if str(error) else ''}", status=status_of(error))
+
+
+def command(main: Callable[P, Status]) -> Callable[P, Status]:
+    """A program's entry point, as every one of mg2l is.
+
+    Errors are reported by ``report_errors``. SIGTERM and SIGHUP end it as Ctrl-C does. Where nobody
+    reads its output any more, it brings its work to an end and exits with status 141.
+    """
+
+    @functools.wraps(main)
+    def run(*words: P.args, **named: P.kwargs) -> Status:
+        with interruptible(), report_errors():
+            out = Output(sys.stdout or io.StringIO())  # None where it was closed
+            end = None
+            try:
+                with contextlib.redirect_stdout(out):
+                    status = main(*words, **named)
+            except SystemExit as error:
+                end = error
+            finally:
+                out.flush()
+            if out.broken is not None and not (status if end is None else end.code):
+                if output_status(out.broken) == 1:
+                    raise WriteError(f"standard output: cannot be written: {out.broken.strerror}")
+                raise SystemExit(output_status(out.broken))
+            if end is not None:
+                raise end
+            return status
+
+    return run
+
+
+def _read_words(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Split a command line into ``--name`` options and overrides."""
+    values = {*KINDS, "resume"}
+    switches = {"help", "resume-previous", "trust"}
+    options: dict[str, str] = {}
+    overrides = []
+    words = iter(argv)
+    for word in words:
+        if word in ("-h", "--help"):
+            options["help"] = ""
+            continue
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name not in values | switches:
+            known = [f"--{option}" for option in sorted(values | switches)]
+            near = nearest(f"--{name}", known)
+            if equals and name in _key_names():
+                near = f"; did you mean {word.lstrip('-')!r}?"
+            raise ConfigError(f"unknown option {word!r}; options are {', '.join(known)}{near}")
+        if name in switches:
+            if equals:
+                raise ConfigError(f"--{name} takes no value, got {value!r}")
+        elif not equals:
+            value = next(words, "")
+        if name in values and not value:
+            raise ConfigError(f"--{name} needs a value, as in --{name}={DEFAULTS.get(name, 'RUN')}")
+        if options.setdefault(name, value) != value:
+            raise ConfigError(f"--{name} is given twice: {options[name]} and {value}")
+    return options, overrides
+
+
+def _key_names() -> set[str]:
+    """Leaf names of every key of every family."""
+    return {name for family in registry.names() for name in Schema(family).by_name}
+
+
+def _stem(name: str) -> str:
+    return Path(name).stem if name.endswith((".yaml", ".yml")) else Path(name).name
+
+
+def _resume(options: dict[str, str], overrides: list[str]) -> tuple[Config, Options]:
+    folder = Path(options["resume"])
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"--resume={folder}: no run lies there (it has no config.yaml)")
+    shape = {"names": dict.fromkeys(KINDS, str)}
+    names = read_json(folder / "environment.json", shape, inside=folder)["names"]
+    for kind in KINDS:
+        if kind in options and _stem(options[kind]) != names[kind]:
+            raise ConfigError(
+                f"--{kind}={options[kind]} conflicts with --resume={folder}, a run of "
+                f"--{kind}={names[kind]}; leave --{kind} out"
+            )
+    trust = "trust" in options
+    config = config_from_yaml(folder / "config.yaml", trust)
+    changed = with_values(config, overrides)
+    now, then = about(changed), about(config)
+    for path, value in now.items():
+        if value != then[path]:
+            raise ConfigError(
+                f"{path}={value} conflicts with --resume={folder}, where it is {then[path]}; "
+                f"only these may change: {', '.join(sorted(RESUMABLE))}"
+            )
+    previous = "resume-previous" in options
+    return changed, Options(names["expt"], names["algo"], names["env"], folder, previous, trust)
+
+
+def read(argv: Sequence[str]) -> tuple[Config, Options] | None:
+    """Like ``parse``, but mistakes are raised, and a wish for help gives None.
+
+    Raises:
+        ConfigError: a mistake on the command line or in a file.
+    """
+    options, overrides = _read_words(argv)
+    if "help" in options:
+        return None
+    if "resume" in options:
+        config, parsed = _resume(options, overrides)
+    elif switches := options.keys() & {"resume-previous", "trust"}:
+        raise ConfigError(f"--{min(switches)} needs --resume=RUN")
+    else:
+        names = {kind: options.get(kind, DEFAULTS[kind]) for kind in KINDS}
+        config = load_config(**names, overrides=overrides)
+        if config.load_model and not Path(config.load_model_path).is_dir():
+            raise ConfigError(f"load_model_path={config.load_model_path}: there is no such folder")
+        parsed = Options(
+            expt=_stem(names["expt"]), algo=_stem(names["algo"]), env=_stem(names["env"])
+        )
+    if config.log_wandb:
+        require("log_wandb=true", "wandb", extra="wandb")
+    return config, parsed
+
+
+def parse(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
+    """Read the command line of ``python -m mg2l.train``.
+
+    Args:
+        argv: words after the program's name; None takes those of this process.
+
+    Returns:
+        The config, and what the command line says besides it. With ``--resume=RUN`` the config is
+        the run's own, and only keys in ``RESUMABLE`` may be overridden.
+
+    Raises:
+        SystemExit: status 0 after ``--help``; status 2 after a mistake, told in one line on
+            stderr.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    with report_errors():
+        found = read(argv)
+        if found is not None:
+            return found
+        print(help_text(argv))
+    raise SystemExit(0)
+
+
+def _wrap(text: str, indent: int) -> str:
+    pad = " " * indent
+    return textwrap.fill(text, WIDTH, initial_indent=pad, subsequent_indent=pad)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if value == "" else str(value)
+
+
+def _key_lines(key: Key, chosen: dict[str, object]) -> str:
+    line = f"  {key.name}  {key.kind}, default {_shown(key.default)}"
+    here = chosen.get(key.path, key.default)
+    if here != key.default:
+        line += f", here {_shown(here)}"
+    return f"{line}\n{_wrap(key.help.replace('``', ''), 6)}"
+
+
+def _summary(section: type) -> str:
+    return " ".join((section.__doc__ or "").split()).replace("``", "")
+
+
+def _files(kind: str) -> list[str]:
+    lines = []
+    for name in available(kind):
+        text = (CONFIGS / kind / f"{name}.yaml").read_text(encoding="utf-8")
+        head = itertools.takewhile(lambda line: line.startswith("# "), text.splitlines())
+        note = " ".join(line.removeprefix("# ").strip() for line in head)
+        if kind == "env":
+            family = next(line for line in text.splitlines() if line.startswith("family:"))
+            section = registry.config_class(family.removeprefix("family:").strip())
+            note = note or _summary(section)
+        mark = "  [default]" if name == DEFAULTS[kind] else ""
+        lines.append(f"  --{kind}={name}{mark}" + (f"\n{_wrap(note, 6)}" if note else ""))
+    if kind == "env":
+        lines += [
+            f"  --env={name}\n{_wrap(_summary(registry.config_class(name)), 6)}"
+            for name in sorted({*registry.names()} - {*available(kind)})
+        ]
+    return lines
+
+
+def help_text(argv: Sequence[str] = ()) -> str:
+    """All options, files and keys, with the values that the files chosen by ``argv`` set.
+
+    Raises:
+        ConfigError: ``argv`` chooses a file that cannot be read.
+    """
+    options, _ = _read_words(argv)
+    names = {kind: options.get(kind, DEFAULTS[kind]) for kind in KINDS}
+    sources: Sources = read_sources(**names)
+    chosen = sources.merged()
+    choice = " ".join(f"--{kind}={name}" for kind, name in names.items())
+    lines = [
+        "python -m mg2l.train [--expt=NAME] [--algo=NAME] [--env=NAME] [KEY=VALUE ...]",
+        "python -m mg2l.train --resume=RUN [--resume-previous] [--trust] [KEY=VALUE ...]",
+        "",
+        _wrap(
+            "Trains a team of agents on a distribution of tasks. NAME is one of those below, or "
+            "the path of a YAML file. Values are taken from the schema's defaults, then env, "
+            "algo, expt and the command line; the last one wins. KEY may carry its group, as in "
+            "ppo.clip_param=0.3.",
+            0,
+        ),
+        "",
+        "  --resume=RUN  go on with the run in folder RUN (or begin it, if it has no checkpoint "
+        "yet)",
+        "  --resume-previous  where the last checkpoint is damaged, use the one before it",
+        f"  --trust  {TRUST}",
+        "  --help  this text; 'here' is what --expt, --algo and --env on this command line set",
+        "",
+    ]
+    for kind, title in [("env", "Environments"), ("algo", "Algorithms"), ("expt", "Experiments")]:
+        lines += [title, *_files(kind), ""]
+    lines += [f"Keys (here: {choice})", "", "run"]
+    lines += [_key_lines(key, chosen) for key in keys(Config)]
+    for group, section in sources.schema.groups.items():
+        if group != "env":
+            lines += ["", _wrap(f"{group}: {_summary(section)}", 0)]
+            lines += [_key_lines(key, chosen) for key in keys(section, group)]
+    for family in registry.names():
+        section = registry.config_class(family)
+        lines += ["", _wrap(f"env, family {family}: {_summary(section)}", 0)]
+        here = chosen if family == sources.schema.family else {}
+        lines += [_key_lines(key, here) for key in keys(section, "env")]
+    return "\n".join(lines)

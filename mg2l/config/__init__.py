@@ -1,0 +1,1 @@
+"""Configuration: the sections of a run, algorithms by name, files."""

@@ -1,0 +1,516 @@
+"""The schema of a run: what every key means, its type, default and bounds.
+
+YAML files under ``configs/`` hold values only; ``mg2l.cli`` reads them and the command line.
+Leaf names are unique over all groups, so ``clip_param=0.3`` and ``ppo.clip_param=0.3`` are the
+same override.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mg2l.config import algorithms as registry
+from mg2l.core.schema import Section, bounded, check_steps, one_of
+from mg2l.envs.base import EnvConfig
+
+
+@dataclass
+class RolloutConfig(Section):
+    """How experience is collected."""
+
+    n_rollout_threads: int = bounded(32, ge=1, le=65_536)
+    """Environment copies stepped together; each draws its own task for every iteration."""
+
+    rollout_threads_divisor: int = bounded(1, ge=1, le=1000)
+    """Divides ``n_rollout_threads``: with 2, and ``episodes_per_task: 2``, half as many copies for
+    twice as long take as many steps in an iteration as the environment says."""
+
+    n_ae_rollout_threads: int = bounded(4, ge=1, le=65_536)
+    """Environment copies of an exploration rollout, whose transitions fill the context replay."""
+
+    paired_exploration: bool = True
+    """Explore in groups of one episode per task with one seed and one draw from the prior, so that
+    only what the tasks change tells their episodes apart. Else an encoder can learn by heart which
+    starting positions it has seen with which task."""
+
+    n_init_rollouts: int = bounded(5, ge=1, le=1_000_000)
+    """Exploration rollouts before the first iteration."""
+
+    sample_ae_interval: int = bounded(5, ge=1)
+    """Iterations between two exploration rollouts."""
+
+    episodes_per_task: int = bounded(1, ge=1, le=1000)
+    """Episodes of one task, one after the other, in a rollout: with more than one, what is
+    remembered of the first helps in the others. The number of steps grows accordingly."""
+
+    context_refresh: Literal["step", "episode"] = "step"
+    """When each agent draws a fresh context and infers its representation anew."""
+
+    act_on: Literal["mean", "sample"] = "mean"
+    """What the actor is given of its inferred Gaussian: the mean, or a sample."""
+
+
+@dataclass
+class PPOConfig(Section):
+    """Multi-agent proximal policy optimisation (Yu et al., 2022, arXiv:2103.01955)."""
+
+    ppo_epoch: int = bounded(15, ge=1, le=10_000)
+    """Passes over a rollout."""
+
+    num_mini_batch: int = bounded(1, ge=1)
+    """Parts into which a pass is split, one gradient step each."""
+
+    clip_param: float = bounded(0.2, gt=0, lt=1)
+    """Half-width of the trust interval around a probability ratio of 1."""
+
+    entropy_coef: float = bounded(0.01, ge=0)
+    """Weight of the entropy bonus."""
+
+    value_loss_coef: float = bounded(1.0, gt=0)
+    """Weight of the value loss."""
+
+    gamma: float = bounded(0.99, ge=0, le=1)
+    """Discount of a reward one step later."""
+
+    gae_lambda: float = bounded(0.95, ge=0, le=1)
+    """Decay of generalised advantage estimation (Schulman et al., 2016, arXiv:1506.02438)."""
+
+    use_gae: bool = True
+    """Estimate advantages with GAE; false uses discounted returns (``gae_lambda`` 1)."""
+
+    use_proper_time_limits: bool = True
+    """Bootstrap through a time limit; false treats it as the end of the task."""
+
+    use_huber_loss: bool = True
+    """Huber value loss; false is the squared error."""
+
+    huber_delta: float = bounded(10.0, gt=0)
+    """Error at which the Huber loss turns from quadratic to linear, in normalised values."""
+
+    use_clipped_value_loss: bool = True
+    """Clip the change of a value prediction at ``clip_param``, in normalised values."""
+
+    use_value_active_masks: bool = True
+    """Leave agents that are no longer alive out of the value loss."""
+
+    use_policy_active_masks: bool = True
+    """Leave agents that are no longer alive out of the policy loss."""
+
+    use_valuenorm: bool = True
+    """Normalise value targets with running moments."""
+
+    use_popart: bool = False
+    """Normalise value targets and rescale the output layer so that predictions are preserved
+    (van Hasselt et al., 2016, arXiv:1602.07714). Excludes ``use_valuenorm``."""
+
+    use_max_grad_norm: bool = True
+    """Clip gradient norms."""
+
+    max_grad_norm: float = bounded(10.0, gt=0)
+    """Largest gradient norm of one agent's network, and of the encoder."""
+
+    actor_lr: float = bounded(5e-4, gt=0)
+    """Learning rate of the actors."""
+
+    critic_lr: float = bounded(5e-4, gt=0)
+    """Learning rate of the critics."""
+
+    opti_eps: float = bounded(1e-5, gt=0)
+    """Epsilon of Adam."""
+
+    weight_decay: float = bounded(0.0, ge=0)
+    """L2 penalty of Adam."""
+
+    use_linear_lr_decay: bool = True
+    """Decay every learning rate linearly to 5 % of its start over the run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.use_popart and self.use_valuenorm:
+            raise ValueError(
+                "use_popart=true and use_valuenorm=true exclude each other; set one to false"
+            )
+
+
+@dataclass
+class PolicyConfig(Section):
+    """Actor and critic networks."""
+
+    share_policy: bool = False
+    """One network for all agents (policies are given the agent's index) instead of one each, in
+    policies, critics and local inference."""
+
+    use_centralized_V: bool = True
+    """The critic sees the observations of all agents; false: its own agent's only."""
+
+    algo_hidden_size: int = bounded(256, ge=1, le=8192)
+    """Width of the hidden layers."""
+
+    layer_N: int = bounded(1, ge=0, le=1000)
+    """Hidden layers after the first."""
+
+    use_ReLU: bool = True
+    """ReLU between layers; false is tanh."""
+
+    observation_normalization: Literal["running", "layer", "none"] = "running"
+    """What is done to an observation before the first layer: each number is standardised by the
+    running moments of all that its agent has acted on; LayerNorm over its numbers, of which there
+    must be 3 or more; or nothing."""
+
+    observation_clip: float = bounded(10.0, gt=0)
+    """Standard deviations from the mean at which a number of an observation is clipped, with
+    ``observation_normalization: running``."""
+
+    use_orthogonal: bool = True
+    """Orthogonal initialisation; false is Xavier uniform."""
+
+    gain: float = bounded(0.01, gt=0)
+    """Gain of the actors' output layer at initialisation."""
+
+    use_recurrent_policy: bool = False
+    """A GRU in actor and critic, trained on chunks of ``data_chunk_length`` steps."""
+
+    use_naive_recurrent_policy: bool = False
+    """A GRU in actor and critic, trained on whole rollouts."""
+
+    recurrent_N: int = bounded(1, ge=1, le=100)
+    """Layers of the GRU."""
+
+    recurrent_reset: Literal["episode", "task"] = "episode"
+    """Where the GRU begins anew: with every episode, or with every rollout, which is one task's."""
+
+    data_chunk_length: int = bounded(10, ge=1)
+    """Steps through which a recurrent policy is trained back in time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.use_recurrent_policy and self.use_naive_recurrent_policy:
+            raise ValueError(
+                "use_recurrent_policy=true and use_naive_recurrent_policy=true exclude each other; "
+                "set one to false"
+            )
+
+    @property
+    def use_feature_normalization(self) -> bool:
+        """What the original calls ``observation_normalization: layer``."""
+        return self.observation_normalization == "layer"
+
+
+@dataclass
+class EncoderConfig(Section):
+    """Multi-level task encoder and its losses (Zhao et al., 2025, sections III and IV)."""
+
+    context_dim: int = bounded(16, ge=1, le=8192)
+    """Width D of a task representation."""
+
+    obs: Literal["mlp", "cnn"] = "mlp"
+    """How observations are read that begin with an image: as flat numbers, or through two
+    convolutions in actors, critics and the encoders of single transitions (``mg2l``, ``ma-pearl``,
+    ``focal``)."""
+
+    hidden_sizes_mlp: list[int] = bounded([64, 64, 64], ge=1, le=8192)  # noqa: RUF009
+    """Hidden layers of the transition encoder and of the local inference networks."""
+
+    aggregator: Literal["pia", "transformer", "rnn", "gaussian_product", "mean"] = "pia"
+    """How a context's transitions become one vector."""
+
+    n_blocks: int = bounded(0, ge=0, le=1000)
+    """Self-attention blocks before the permutation-invariant attention head (or in the
+    transformer aggregator)."""
+
+    n_heads: int = bounded(4, ge=1, le=8192)
+    """Attention heads of a block; divides ``context_dim``."""
+
+    dist: Literal["gaussian", "deterministic"] = "gaussian"
+    """Representation as a Gaussian, or as a point."""
+
+    bounded_by: Literal["sphere", "none"] = "sphere"
+    """What keeps representations in bounds: means on the sphere of radius sqrt(D), where the prior
+    N(0, I) lives, or nothing."""
+
+    normalize_transitions: bool = True
+    """Standardise transitions with the moments of all that were explored."""
+
+    keys: Literal["task", "context"] = "task"
+    """What a representation is contrasted with: a learned key per training task, or the
+    representations of other contexts."""
+
+    negatives: Literal["shared", "independent"] = "shared"
+    """With ``keys: context``: one fresh context per task for all queries, or own ones for every
+    query."""
+
+    contrast: Literal["mean", "sample"] = "mean"
+    """What of a Gaussian is contrasted: its mean, or a sample."""
+
+    score: Literal["dot", "cosine", "bilinear"] = "cosine"
+    """Score of a query and a key in InfoNCE."""
+
+    temperature: float = bounded(0.2, gt=0)
+    """Divisor of the scores."""
+
+    kl_weight: float = bounded(0.1, ge=0)
+    """Weight of KL(q(z|c) || N(0, I)) [nats]."""
+
+    global_objective: Literal["mi", "none"] = "mi"
+    """What trains the global representation beside KL and value loss: the bound on its information
+    about the task, or nothing. In the latter case the local losses train learned keys."""
+
+    local_objective: Literal["conditional_mi", "mi", "kl", "none"] = "conditional_mi"
+    """What trains the local inference networks: the bound on the conditional mutual information
+    reduction, the information about the global representation, closeness to it, or nothing."""
+
+    local_query: Literal["own", "joint"] = "own"
+    """With ``conditional_mi``: what is contrasted, an agent's own representation, as it must do
+    without the global one when it acts, or both together (the literal form)."""
+
+    local_to_encoder: bool = True
+    """The local losses also train transition encoder and aggregation; in the paper they do not."""
+
+    told_actors: Literal["local", "global"] = "local"
+    """What actors are told: each its own representation, or all of them the global one, for which
+    execution must be centralised."""
+
+    told_critics: Literal["local", "global"] = "global"
+    """What critics are told: the global representation, or all agents' own."""
+
+    target_decay: float = bounded(0.99, ge=0, lt=1)
+    """Decay per update of the slow copy of the encoder that actors listen to, and critics that do
+    not train it, and that encodes the keys of ``keys: context`` (He et al., 2020,
+    arXiv:1911.05722); 0 is no copy."""
+
+    distance_power: float = bounded(2.0, gt=0)
+    """FOCAL: n of what keeps tasks apart, 1 / (distance^n + ``distance_floor``)."""
+
+    distance_floor: float = bounded(0.1, gt=0)
+    """FOCAL: what bounds the above where two tasks coincide."""
+
+    distance_weight: float = bounded(1.0, ge=0)
+    """FOCAL: weight of keeping tasks apart against keeping a task's contexts together."""
+
+    generated_negatives: int = bounded(16, ge=1, le=100_000)
+    """CORRO: transitions of other tasks that are made up for each that is contrasted."""
+
+    generator_dim: int = bounded(8, ge=1, le=8192)
+    """CORRO: width of the variable that stands for the task where transitions are made up."""
+
+    lr: float = bounded(2e-3, gt=0)
+    """Learning rate of the encoder."""
+
+    critic_to_encoder: bool = True
+    """The value loss also trains transition encoder, aggregation and global inference."""
+
+    ae_batch_size: int = bounded(100, ge=1, le=1_000_000)
+    """Transitions in a context from which actors and critics are told of the task."""
+
+    context_episodes: int = bounded(10, ge=1, le=1_000_000)
+    """Episodes, or where they end early stretches of ``max_ep_len`` steps, that the transitions of
+    such a context are drawn from."""
+
+    update_contexts: int = bounded(160, ge=1, le=1_000_000)
+    """Contexts that an encoder update learns from."""
+
+    update_transitions: int = bounded(10, ge=1, le=1_000_000)
+    """Transitions in a context that an encoder update learns from. Short ones must be recognised by
+    what single transitions say, long ones can be by the average layout of their episodes."""
+
+    update_episodes: int = bounded(1, ge=1, le=1_000_000)
+    """Episodes that the transitions of such a context are drawn from."""
+
+    ae_updates_per_iter: int = bounded(50, ge=0, le=1_000_000)
+    """Encoder updates per iteration."""
+
+    n_init_updates: int = bounded(500, ge=0, le=1_000_000_000)
+    """Encoder updates on the first exploration rollouts, before any policy acts on what is
+    inferred."""
+
+    train_ae_interval: int = bounded(1, ge=1)
+    """Iterations between two rounds of encoder updates."""
+
+    ae_buffer_size: int = bounded(100_000, ge=1, le=100_000_000)
+    """Transitions kept per task in the context replay."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.hidden_sizes_mlp:
+            raise ValueError("hidden_sizes_mlp must have at least one layer, got []")
+        if self.told_critics == "local" and self.critic_to_encoder:
+            raise ValueError(
+                "told_critics=local and critic_to_encoder=true exclude each other; set "
+                "critic_to_encoder=false"
+            )
+        attends = self.aggregator == "transformer" or (self.aggregator == "pia" and self.n_blocks)
+        if attends and self.context_dim % self.n_heads:
+            raise ValueError(f"n_heads={self.n_heads} must divide context_dim={self.context_dim}")
+
+
+@dataclass
+class BeliefConfig(Section):
+    """Beliefs that follow an episode step by step.
+
+    Their width, weight of the KL, learning rate and updates per iteration are the encoder's.
+    """
+
+    mate_encoding: Literal["own", "joint", "mixed"] = "own"
+    """Whose transitions an embedding of MATE is made of, and what is decoded from it: each agent's
+    own; everybody's; or each agent's own, from a mixture of which everybody's are decoded."""
+
+    belief_hidden: int = bounded(64, ge=1, le=8192)
+    """Width of the GRU."""
+
+    decoder_sizes_mlp: list[int] = bounded([64, 64], ge=1, le=8192)  # noqa: RUF009
+    """Hidden layers of the decoders, all of one width."""
+
+    belief_reset: Literal["episode", "task"] = "episode"
+    """Where a belief begins anew: with every episode, or with every rollout, of one task."""
+
+    observation_weight: float = bounded(1.0, ge=0)
+    """Weight of the error of decoded next observations, in units of their variance."""
+
+    reward_weight: float = bounded(1.0, ge=0)
+    """Weight of the error of decoded rewards, in units of their variance."""
+
+    kept_trajectories: int = bounded(32, ge=1, le=1_000_000)
+    """Trajectories, each a rollout of one environment, that updates learn from: the latest."""
+
+    update_trajectories: int = bounded(32, ge=1, le=1_000_000)
+    """Trajectories in an update."""
+
+    elbo_terms: int = bounded(10, ge=1, le=1_000_000)
+    """Steps of a trajectory at whose beliefs VariBAD's bound is evaluated in an update."""
+
+    decoded_steps: int = bounded(20, ge=1, le=1_000_000)
+    """Steps, past and to come, that are decoded from each of these beliefs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes = self.decoder_sizes_mlp
+        if not sizes or len(set(sizes)) > 1:
+            raise ValueError(f"decoder_sizes_mlp must be of one width, as in [64, 64]; got {sizes}")
+
+
+@dataclass
+class Config(Section):
+    """One training run."""
+
+    algo_name: str = one_of("mg2l", registry.names())
+    """What actors and critics are told of the task: ``mappo`` nothing, ``oracle`` the task, the
+    others what they infer."""
+
+    seed: int = bounded(0, ge=0, le=2**32 - 1)
+    """Seed of everything random."""
+
+    gpu_id: int = bounded(0, ge=-1, le=1023)
+    """CUDA device; -1 is the CPU, as is any number on a machine without a GPU."""
+
+    n_training_threads: int = bounded(0, ge=0, le=1024)
+    """CPU threads of torch; 0 leaves torch's own choice."""
+
+    kernels: Literal["auto", "native", "torch"] = "auto"
+    """Compiled operators, or their definitions in plain torch: the same training, to float
+    tolerance. With ``auto`` an operator that is not compiled for the device is computed in plain
+    torch; with ``native`` that is an error."""
+
+    n_iters: int = bounded(1000, ge=1, le=1_000_000_000)
+    """Iterations of the run."""
+
+    log_interval: int = bounded(1, ge=1)
+    """Iterations between two lines of progress; metrics are written for every iteration."""
+
+    save_model: bool = True
+    """Write checkpoints."""
+
+    save_interval: int = bounded(50, ge=1)
+    """Iterations between two checkpoints; the last iteration always has one."""
+
+    eval_interval: int = bounded(0, ge=0)
+    """Iterations between two meta-tests in the course of training; 0 is never. They change nothing
+    of the training."""
+
+    eval_episodes: int = bounded(4, ge=1, le=100_000)
+    """Episodes per task in such a meta-test."""
+
+    eval_shots: list[int] = bounded([0, 1, 2], ge=0, le=1000)  # noqa: RUF009
+    """Episodes of exploration before acting in such a meta-test."""
+
+    keep_checkpoints: int = bounded(2, ge=1)
+    """Latest checkpoints that stay on disk."""
+
+    main_save_path: str = "runs"
+    """Folder of all runs; this one lies in ``<env>/<algo>/<time>-sd<seed>`` below it."""
+
+    log_wandb: bool = False
+    """Also log to Weights & Biases (works offline)."""
+
+    log_tensorboard: bool = True
+    """Also write TensorBoard events."""
+
+    load_model: bool = False
+    """Start from the networks of the checkpoint at ``load_model_path``."""
+
+    load_model_path: str = ""
+    """Checkpoint, or run folder, whose networks ``load_model`` takes."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """The environment family's own keys."""
+
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    belief: BeliefConfig = field(default_factory=BeliefConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.load_model and not self.load_model_path:
+            raise ValueError("load_model=true needs load_model_path, got an empty path")
+        if not self.main_save_path:
+            raise ValueError("main_save_path must name a folder, got ''")
+        if not self.eval_shots:
+            raise ValueError("eval_shots must have at least one number of episodes, got []")
+        registry.load(self.algo_name).check_config(self)
+        rollout, length = self.rollout, self.env.max_ep_len
+        copies, divisor = rollout.n_rollout_threads, rollout.rollout_threads_divisor
+        if copies % divisor:
+            raise ValueError(
+                f"rollout_threads_divisor={divisor} must divide n_rollout_threads={copies}"
+            )
+        check_steps(
+            n_rollout_threads=copies, max_ep_len=length, episodes_per_task=rollout.episodes_per_task
+        )
+        envs, steps = self.rollout_envs, self.rollout_steps
+        if self.policy.use_recurrent_policy and steps % self.policy.data_chunk_length:
+            raise ValueError(
+                f"data_chunk_length={self.policy.data_chunk_length} must divide "
+                f"{self._rollout_steps_shown}={steps}"
+            )
+        rows, unit = envs * steps, "steps"
+        if self.policy.use_naive_recurrent_policy:
+            rows, unit = envs, "sequences"
+        elif self.policy.use_recurrent_policy:
+            rows, unit = rows // self.policy.data_chunk_length, "chunks"
+        if self.ppo.num_mini_batch > rows:
+            raise ValueError(
+                f"num_mini_batch={self.ppo.num_mini_batch} exceeds the rollout's {rows} {unit} "
+                f"({self._rollout_envs_shown}={envs} x {self._rollout_steps_shown}={steps})"
+            )
+
+    @property
+    def rollout_envs(self) -> int:
+        """N: environment copies of a rollout."""
+        return self.rollout.n_rollout_threads // self.rollout.rollout_threads_divisor
+
+    @property
+    def _rollout_envs_shown(self) -> str:
+        divided = self.rollout.rollout_threads_divisor > 1
+        return "n_rollout_threads / rollout_threads_divisor" if divided else "n_rollout_threads"
+
+    @property
+    def rollout_steps(self) -> int:
+        """T: steps of a rollout."""
+        return self.env.max_ep_len * self.rollout.episodes_per_task
+
+    @property
+    def _rollout_steps_shown(self) -> str:
+        many = self.rollout.episodes_per_task > 1
+        return "max_ep_len x episodes_per_task" if many else "max_ep_len"

@@ -1,0 +1,1 @@
+"""Exported agents and how they are cut out of a team."""

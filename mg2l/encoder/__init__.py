@@ -1,1 +1,0 @@
-"""The multi-level task encoder and what it is trained for."""

@@ -1,0 +1,1 @@
+"""Meta-tests, representation measures, statistics and results on disk."""

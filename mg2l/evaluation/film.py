@@ -1,0 +1,208 @@
+"""Films of a team that recognises a task and acts: ``python -m mg2l.evaluate RUN --video``.
+
+A film is an episode of exploration under the prior, in which it is shown what each agent would
+infer from its own transitions so far, and then an episode in which it acts on what it inferred.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mg2l.algorithms.belief import BeliefInference
+from mg2l.algorithms.context import ContextInference
+from mg2l.envs import video
+from mg2l.evaluation.meta_test import MetaTest, first_steps
+from mg2l.evaluation.picture import Course, Drawing
+from mg2l.experience.rollout import Rollout
+from mg2l.training.learner import Learner
+
+TASKS = 12
+"""Tasks that are filmed at most, and training tasks on a map."""
+
+AGENTS = 4
+"""Agents that have a map at most."""
+
+CONTEXTS = 12
+"""Representations of each training task on a map."""
+
+SHOTS = 5
+"""Episodes that each of them is inferred from: what a team knows well."""
+
+PICTURES = 200
+"""Of a film at most: a longer one shows every second step, or third, ..."""
+
+MAPPED = (ContextInference, BeliefInference)
+"""Algorithms whose agents infer something that a map can show."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """S steps of one task: one or two episodes."""
+
+    phases: list[tuple[str, int]]
+    """What the team does in each episode, and its steps."""
+
+    pictures: video.Frames
+    """``[S]``, before each step."""
+
+    rewards: NDArray[np.float64]
+    """``[S]``, mean over agents."""
+
+    acts_on: NDArray[np.float64] | None
+    """``[S, A, D]`` representation that each agent is told, or the mean of its belief; or None."""
+
+    infers: NDArray[np.float64] | None
+    """``[S, A, D]`` what it infers from its own transitions before each step."""
+
+
+class Studio:
+    """Makes the films of one team, which is as it was afterwards.
+
+    Args:
+        learner: the team.
+        seed: of all chance; the films of all tasks begin alike.
+        deterministic: act on the most likely action instead of a sample.
+    """
+
+    def __init__(self, learner: Learner, seed: int, deterministic: bool = False) -> None:
+        self.learner, self.seed, self.deterministic = learner, seed, deterministic
+        self.tasks = learner.env.tasks
+        self.known = self._known() if isinstance(learner.inference, MAPPED) else None
+
+    def film(self, task: int) -> Iterator[NDArray[np.uint8]]:
+        """Pictures of a task, ``[height, width, 3]`` each."""
+        held = self.record(task)
+        count = len(held.pictures)
+        shown = range(0, count, -(-count // PICTURES))
+        course = None
+        if self.known is not None and held.acts_on is not None and held.infers is not None:
+            acts_on, infers = (way[shown, :AGENTS] for way in (held.acts_on, held.infers))
+            names = self.tasks.names[: min(TASKS, self.tasks.n_train)]
+            course = Course(*self.known, names, acts_on, infers)
+        draw = Drawing(course)
+        part = next(name for name, ids in self.tasks.parts.items() if task in ids)
+        kind = {"train": "training task", "test": "test task", "ood": "task beyond training"}[part]
+        title = f"{self.tasks.names[task]}  ({kind})"
+        steps = [(name, step, length) for name, length in held.phases for step in range(length)]
+        for index, moment in enumerate(shown):
+            name, step, length = steps[moment]
+            gained = held.rewards[moment - step : moment].sum()
+            subtitle = f"{name}   step {step}/{length}   return {gained:.1f}"
+            yield draw(held.pictures[moment], title, subtitle, index)
+
+    @torch.no_grad()
+    def record(self, task: int) -> Recording:
+        """What happens in a film.
+
+        Raises:
+            ConfigError: what draws the environment's pictures is missing.
+        """
+        test = MetaTest(self.learner, [task], 1, self.seed, self.deterministic)
+        camera = test.collector.env = video.Filmed(test.env)
+        try:
+            if test.infers:
+                return self._recognition(test, camera)
+            rollout, last = test.live(1)
+            told = None if self.known is None else self._numbers(rollout.task)[:, 0]
+            # One that remembers nothing lives through one episode.
+            names = ["first episode", "second episode"] if last else ["acting"]
+            phases = list(zip(names, rollout.episodes().lengths.tolist(), strict=True))
+            return Recording(phases, camera.frames, _team(rollout), told, told)
+        finally:
+            test.close()
+
+    def _recognition(self, test: MetaTest, camera: video.Filmed) -> Recording:
+        """Exploring, and acting on what was inferred."""
+        with self.learner.apart(self.seed):
+            explored = test.explore_once(0)
+            pictures = list(camera.frames)
+            inferred = [
+                test.infer(test.transitions(first_steps(explored, t)), "uniform")
+                for t in range(1, len(explored.rewards) + 1)
+            ]
+            acted = test.act(inferred[-1])
+        assert explored.task is not None
+        # Before its first step an agent has seen nothing: there is only the draw from the prior.
+        infers = torch.cat(
+            [explored.task[:1], *inferred, *inferred[-1:] * (len(acted.rewards) - 1)]
+        )
+        acts_on = np.concatenate([self._numbers(rollout.task) for rollout in (explored, acted)])
+        return Recording(
+            [("exploring", len(explored.rewards)), ("acting", len(acted.rewards))],
+            [*pictures, *camera.frames],
+            np.concatenate([_team(explored), _team(acted)]),
+            acts_on[:, 0],
+            self._numbers(infers)[:, 0],
+        )
+
+    def _known(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """What is inferred of training tasks, ``[M, A, D]``, and of which ``[M]``."""
+        ids = self.tasks.train_ids[:TASKS]
+        # Of other episodes than those that are filmed.
+        test = MetaTest(self.learner, ids.tolist(), CONTEXTS, self.seed + 1)
+        try:
+            if test.infers:
+                with self.learner.apart(test.seed):
+                    told = test.infer(test.explore(SHOTS), "uniform")
+            else:
+                last = test.live(SHOTS - 1)[0].task
+                assert last is not None
+                told = last[-1:]
+        finally:
+            test.close()
+        return self._numbers(told)[0, :, :AGENTS], np.arange(len(ids)).repeat(CONTEXTS)
+
+    def _numbers(self, told: Tensor | None) -> NDArray[np.float64]:
+        """``[T, N, A, D]`` of what actors are told: a representation, or the mean of a belief."""
+        assert told is not None
+        width = self.learner.config.encoder.context_dim
+        found: NDArray[np.float64] = told[..., :width].double().cpu().numpy()
+        return found
+
+
+def write_films(
+    learner: Learner, folder: Path, kind: str, seed: int, deterministic: bool = False
+) -> Iterator[Path]:
+    """Film the test tasks, or where there are none those of training: `TASKS` at most.
+
+    Args:
+        learner: the team.
+        folder: where each film is written as its task's number and name.
+        kind: ``gif`` or ``mp4``.
+        seed: of all chance.
+        deterministic: act on the most likely action instead of a sample.
+
+    Yields:
+        Each film's path when it is written.
+
+    Raises:
+        ConfigError: what draws or writes films is missing.
+    """
+    tasks, studio = learner.env.tasks, Studio(learner, seed, deterministic)
+    ids = tasks.test_ids if len(tasks.test_ids) else tasks.train_ids
+    for task in ids[:TASKS].tolist():
+        path = folder / f"{file_name(task, tasks.names[task])}.{kind}"
+        video.write(path, list(studio.film(task)))
+        yield path
+
+
+def file_name(task: int, name: str) -> str:
+    """A name that every file system takes: ``3-landmark-0-1`` of task 3, ``landmark 0+1``.
+
+    The number keeps apart what differs only in other characters.
+    """
+    return f"{task}-{re.sub(r'[^a-z0-9]+', '-', name.lower())[:80].strip('-')}".rstrip("-")
+
+
+def _team(rollout: Rollout) -> NDArray[np.float64]:
+    """``[T]`` rewards of one copy, mean over agents."""
+    found: NDArray[np.float64] = rollout.rewards[:, 0].double().mean(1).cpu().numpy()
+    return found

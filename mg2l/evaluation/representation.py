@@ -1,0 +1,108 @@
+"""How well representations tell their tasks: figures by scikit-learn (extra ``analysis``).
+
+All of the figures are fitted to one half of the contexts and taken on the other, which shares no
+episode with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mg2l.core.packages import installed
+
+Map = Literal["pca", "umap"]
+
+NEIGHBOURS = 5
+
+
+def describe(
+    fit: NDArray[Any],
+    fit_tasks: NDArray[np.int64],
+    test: NDArray[Any],
+    test_tasks: NDArray[np.int64],
+    features: NDArray[Any],
+) -> dict[str, float]:
+    """Figures of one representation, of at least two tasks.
+
+    Args:
+        fit: ``[M, D]`` representations.
+        fit_tasks: ``[M]`` their tasks.
+        test: ``[M', D]``.
+        test_tasks: ``[M']``.
+        features: ``[K, task_dim]`` numbers that describe each task.
+
+    Returns:
+        ``linear`` and ``nearest``, shares of ``test`` whose task a logistic regression and the 5
+        nearest of ``fit`` tell; ``silhouette`` of ``test`` by task, in ``[-1, 1]``; and ``r2`` of a
+        linear regression of the features where these are more than zeros and ones.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is not installed (``pip install "mg2l[analysis]"``).
+    """
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.metrics import silhouette_score
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    models = {
+        "linear": LogisticRegression(max_iter=1000),
+        "nearest": KNeighborsClassifier(min(NEIGHBOURS, len(fit))),
+    }
+    figures = {
+        name: float(
+            make_pipeline(StandardScaler(), model).fit(fit, fit_tasks).score(test, test_tasks)
+        )
+        for name, model in models.items()
+    }
+    figures["silhouette"] = float(silhouette_score(test, test_tasks))
+    varied = features[:, features.std(0) > 0]
+    if not np.isin(features, (0, 1)).all() and varied.shape[1]:
+        model = make_pipeline(StandardScaler(), Ridge()).fit(fit, varied[fit_tasks])
+        figures["r2"] = float(model.score(test, varied[test_tasks]))
+    return figures
+
+
+def principal_axes(z: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean ``[D]`` of representations ``[M, D]`` and their first two principal axes ``[D, 2]``.
+
+    Each axis points to where its largest component is positive. Of representations with less than
+    two numbers the missing axes are zero.
+    """
+    center = np.asarray(z, np.float64).mean(0)
+    axes = np.linalg.svd(z - center, full_matrices=False)[2][:2]
+    axes *= np.sign(np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1))
+    found = np.zeros((len(center), 2))
+    found[:, : len(axes)] = axes.T
+    return center, found
+
+
+def maps() -> list[Map]:
+    """Ways to lay representations out in a plane that are installed."""
+    found: list[Map] = ["pca"]
+    return [*found, "umap"] if installed("umap") else found
+
+
+def plane(z: NDArray[Any], by: Map = "pca") -> NDArray[np.float64]:
+    """Representations ``[M, D]`` in a plane, ``[M, 2]``.
+
+    Args:
+        z: the representations.
+        by: ``pca``, the first two principal components, or ``umap`` (McInnes et al., 2018,
+            arXiv:1802.03426), in which neighbours stay near and distances say little.
+
+    Raises:
+        ModuleNotFoundError: umap-learn is not installed.
+    """
+    found: NDArray[np.float64]
+    if by == "pca":
+        center, axes = principal_axes(z)
+        found = (z - center) @ axes
+    else:
+        from umap import UMAP
+
+        found = UMAP(n_components=2, random_state=0, n_jobs=1).fit_transform(z)
+    return found

@@ -1,0 +1,1 @@
+"""Experience as data: rollouts, transitions, the context replay."""

@@ -1,0 +1,316 @@
+"""One learner: environments, policies, task inference, and the phases of an iteration."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from mg2l.algorithms.base import TaskInference
+from mg2l.config import algorithms
+from mg2l.config.sections import Config
+from mg2l.core.schema import ConfigError
+from mg2l.envs import registry
+from mg2l.envs.base import VectorEnv
+from mg2l.experience.finite import require_finite
+from mg2l.experience.problem import Setting
+from mg2l.experience.rollout import Collector, Rollout
+from mg2l.nn.policy import Actor, Critic
+from mg2l.nn.vision import Vision
+from mg2l.ops import path
+from mg2l.training.ppo import PPO
+from mg2l.training.random_state import random_state, set_random_state
+
+LR_FLOOR = 0.05
+"""Share of a learning rate that is left at the end of a run with linear decay."""
+
+
+class Learner:
+    """Everything that a run trains and trains with.
+
+    Args:
+        config: the run.
+        device: where networks and rollouts live; environments stay on the CPU.
+
+    Raises:
+        ValueError: the agents' spaces differ, or the environment's spaces are not supported.
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.path = path.choose(config.kernels, device)
+        streams = np.random.SeedSequence(config.seed).spawn(4)
+        env_seed, explore_seed, torch_seed = (int(s.generate_state(1)[0]) for s in streams[:3])
+        self.rng = np.random.default_rng(streams[3])
+        torch.manual_seed(torch_seed)
+        self.noise = torch.Generator(device).manual_seed(torch_seed + 1)
+        self.draws = torch.Generator().manual_seed(torch_seed + 2)
+
+        self.env = registry.make(config.env, config.rollout_envs, env_seed)
+        self.tasks = self.env.tasks.n_train
+        observation, action_space = _common_spaces(self.env)
+        agents = self.env.num_agents
+        setting = Setting(
+            config,
+            self.env.tasks,
+            agents,
+            observation,
+            action_space,
+            self.noise,
+            self.draws,
+            self.path,
+            _vision(config, self.env),
+        )
+        algorithm = algorithms.load(config.algo_name)
+        self.inference: TaskInference = algorithm(setting).to(device)
+        joint = observation * agents if config.policy.use_centralized_V else observation
+        told = self.inference
+        self.actor = Actor(
+            config.policy, agents, observation, told.actor_width, action_space, setting.vision
+        ).to(device)
+        self.critic = Critic(
+            config.policy, config.ppo, agents, joint, told.critic_width, setting.vision
+        ).to(device)
+        self.ppo = PPO(
+            config.ppo,
+            config.policy,
+            self.actor,
+            self.critic,
+            told.trained_by_critic(),
+            told.optimiser,
+            self.draws,
+            self.path,
+        )
+        self.collector = Collector(self.env, self.actor, device, self.noise)
+        self.explorer: Collector | None = None
+        if told.explores:
+            env = registry.make(config.env, config.rollout.n_ae_rollout_threads, explore_seed)
+            self.explorer = Collector(env, self.actor, device, self.noise)
+        self.optimisers: dict[str, torch.optim.Optimizer] = {
+            "actor": self.ppo.actor_optimiser,
+            "critic": self.ppo.critic_optimiser,
+        }
+        if told.optimiser is not None:
+            self.optimisers["encoder"] = told.optimiser
+        self.start_lr = {name: o.param_groups[0]["lr"] for name, o in self.optimisers.items()}
+        self.seconds: dict[str, float] = {}
+        self.env_steps = 0
+
+    @property
+    def generators(self) -> dict[str, np.random.Generator | torch.Generator]:
+        """Every stream of random numbers but the environments', whose state is with them."""
+        return {"tasks": self.rng, "noise": self.noise, "draws": self.draws}
+
+    # The phases of an iteration, in the order of `mg2l.train`.
+
+    def decay_learning_rates(self, iteration: int) -> dict[str, float]:
+        """Set every learning rate for this iteration; returns them as ``lr/*``."""
+        left = 1.0
+        if self.config.ppo.use_linear_lr_decay:
+            left = 1 - (1 - LR_FLOOR) * iteration / self.config.n_iters
+        for name, optimiser in self.optimisers.items():
+            for group in optimiser.param_groups:
+                group["lr"] = self.start_lr[name] * left
+        return {f"lr/{name}": lr * left for name, lr in self.start_lr.items()}
+
+    def draw_tasks(self) -> np.ndarray:
+        """A training task for every environment, ``[N]``."""
+        return self.rng.integers(self.tasks, size=self.env.num_envs)
+
+    def explore(self) -> dict[str, float]:
+        """An exploration rollout under the prior for the context replay; returns metrics."""
+        if self.explorer is None:
+            return {}
+        with self.timed("explore"):
+            count = self.explorer.env.num_envs
+            # Every task is visited as often as every other, to within one environment.
+            ids = np.resize(self.rng.permutation(self.tasks), count)
+            seeds = None
+            if self.config.rollout.paired_exploration:
+                group = np.arange(count) // self.tasks
+                told = self.inference.explore(int(group[-1]) + 1)
+                told = None if told is None else told[:, group]
+                seeds = self.rng.integers(2**31, size=group[-1] + 1)[group].tolist()
+            else:
+                told = self.inference.explore(count)
+            steps = self.config.env.max_ep_len
+            rollout = self.explorer.collect(steps, ids, told, seeds=seeds)
+            self.env_steps += count * steps
+            self.actor.observe(rollout.observations[:-1], rollout.active)
+            return self.inference.observe(rollout, ids)
+
+    def prepare(self) -> None:
+        """Before the first iteration: explore every task, and train the encoder on that.
+
+        There are ``n_init_rollouts`` exploration rollouts, and more until every task is visited.
+        """
+        for _ in range(self.config.rollout.n_init_rollouts):
+            self.explore()
+        while not self.inference.ready():
+            self.explore()
+        with self.timed("encoder"):
+            self.inference.prepare()
+            self._require_finite_parameters()
+
+    def collect(self, tasks: np.ndarray) -> Rollout:
+        """Each agent acts on what it infers of its environment's task."""
+        with self.timed("rollout"):
+            steps = self.config.rollout_steps
+            told = self.inference.tell_actors(tasks, steps)
+            self.env_steps += self.env.num_envs * steps
+            rollout = self.collector.collect(steps, tasks, told)
+            self.inference.remember(rollout, tasks)
+            return rollout
+
+    def update_policy(self, rollout: Rollout, tasks: np.ndarray) -> dict[str, float]:
+        """PPO of all agents; the value loss reaches the encoder."""
+        with self.timed("ppo"):
+            acted: dict[str, Any] = {"observations": rollout.observations}
+            require_finite("action", rollout.actions, acted | {"actions": rollout.actions})
+            tell = self.inference.tell_critic(tasks, rollout)
+            with torch.no_grad():
+                told = tell()
+            metrics = self.ppo.update(self.ppo.prepare(rollout, told), tell)
+            self._require_finite_parameters()
+            self.actor.observe(rollout.observations[:-1], rollout.active)
+            return {name: float(value) for name, value in metrics.items()}
+
+    def update_inference(self) -> dict[str, Any]:
+        """Global and local losses of the task encoder."""
+        with self.timed("encoder"):
+            metrics = self.inference.update()
+            self._require_finite_parameters()
+            return metrics
+
+    def _require_finite_parameters(self) -> None:
+        """The guard of whatever an update did: the next policies would act on NaN.
+
+        Raises:
+            NonFiniteLossError: a parameter is NaN or infinite.
+        """
+        for name, module in self._modules().items():
+            held: dict[str, Any] = {k: value.detach() for k, value in module.named_parameters()}
+            full = [value for value in held.values() if value.numel()]
+            if full:
+                largest = torch.stack(torch._foreach_norm(full, float("inf")))
+                require_finite(f"parameters/{name}", largest, held)
+
+    @contextmanager
+    def apart(self, seed: int) -> Iterator[None]:
+        """A block whose random numbers come from ``seed`` and leave the run's own as they were."""
+        before = random_state(self.generators)
+        fresh = np.random.SeedSequence(seed).generate_state(len(self.generators))
+        for stream, word in zip(self.generators.values(), fresh.tolist(), strict=True):
+            if isinstance(stream, torch.Generator):
+                stream.manual_seed(word)
+            else:
+                stream.bit_generator.state = np.random.default_rng(word).bit_generator.state
+        try:
+            yield
+        finally:
+            set_random_state(before, self.generators)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the wall time of a block to ``seconds[phase]``."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def take_times(self) -> dict[str, float]:
+        """``time/<phase>`` [s] since the last call."""
+        phases = ("rollout", "ppo", "encoder", "explore")
+        times = {f"time/{phase}": self.seconds.get(phase, 0.0) for phase in phases}
+        self.seconds = {}
+        return times
+
+    # Checkpoints.
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"actor": self.actor, "critic": self.critic, "inference": self.inference}
+
+    def networks(self) -> dict[str, Any]:
+        """Parameters and normalisers only: what a warm start takes over."""
+        return {name: module.state_dict() for name, module in self._modules().items()}
+
+    def load_networks(self, state: dict[str, Any]) -> None:
+        """Take over `networks` of a run with the same sizes."""
+        for name, module in self._modules().items():
+            module.load_state_dict(state[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a continuation bit for bit needs, but for `generators`."""
+        return {
+            "networks": self.networks(),
+            "optimisers": {name: o.state_dict() for name, o in self.optimisers.items()},
+            "buffers": self.inference.buffers_state(),
+            "env": self.env.state_dict(),
+            "explore_env": None if self.explorer is None else self.explorer.env.state_dict(),
+            "env_steps": self.env_steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            ValueError: an optimiser's state is of other parameters.
+        """
+        self.load_networks(state["networks"])
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
+            check_moments(name, optimiser)
+        self.inference.load_buffers_state(state["buffers"])
+        self.env.load_state_dict(state["env"])
+        if self.explorer is not None:
+            self.explorer.env.load_state_dict(state["explore_env"])
+        self.env_steps = state["env_steps"]
+
+    def close(self) -> None:
+        self.env.close()
+        if self.explorer is not None:
+            self.explorer.env.close()
+
+
+def check_moments(name: str, optimiser: torch.optim.Optimizer) -> None:
+    """Judge the state of an optimiser, which torch loads whatever it is.
+
+    Raises:
+        ValueError: it holds something else than a moment or a count of steps per parameter.
+    """
+    for parameter, held in optimiser.state.items():
+        for key, value in held.items():
+            if not isinstance(value, Tensor) or value.shape not in (parameter.shape, ()):
+                got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(
+                    f"{key} of the optimiser {name} must have shape {list(parameter.shape)}, "
+                    f"got {got}"
+                )
+
+
+def _vision(config: Config, env: VectorEnv) -> Vision | None:
+    """Where the image lies in an observation, if it is to be read as one."""
+    if config.encoder.obs == "mlp":
+        return None
+    if env.image is None:
+        raise ConfigError("obs=cnn needs observations that begin with an image; these do not")
+    return Vision(env.image, int(env.observation_spaces[0].shape[0]))
+
+
+def _common_spaces(env: VectorEnv) -> tuple[int, spaces.Space[Any]]:
+    """Width of an observation and the action space, which all agents must share."""
+    observations, actions = env.observation_spaces, env.action_spaces
+    if any(space != actions[0] for space in actions):
+        raise ValueError(f"agents must share one action space, got {actions}")
+    if any(space.shape != observations[0].shape for space in observations):
+        raise ValueError(f"agents must share one observation shape, got {observations}")
+    return int(observations[0].shape[0]), actions[0]
