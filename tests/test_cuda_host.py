@@ -127,6 +127,25 @@ def test_launches_no_gpu_would_take_are_reported(self_test: Library) -> None:
         assert report.kinds == {"launch"}
 
 
+def test_shared_memory_has_a_limit(self_test: Library) -> None:
+    x, reversed_x = np.ones(1, np.float32), np.zeros(1, np.float32)
+    arguments = {"x": x, "reversed": reversed_x}
+    assert not self_test.call("greedy", {"bytes": 64 * 1024, **arguments})
+    report = self_test.call("greedy", {"bytes": 64 * 1024 + 4, **arguments})
+    assert report.kinds == {"launch"}
+    assert "65540 bytes of shared memory" in str(report)
+
+
+def test_a_misaligned_access_is_reported_and_does_not_end_the_process(self_test: Library) -> None:
+    x, pairs = np.arange(10, dtype=np.float32), np.zeros(4)
+    arguments = {"count": 4, "x": x, "pairs": pairs}
+    assert not self_test.call("pairs", {"shift": 0, **arguments})
+    np.testing.assert_array_equal(pairs, x[:8].view(np.float64))
+    report = self_test.call("pairs", {"shift": 1, **arguments})
+    assert report.kinds == {"misaligned"}
+    assert "of 'x'" in str(report)
+
+
 def test_arguments_are_checked_against_the_declaration(self_test: Library) -> None:
     x, sums = np.ones((2, 8), np.float32), np.empty(2, np.float32)
     arguments = {"rows": 2, "columns": 8, "sums": sums}

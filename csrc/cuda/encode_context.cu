@@ -39,7 +39,7 @@ EncodeArgs<input_t, scalar_t> lay_out(const EncodeCall& call, bool backward, con
   args.index = index;
   args.packed = packed;
 
-  int64_t inputs = call.features, at = 0, shared = rows * pitch(call.features), gradient = 0;
+  int64_t inputs = call.features, shared = rows * pitch(call.features);
   int64_t sides[2] = {0, 0};  // forward: what even layers write, and what odd layers write
   if (!backward) {
     int64_t widest = 0;
@@ -55,19 +55,17 @@ EncodeArgs<input_t, scalar_t> lay_out(const EncodeCall& call, bool backward, con
     const int64_t units = call.units[l];
     layer.inputs = static_cast<int>(inputs);
     layer.units = static_cast<int>(units);
-    layer.packed = at;
+    layer.packed = packed_offset(call.features, call.layers, call.units, call.sets(), l);
     layer.packed_stride = packed_size(units, inputs);
-    layer.gradient = gradient;
+    layer.gradient = gradient_offset(call.features, call.layers, call.units, l);
     layer.features = static_cast<int>(backward ? shared : sides[l % 2]);
     layer.slopes = static_cast<int>(shared + rows * pitch(units));
     shared += 2 * rows * pitch(units);
-    at += call.sets() * packed_size(units, inputs);
-    gradient += gradient_size(units, inputs);
     inputs = units;
   }
-  args.query = at;
-  args.gradient_query = gradient;
-  args.gradient_size = gradient + padded(inputs);
+  args.query = packed_offset(call.features, call.layers, call.units, call.sets(), call.layers);
+  args.gradient_query = gradient_offset(call.features, call.layers, call.units, call.layers);
+  args.gradient_size = gradient_offset(call.features, call.layers, call.units, call.layers + 1);
   return args;
 }
 

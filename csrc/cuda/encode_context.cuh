@@ -274,7 +274,7 @@ __global__ void encode_context_kernel(EncodeArgs<input_t, scalar_t> args, int64_
       pooled[h] = sum;
     }
   }
-  scalar_t* to = partial + static_cast<int64_t>(blockIdx.x) * (width + 2);
+  scalar_t* to = partial + static_cast<int64_t>(blockIdx.x) * partial_width(last.units);
   for (int h = threadIdx.x; h < width; h += kEncodeThreads) to[h] = pooled[h];
   if (threadIdx.x == 0) {
     to[width] = most;

@@ -64,26 +64,24 @@ Tensor pack(const EncodeSizes& sizes, const EncodeTensors& tensors, void* stream
   using input_t = typename Launchers::input_t;
   using scalar_t = typename Launchers::scalar_t;
   const int64_t sets = sizes.weight_sets();
-  int64_t inputs = sizes.features, size = 0;
-  for (const int64_t units : sizes.units) {
-    size += sets * packed_size(units, inputs);
-    inputs = units;
-  }
-  const int64_t query = size;
-  Tensor packed = allocate(tensors.context, {query + sets * packed_size(inputs, 0)},
-                           accumulated(tensors.context.scalar_type()));
+  const auto layers = static_cast<int64_t>(sizes.units.size());
+  const auto begin = [&](int64_t layer) {
+    return packed_offset(sizes.features, layers, sizes.units.data(), sets, layer);
+  };
+  Tensor packed =
+      allocate(tensors.context, {begin(layers + 1)}, accumulated(tensors.context.scalar_type()));
   auto* to = data<scalar_t>(packed);
-  inputs = sizes.features;
-  for (size_t l = 0; l < sizes.units.size(); ++l) {
+  int64_t inputs = sizes.features;
+  for (int64_t l = 0; l < layers; ++l) {
     const int64_t units = sizes.units[l];
     check_launch("encode_context",
                  Launchers::pack(sets, units, inputs, data<input_t>(tensors.weights[l]),
-                                 data<input_t>(tensors.biases[l]), to, stream));
-    to += sets * packed_size(units, inputs);
+                                 data<input_t>(tensors.biases[l]), to + begin(l), stream));
     inputs = units;
   }
   check_launch("encode_context",
-               Launchers::pack(sets, inputs, 0, nullptr, data<input_t>(tensors.query), to, stream));
+               Launchers::pack(sets, inputs, 0, nullptr, data<input_t>(tensors.query),
+                               to + begin(layers), stream));
   return packed;
 }
 
@@ -108,7 +106,7 @@ std::tuple<Tensor, Tensor, Tensor> encode_context_cuda(const Tensor& context_,
   Tensor pooling = allocate(context_, {return_weights ? sizes.contexts : 0, sizes.agents,
                                        return_weights ? sizes.transitions : 0});
   Tensor partial =
-      allocate(context_, {sizes.contexts * sizes.agents * splits, padded(units) + 2}, sums);
+      allocate(context_, {sizes.contexts * sizes.agents * splits, partial_width(units)}, sums);
   for_launchers(dtype, [&](auto launchers) {
     using Launchers = decltype(launchers);
     using input_t = typename Launchers::input_t;
@@ -149,12 +147,11 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> encode_cont
   const int64_t sets = sizes.weight_sets();
   const int64_t pairs_of_set = sizes.contexts * (sizes.own_weights ? 1 : sizes.agents);
   const int64_t parts = gradient_parts(sets, pairs_of_set, sizes.transitions);
-  int64_t inputs = sizes.features, size = 0;
-  for (const int64_t units : sizes.units) {
-    size += gradient_size(units, inputs);
-    inputs = units;
-  }
-  size += padded(inputs);
+  const auto layers = static_cast<int64_t>(sizes.units.size());
+  const auto begin = [&](int64_t layer) {
+    return gradient_offset(sizes.features, layers, sizes.units.data(), layer);
+  };
+  const int64_t size = begin(layers + 1);
   Tensor partial = allocate(context_, {sets, parts, size}, accumulated(dtype));
   for_launchers(dtype, [&](auto launchers) {
     using Launchers = decltype(launchers);
@@ -171,19 +168,19 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> encode_cont
                             data_or_null<int64_t>(tensors.index), data<scalar_t>(packed),
                             data<scalar_t>(pooled), data<scalar_t>(lse), data<scalar_t>(partial),
                             want_context ? data<input_t>(grad_context) : nullptr, stream));
-    int64_t width = sizes.features, offset = 0;
-    for (size_t l = 0; l < sizes.units.size(); ++l) {
+    int64_t width = sizes.features;
+    for (int64_t l = 0; l < layers; ++l) {
       const int64_t units = sizes.units[l];
       check_launch(
           "encode_context_backward",
-          Launchers::unpack(parts, sets, units, width, size, offset, data<scalar_t>(partial),
+          Launchers::unpack(parts, sets, units, width, size, begin(l), data<scalar_t>(partial),
                             data<input_t>(grad_weights[l]), data<input_t>(grad_biases[l]), stream));
-      offset += gradient_size(units, width);
       width = units;
     }
-    check_launch("encode_context_backward",
-                 Launchers::unpack(parts, sets, width, 0, size, offset, data<scalar_t>(partial),
-                                   nullptr, data<input_t>(grad_query), stream));
+    check_launch(
+        "encode_context_backward",
+        Launchers::unpack(parts, sets, width, 0, size, begin(layers), data<scalar_t>(partial),
+                          nullptr, data<input_t>(grad_query), stream));
   });
   return {grad_context, grad_weights, grad_biases, grad_query};
 }

@@ -35,6 +35,32 @@ MG2L_BOTH constexpr int64_t gradient_size(int64_t units, int64_t inputs) {
   return padded(units) * (padded(inputs) + 1);
 }
 
+// Where a layer's packed parameters begin, those of all sets together: one layer after the other,
+// then the query, a layer without inputs; after that comes the end.
+inline int64_t packed_offset(int64_t features, int64_t layers, const int64_t* units, int64_t sets,
+                             int64_t layer) {
+  int64_t offset = 0, inputs = features;
+  for (int64_t l = 0; l < layer && l < layers; ++l) {
+    offset += sets * packed_size(units[l], inputs);
+    inputs = units[l];
+  }
+  return layer > layers ? offset + sets * packed_size(inputs, 0) : offset;
+}
+
+// Where a layer's gradients begin among the sums of one part: in the same order.
+inline int64_t gradient_offset(int64_t features, int64_t layers, const int64_t* units,
+                               int64_t layer) {
+  int64_t offset = 0, inputs = features;
+  for (int64_t l = 0; l < layer && l < layers; ++l) {
+    offset += gradient_size(units[l], inputs);
+    inputs = units[l];
+  }
+  return layer > layers ? offset + padded(inputs) : offset;
+}
+
+// What a split leaves of a context: sums, the largest logit, the sum of exponentials.
+MG2L_BOTH constexpr int64_t partial_width(int64_t units) { return padded(units) + 2; }
+
 // Numbers in shared memory per row of a tile. Forward: what a layer reads and what it writes, in
 // turns. Backward: the inputs, and of every layer features and slopes.
 inline int64_t shared_per_row(int64_t features, int64_t layers, const int64_t* units,

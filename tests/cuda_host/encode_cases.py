@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cuda_host.cases import Array, Case
+from cuda_host.layout import ask
 from mg2l.ops import reference
 
 
@@ -141,7 +142,14 @@ def case(
     exact = define(torch.float64)
     plain = exact if wide else define(torch.float32)
     stored = to_bfloat16 if bfloat16 else np.ascontiguousarray
-    packed = [packed_layer(w, b).ravel() for w, b in zip(weights, biases, strict=True)]
+    places = [
+        ask("packed_offset", features, len(units), units, sets, layer)
+        for layer in range(len(units) + 2)
+    ]
+    packed = np.full(places[-1], np.nan, dtype)
+    for place, weight, bias in zip(places, [*weights, None], [*biases, query], strict=False):
+        layer = packed_layer(weight, bias).ravel()
+        packed[place : place + layer.size] = layer
     inputs: dict[str, Any] = {
         "contexts": contexts,
         "transitions": transitions,
@@ -153,7 +161,7 @@ def case(
         "own_weights": int(own),
         "tanh_gelu": int(approximate == "tanh"),
         "context": stored(context),
-        "packed": np.concatenate([*packed, packed_layer(None, query).ravel()]).astype(dtype),
+        "packed": packed,
     }
     if index is not None:
         inputs["index"] = index
@@ -161,7 +169,7 @@ def case(
     storage: Any = np.uint16 if bfloat16 else dtype
     if not backward:
         outputs: dict[str, Array] = {
-            "partial": np.empty((contexts * agents * pieces, padded(width) + 2), dtype),
+            "partial": np.empty((contexts * agents * pieces, ask("partial_width", width)), dtype),
             "pooled": np.empty((contexts, agents, width), dtype),
             "lse": np.empty((contexts, agents), dtype),
         }
@@ -181,7 +189,14 @@ def case(
 
     def sums(found: dict[str, Any]) -> Array:
         layers = [gradient_layer(*layer) for layer in found["grad_layers"]]
-        return np.concatenate([*layers, pad(found["grad_query"], 1)], 1)
+        starts = [
+            ask("gradient_offset", features, len(units), units, layer)
+            for layer in range(len(units) + 2)
+        ]
+        total = np.full((sets, starts[-1]), np.nan, layers[0].dtype)
+        for start, layer in zip(starts, [*layers, pad(found["grad_query"], 1)], strict=False):
+            total[:, start : start + layer.shape[1]] = layer
+        return total
 
     inputs |= {"parts": pieces, "grad_pooled": grad}
     inputs |= {key: exact[key].astype(dtype) for key in ("pooled", "lse")}

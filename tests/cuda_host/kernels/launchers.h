@@ -12,3 +12,5 @@ MG2L_API int warp_transpose(int64_t tiles, const float* x, float* transposed, vo
 MG2L_API int warp_vote(int64_t count, const float* x, int32_t* positive, float* largest,
                        void* stream);
 MG2L_API int reverse(int64_t rows, int64_t columns, const float* x, float* reversed, void* stream);
+MG2L_API int pairs(int64_t count, int64_t shift, const float* x, double* pairs, void* stream);
+MG2L_API int greedy(int64_t bytes, const float* x, float* reversed, void* stream);

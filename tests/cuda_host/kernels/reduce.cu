@@ -35,6 +35,18 @@ int warp_vote(int64_t count, const float* x, int32_t* positive, float* largest, 
   return cudaGetLastError();
 }
 
+int pairs(int64_t count, int64_t shift, const float* x, double* pairs, void* stream) {
+  MG2L_LAUNCH(pairs_kernel, dim3(1), dim3(as_grid(count)), stream, shift, x, pairs);
+  return cudaGetLastError();
+}
+
+int greedy(int64_t bytes, const float* x, float* reversed, void* stream) {
+  static_cast<void>(stream);
+  cuda_host::launch_shared(reverse_kernel, dim3(1), dim3(1), static_cast<size_t>(bytes), x,
+                           reversed);
+  return cudaGetLastError();
+}
+
 int reverse(int64_t rows, int64_t columns, const float* x, float* reversed, void* stream) {
   static_cast<void>(stream);
   cuda_host::launch_shared(reverse_kernel, dim3(as_grid(rows)), dim3(as_grid(columns)),

@@ -108,4 +108,9 @@ __global__ void reverse_kernel(const float* x, float* reversed) {
   reversed[first + threadIdx.x] = row[blockDim.x - 1 - threadIdx.x];
 }
 
+// Reads two neighbouring floats at once, from an address that only floats may have if `shift` is 1.
+__global__ void pairs_kernel(int64_t shift, const float* x, double* pairs) {
+  pairs[threadIdx.x] = reinterpret_cast<const double*>(x + shift)[threadIdx.x];
+}
+
 }  // namespace self_test

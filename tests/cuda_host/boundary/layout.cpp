@@ -1,0 +1,25 @@
+// Where things lie in the buffers of `encode_context`, from the header that the binding allocates
+// by.
+#include "encode_context_layout.h"
+
+#define MG2L_EXPORT extern "C" __attribute__((visibility("default")))
+
+MG2L_EXPORT int64_t packed_offset(int64_t features, int64_t layers, const int64_t* units,
+                                  int64_t sets, int64_t layer) {
+  return mg2l::packed_offset(features, layers, units, sets, layer);
+}
+
+MG2L_EXPORT int64_t gradient_offset(int64_t features, int64_t layers, const int64_t* units,
+                                    int64_t layer) {
+  return mg2l::gradient_offset(features, layers, units, layer);
+}
+
+MG2L_EXPORT int64_t partial_width(int64_t units) { return mg2l::partial_width(units); }
+
+MG2L_EXPORT int64_t context_splits(int64_t pairs, int64_t transitions) {
+  return mg2l::context_splits(pairs, transitions);
+}
+
+MG2L_EXPORT int64_t gradient_parts(int64_t sets, int64_t pairs_of_set, int64_t transitions) {
+  return mg2l::gradient_parts(sets, pairs_of_set, transitions);
+}

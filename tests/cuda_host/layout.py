@@ -1,0 +1,40 @@
+"""Sizes and places in the buffers of ``encode_context``, asked of the binding's own header."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import subprocess
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+
+from cuda_host.build import CACHE, COMMON_FLAGS, COMPILER, HERE, KERNELS, WARNINGS
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    source, header = HERE / "boundary" / "layout.cpp", KERNELS / "encode_context_layout.h"
+    key = hashlib.sha256(source.read_bytes() + header.read_bytes()).hexdigest()[:16]
+    path = CACHE / f"layout-{key}.so"
+    if not path.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        flags = [*COMMON_FLAGS, *WARNINGS, "-shared", f"-I{KERNELS}"]
+        subprocess.run([COMPILER, *flags, str(source), "-o", str(partial)], check=True)
+        partial.rename(path)
+    return ctypes.CDLL(str(path))
+
+
+def ask(function: str, *arguments: int | Sequence[int]) -> int:
+    """What a function of the header says; a sequence is passed as an array of int64."""
+    arrays = [None if isinstance(x, int) else np.array(x, np.int64) for x in arguments]
+    given = [
+        ctypes.c_int64(argument) if array is None else ctypes.c_void_p(array.ctypes.data)
+        for argument, array in zip(arguments, arrays, strict=True)
+    ]
+    call = getattr(_library(), function)
+    call.restype = ctypes.c_int64
+    return int(call(*given))
