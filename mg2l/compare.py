@@ -50,7 +50,8 @@ def table(
             continue
         value, _, high = found.interval
         cells = [group.env, group.algo, str(len(found.runs)), str(found.iterations)]
-        cells += [f"{found.env_steps:,.0f}", f"{value:.1f}", f"± {high - value:.1f}"]
+        interval = f"± {high - value:.1f}" if len(found.runs) > 1 else "one seed"
+        cells += [f"{found.env_steps:,.0f}", f"{value:.1f}", interval]
         rows.append(_row(cells))
         notes += found.lines
         ends.setdefault(group.env, []).append(found)
