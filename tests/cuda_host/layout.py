@@ -9,8 +9,6 @@ import subprocess
 from collections.abc import Sequence
 from functools import cache
 
-import numpy as np
-
 from cuda_host.build import CACHE, COMMON_FLAGS, COMPILER, HERE, KERNELS, WARNINGS
 
 
@@ -30,11 +28,12 @@ def _library() -> ctypes.CDLL:
 
 def ask(function: str, *arguments: int | Sequence[int]) -> int:
     """What a function of the header says; a sequence is passed as an array of int64."""
-    arrays = [None if isinstance(x, int) else np.array(x, np.int64) for x in arguments]
-    given = [
-        ctypes.c_int64(argument) if array is None else ctypes.c_void_p(array.ctypes.data)
-        for argument, array in zip(arguments, arrays, strict=True)
-    ]
+    given: list[object] = []
+    for argument in arguments:
+        if isinstance(argument, int):
+            given.append(ctypes.c_int64(argument))
+        else:
+            given.append((ctypes.c_int64 * len(argument))(*argument))
     call = getattr(_library(), function)
     call.restype = ctypes.c_int64
     return int(call(*given))
