@@ -15,6 +15,8 @@ import pytest
 import mg2l
 from mg2l import envs
 
+pytestmark = pytest.mark.ci
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(mg2l.__file__).resolve().parent
 LIBRARIES = sorted(PACKAGE.glob("_C*.abi3.so"))

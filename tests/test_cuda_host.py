@@ -20,6 +20,8 @@ from cuda_host.cases import Case, largest_errors
 from cuda_host.gae_cases import backward_case, forward_case
 from cuda_host.library import parse_launchers
 
+pytestmark = pytest.mark.ci
+
 SCHEDULES = [
     Schedule(),
     Schedule(seed=1),

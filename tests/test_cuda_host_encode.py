@@ -13,6 +13,8 @@ from cuda_host.cases import Case, largest_errors
 from cuda_host.encode_cases import Sizes
 from cuda_host.faults import WRONG, Fault, Outcome, check_is_found, names, run_cases
 
+pytestmark = pytest.mark.ci
+
 SOURCE = (KERNELS / "encode_context.cuh").read_text()
 
 # Around a tile of 32 transitions, squares of 4 x 4, 128 threads and the two buffers of the forward

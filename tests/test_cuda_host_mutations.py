@@ -24,6 +24,8 @@ from cuda_host.cases import Case
 from cuda_host.faults import WRONG, Fault, Outcome, check_is_found, names, run_cases
 from cuda_host.gae_cases import backward_case, forward_case
 
+pytestmark = pytest.mark.ci
+
 SELF_TEST = HERE / "kernels" / "reduce.cu"
 REDUCE = SELF_TEST.with_suffix(".cuh").read_text()
 GAE = (KERNELS / "gae.cuh").read_text()

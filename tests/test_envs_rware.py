@@ -1,6 +1,7 @@
 """The warehouses: equal to the package, layouts, pictures, training."""
 
 import dataclasses
+import importlib.util
 import math
 
 import numpy as np
@@ -216,7 +217,8 @@ def test_picture_shows_what_is_requested_and_carried():
 
 
 def test_without_the_package(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda n: None if n == "rware" else find(n))
     with pytest.raises(ConfigError, match=r'needs the package rware; .*pip install .*\[rware\]"$'):
         registry.make(LayoutConfig(simulator="package"), 1)
     registry.make("rware-layout", 1).close()

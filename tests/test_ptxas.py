@@ -16,6 +16,8 @@ from cuda_host.build import COMPILER, HERE
 from cuda_host.gae_cases import backward_case, forward_case
 from cuda_host.sass import instructions, straight_runs
 
+pytestmark = pytest.mark.ci
+
 
 def load_script() -> ModuleType:
     path = ROOT / "benchmarks" / "ptxas_report.py"
