@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from gymnasium.spaces.utils import flatdim, flatten
 
@@ -107,6 +108,9 @@ MASKS = [[0, 1, 0], [1, 0, 1]]
         [{"action_mask": mask} for mask in MASKS],
         np.array([{"action_mask": mask} for mask in MASKS]),
         {"agent_0": {"action_mask": MASKS[0]}, "agent_1": {"action_mask": MASKS[1]}},
+        {**{str(i): {"action_mask": MASKS[i]} for i in range(2)}, "time": 3, "sums": {"x": 1}},
+        {"action_mask": {"agent_0": MASKS[0], "agent_1": MASKS[1]}},
+        {"action_mask": torch.tensor(MASKS)},
     ],
 )
 def test_masks_in_infos(info):
@@ -122,6 +126,8 @@ def test_masks_elsewhere():
     assert masks([0, 0], {"other": 1}, [0, 1]) == masks([0, 0], None, [0, 1]) == [None, None]
     with pytest.raises(InterfaceError, match="action_mask of 3 agents in its info, expected 2"):
         masks([0, 0], {"action_mask": [MASKS[0]] * 3}, [0, 1])
+    with pytest.raises(InterfaceError, match=r"of \['red'\] in its info, expected the agents"):
+        masks([0, 0], {"action_mask": {"red": MASKS[0]}}, [0, 1])
 
 
 @pytest.mark.parametrize("name", ["TimeLimit.truncated", "bad_transition"])
@@ -130,6 +136,7 @@ def test_time_limits_in_infos(name):
     assert limits({name: True}, agents) == [True, True]
     assert limits({name: [True, False]}, agents) == [True, False]
     assert limits({name: {"b": True}}, agents) == [False, True]
+    assert limits({name: {"a": False, "b": True}}, [0, 1]) == [False, True]
     assert limits([{name: False}, {name: np.bool_(True)}], agents) == [False, True]
     assert limits({"a": {name: 1}, "b": {}}, agents) == [True, False]
     assert limits({"episode_limit": 100}, agents) == limits({}, agents) == [False, False]

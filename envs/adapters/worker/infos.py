@@ -96,7 +96,7 @@ def _told(info: Any, names: Sequence[str], agents: Sequence[Any], rows: bool) ->
         agents: names or numbers of the agents.
         rows: an agent's value is a row of numbers, not a number.
     """
-    own = _own(info, agents)
+    own = _own(info, names, agents)
     for name in names:
         if any(name in one for one in own):
             return [one.get(name) for one in own]
@@ -105,13 +105,14 @@ def _told(info: Any, names: Sequence[str], agents: Sequence[Any], rows: bool) ->
     return [None] * len(agents)
 
 
-def _own(info: Any, agents: Sequence[Any]) -> list[Mapping[str, Any]]:
+def _own(info: Any, names: Sequence[str], agents: Sequence[Any]) -> list[Mapping[str, Any]]:
     """The agents' own infos; empty ones where there are none."""
     if isinstance(info, Mapping):
         found: list[Any] = [info.get(agent) for agent in agents]
         if not any(isinstance(one, Mapping) for one in found):
-            nested = [one for one in info.values() if isinstance(one, Mapping)]
-            found = nested if len(nested) == len(info) == len(agents) else []
+            found = [one for one in info.values() if isinstance(one, Mapping)]
+            holding = [one for one in found if any(name in one for name in names)]
+            found = holding if len(holding) == len(agents) else found
     else:
         found = list(info) if isinstance(info, (list, tuple, np.ndarray)) else []
     if len(found) != len(agents):
@@ -121,13 +122,26 @@ def _own(info: Any, agents: Sequence[Any]) -> list[Mapping[str, Any]]:
 
 def _spread(value: Any, name: str, agents: Sequence[Any], rows: bool) -> list[Any]:
     if isinstance(value, Mapping):
-        return [value.get(agent) for agent in agents]
+        return _by_name(value, name, agents)
+    if hasattr(value, "__array__"):
+        value = np.asarray(value)
     several = isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim)
     if not several or (rows and (len(value) == 0 or _is_number(value[0]))):
         return [value] * len(agents)
     if len(value) != len(agents):
         raise InterfaceError(f"{name} of {len(value)} agents in its info, expected {len(agents)}")
     return list(value)
+
+
+def _by_name(value: Mapping[Any, Any], name: str, agents: Sequence[Any]) -> list[Any]:
+    """Values by the agents' names, or in their order where an environment has names of its own."""
+    if not value or any(agent in value for agent in agents):
+        return [value.get(agent) for agent in agents]
+    if len(value) != len(agents):
+        raise InterfaceError(
+            f"{name} of {list(value)} in its info, expected the agents {list(agents)}"
+        )
+    return list(value.values())
 
 
 def _is_number(value: Any) -> bool:
