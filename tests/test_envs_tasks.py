@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
 from mg2l.core.schema import ConfigError
 from mg2l.envs import adapters
@@ -55,6 +56,8 @@ def features(*values):
         ([[1, 2], [3]], [[1, 0], [0, 1]]),
         ([[1, None], [1, 2]], [[0, 1], [1, 0]]),
         ([np.array([1.0, 2.0]), np.array([1.0, 3.0])], [[1, 2], [1, 3]]),
+        ([torch.tensor(1.0), torch.tensor(2.0)], [[1], [2]]),
+        (["", " ", "a\nb", "a b"], np.eye(4)[[1, 0, 3, 2]]),
     ],
 )
 def test_features_of_tasks(values, expected):
@@ -69,6 +72,11 @@ def test_tasks_without_features():
     assert (list(tasks.names), tasks.features.tolist()) == (["no parameters"], [[0]])
     for call, message in [
         (lambda: features(1.5, 1.5), "tasks 0 and 1 are the same: x=1.5"),
+        (lambda: features(1, 1.0), "tasks 0 and 1 are the same: x=1"),
+        (lambda: features(0.0, -0.0), "tasks 0 and 1 are the same"),
+        (lambda: features(True, 2, 1), "tasks 0 and 2 are the same"),
+        (lambda: features((1, 2), [1, 2]), "tasks 0 and 1 are the same"),
+        (lambda: features({"a": 1, "b": 2}, {"b": 2, "a": 1}), "tasks 0 and 1 are the same"),
         (lambda: adapters.task_set([{}, {}], [], EnvConfig()), "tasks 0 and 1 are the same"),
         (lambda: adapters.task_set([{"a": 1}, {}], [], EnvConfig()), "must have the parameters"),
         (

@@ -64,17 +64,22 @@ def task_set(train: Sequence[Params], test: Sequence[Params], config: EnvConfig)
     columns = [_columns(column) for column in values.values()] or [np.zeros((len(params), 1))]
     texts = [[f"{key}={text}" for text in _texts(column)] for key, column in values.items()]
     names = [", ".join(row) for row in zip(*texts, strict=True)] or ["no parameters"] * len(params)
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise ConfigError(f"tasks {names.index(name)} and {index} are the same: {name}")
     features = np.concatenate(columns, 1).astype(np.float32)
+    first: dict[tuple[float, ...], int] = {}  # 1, 1.0 and True are one value, as are 0 and -0.0
+    for index, row in enumerate(map(tuple, features.tolist())):
+        if first.setdefault(row, index) != index:
+            raise ConfigError(f"tasks {first[row]} and {index} are the same: {names[index]}")
     return TaskSet([dict(task) for task in params], features, names, len(order))
 
 
 def _plain(key: str, value: Any) -> Any:
-    """A parameter without NumPy's types, so that it can be compared and written."""
-    if isinstance(value, (np.ndarray, np.generic)):
+    """A parameter without arrays' types, so that it can be compared and written."""
+    if hasattr(value, "tolist"):
         return value.tolist()
+    if isinstance(value, Mapping):
+        return {part: _plain(key, value[part]) for part in sorted(value, key=repr)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(key, part) for part in value]
     if isinstance(value, (set, frozenset)):
         return sorted(value, key=repr)
     if " at 0x" in repr(value):
@@ -138,8 +143,9 @@ def _texts(values: list[Any]) -> list[str]:
     """The values as short as they still differ."""
     exact = list(map(repr, values))
     short = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
-    texts = short if len(set(short)) == len(set(exact)) else exact
-    return [" ".join(text.split()) if len(text) <= 60 else _abbreviated(text) for text in texts]
+    short = [" ".join(text.split()) for text in short]
+    texts = short if len(set(short)) == len(set(exact)) and all(short) else exact
+    return [text if len(text) <= 60 else _abbreviated(text) for text in texts]
 
 
 def _abbreviated(text: str) -> str:
