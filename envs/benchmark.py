@@ -21,7 +21,7 @@ from rich.table import Table
 from mg2l import cli
 from mg2l.core.schema import ConfigError
 from mg2l.envs import EnvConfig, gate, registry
-from mg2l.envs.command import env_config, positive
+from mg2l.envs.command import env_config
 from mg2l.envs.random_actions import random_actions
 
 ROUNDS = 5
@@ -106,12 +106,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = cli.Parser(prog="python -m mg2l.envs.benchmark", description=__doc__)
     parser.add_argument("names", nargs="+", metavar="NAME", help="environment, or a YAML file")
-    parser.add_argument("--copies", type=positive, default=32, help="stepped at once (default 32)")
     parser.add_argument(
-        "--steps", type=positive, default=200, help=f"in each of {ROUNDS} rounds (default 200)"
+        "--copies", type=cli.at_least(1), default=32, help="stepped at once (default 32)"
     )
     parser.add_argument(
-        "--threads", type=positive, help="processors that may be used (default: all there are)"
+        "--steps",
+        type=cli.at_least(1),
+        default=200,
+        help=f"in each of {ROUNDS} rounds (default 200)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=cli.at_least(1),
+        help="processors that may be used (default: all there are)",
     )
     parser.add_argument(
         "--gate",

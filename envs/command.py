@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from mg2l.config.files import load_config
 from mg2l.envs import EnvConfig
-
-
-def positive(text: str) -> int:
-    """An argument that is a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def env_config(name: str, overrides: Sequence[str] = ()) -> EnvConfig:

@@ -14,7 +14,7 @@ from mg2l import cli
 from mg2l.core.schema import ConfigError
 from mg2l.envs import EnvConfig, registry, video
 from mg2l.envs.base import TaskSet
-from mg2l.envs.command import env_config, positive
+from mg2l.envs.command import env_config
 from mg2l.envs.random_actions import random_actions
 
 
@@ -78,21 +78,27 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = cli.Parser(prog="python -m mg2l.envs.render", description=__doc__)
     parser.add_argument("name", nargs="?", metavar="NAME", help="environment, or a YAML file")
-    parser.add_argument("--task", type=int, default=0, help="number of the task (default 0)")
+    parser.add_argument(
+        "--task", type=cli.at_least(0), default=0, help="number of the task (default 0)"
+    )
     parser.add_argument("--run", type=Path, help="folder of a run: film its team")
     parser.add_argument(
-        "--shots", type=int, default=1, help="episodes a team explores before (default 1)"
+        "--shots",
+        type=cli.at_least(0),
+        default=1,
+        help="episodes a team explores before (default 1)",
     )
     parser.add_argument("--out", type=Path, help=".gif or .mp4 (default NAME.gif)")
-    parser.add_argument("--fps", type=positive, default=20, help="pictures per second (default 20)")
-    parser.add_argument("--seed", type=int, default=0, help="of all chance (default 0)")
+    parser.add_argument(
+        "--fps", type=cli.at_least(1), default=20, help="pictures per second (default 20)"
+    )
+    parser.add_argument("--seed", type=cli.at_least(0), default=0, help="of all chance (default 0)")
     parser.add_argument("--trust", action="store_true", help=cli.TRUST)
     options = parser.parse_args(arguments)
-    if options.shots < 0 or options.seed < 0:
-        raise ConfigError("--shots and --seed must be at least 0")
     if options.run is None and options.name is None:
         raise ConfigError("give the NAME of an environment, or --run=RUN")
-    stem = Path(options.name).stem if options.name else options.run.resolve().parents[1].name
+    # RUN lies in ENV/ALGO/, unless it was moved.
+    stem = Path(options.name or options.run.resolve().parent.parent).stem or "film"
     path = options.out or Path(f"{stem}.gif")
     video.check(path)
     if options.run is not None:

@@ -9,7 +9,6 @@ the tolerance, 1 if one does, 2 if the file cannot be replayed.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import zipfile
@@ -79,20 +78,6 @@ def replay(path: Path, steps: int | None = None) -> tuple[str, dict[str, float]]
     raise ValueError(f"no environment suite knows a recording of {sorted(recording)}")
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def _tolerance(text: str) -> float:
-    value = float(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
-    return value
-
-
 @cli.command
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
@@ -102,10 +87,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("file", type=Path, metavar="FILE.npz", help="the recording")
     parser.add_argument(
-        "--steps", type=_positive, help="replay the first STEPS steps of each episode (default all)"
+        "--steps",
+        type=cli.at_least(1),
+        help="replay the first STEPS steps of each episode (default all)",
     )
     parser.add_argument(
-        "--tol", type=_tolerance, default=1e-4, help="largest deviation allowed (default 1e-4)"
+        "--tol",
+        type=cli.at_least(0, float),
+        default=1e-4,
+        help="largest deviation allowed (default 1e-4)",
     )
     options = parser.parse_args(arguments)
     try:

@@ -15,9 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mg2l import cli
-from mg2l.core.files import replacing
-from mg2l.core.packages import require
-from mg2l.core.schema import ConfigError
+from mg2l.evaluation import plots
 from mg2l.evaluation.groups import End, Group, curve, different_steps, end, groups_below
 from mg2l.evaluation.results import printable
 
@@ -67,13 +65,9 @@ def plot(groups: Sequence[Group], path: Path, window: int = 10) -> None:
     """Return over environment steps, a part for each environment: mean and range of the seeds.
 
     Raises:
-        ConfigError: matplotlib does not know the ending of ``path``.
         WriteError: it cannot be written.
         ModuleNotFoundError: matplotlib is not installed.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     envs = list(dict.fromkeys(group.env for group in groups))
@@ -100,12 +94,7 @@ def plot(groups: Sequence[Group], path: Path, window: int = 10) -> None:
         if axes.lines:
             axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-    kinds = figure.canvas.get_supported_filetypes()
-    if path.suffix[1:].lower() not in kinds:
-        raise ConfigError(f"--plot={path}: must end in one of {', '.join(sorted(kinds))}")
-    with replacing(path) as partial:
-        figure.savefig(partial)
-    pyplot.close(figure)
+    plots.write(figure, path)
 
 
 def parser() -> cli.Parser:
@@ -125,7 +114,7 @@ def main() -> None:
     """Entry point of ``python -m mg2l.compare``."""
     arguments = parser().parse_args()
     if arguments.plot is not None:
-        require("--plot", "matplotlib", extra="analysis")
+        plots.check("--plot", arguments.plot)
     groups, notes = groups_below(arguments.folders)
     print("\n".join(table(groups, notes, arguments.last, arguments.env_steps)))
     if arguments.plot is not None:

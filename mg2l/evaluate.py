@@ -260,15 +260,20 @@ def main() -> None:
     parser.add_argument("--oracle", type=Path, help="run of the oracle, to normalise by")
     parser.add_argument(
         "--shots",
-        type=int,
+        type=cli.at_least(0),
         nargs="+",
         default=[0, 1, 2, 5],
         help="episodes of exploration before acting (default: 0 1 2 5)",
     )
     parser.add_argument(
-        "--episodes", type=int, default=32, help="episodes per task (default: %(default)s)"
+        "--episodes",
+        type=cli.at_least(1),
+        default=32,
+        help="episodes per task (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of all chance (default: 0)")
+    parser.add_argument(
+        "--seed", type=cli.at_least(0), default=0, help="of all chance (default: 0)"
+    )
     parser.add_argument(
         "--deterministic", action="store_true", help="act on the most likely action"
     )
@@ -282,10 +287,6 @@ def main() -> None:
     )
     parser.add_argument("--trust", action="store_true", help=cli.TRUST)
     arguments = parser.parse_args()
-    for name in ("shots", "episodes", "seed"):
-        least = 1 if name == "episodes" else 0
-        if np.min(getattr(arguments, name)) < least:
-            parser.error(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
     if arguments.video is not None:
         video.check(Path(f"film.{arguments.video}"))
     found, played = evaluate(

@@ -312,10 +312,12 @@ def main() -> None:
     parser = cli.Parser(prog="python -m mg2l.export", description=__doc__)
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--out", type=Path, help="folder to write (default: RUN/export)")
-    parser.add_argument("--agents", type=int, nargs="+", help="which agents (default: all)")
+    parser.add_argument(
+        "--agents", type=cli.at_least(0), nargs="+", help="which agents (default: all)"
+    )
     parser.add_argument(
         "--tolerance",
-        type=float,
+        type=cli.at_least(0, float),
         default=TOLERANCE,
         help="largest deviation from the run's own networks (default: %(default)s)",
     )

@@ -19,9 +19,10 @@ import torch
 from mg2l import cli, evaluate
 from mg2l.algorithms.context import ContextInference
 from mg2l.algorithms.mg2l.algorithm import MG2L
-from mg2l.core.files import replacing, write_json
+from mg2l.core.files import write_json
 from mg2l.core.packages import require
 from mg2l.core.schema import ConfigError
+from mg2l.evaluation import plots
 from mg2l.evaluation.representation import Map, describe, maps, plane
 from mg2l.experience.replay import ContextReplay
 from mg2l.training import checkpoint
@@ -138,9 +139,6 @@ def draw(path: Path, levels: dict[str, Any], names: Sequence[str]) -> None:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     ways = list(next(iter(levels.values())))
@@ -154,9 +152,7 @@ def draw(path: Path, levels: dict[str, Any], names: Sequence[str]) -> None:
     if len(names) <= 12:
         axes[0, 0].legend()
     figure.tight_layout()
-    with replacing(path) as partial:
-        figure.savefig(partial)
-    pyplot.close(figure)
+    plots.write(figure, path)
 
 
 def load(path: Path, trust: bool = False) -> tuple[Learner, ContextInference]:
@@ -184,7 +180,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument(
         "--episodes",
-        type=int,
+        type=cli.at_least(1),
         nargs="+",
         default=[1, 5, 10],
         help="fresh episodes that a context is drawn from (default: 1 5 10)",
@@ -203,11 +199,9 @@ def main() -> None:
     )
     parser.add_argument("--trust", action="store_true", help=cli.TRUST)
     arguments = parser.parse_args()
-    if min(arguments.episodes) < 1:
-        parser.error(f"--episodes must be at least 1, got {arguments.episodes}")
     require("a probe", "sklearn", extra="analysis")
     if arguments.map is not None:
-        require("--map", "matplotlib", extra="analysis")
+        plots.check("--map", arguments.map)
     if "umap" in arguments.by:
         require("--by umap", "umap", extra="umap")
     learner, inference = load(arguments.run, arguments.trust)

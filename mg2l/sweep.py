@@ -325,7 +325,7 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--algos", nargs="+", required=True, help="as for mg2l.train --algo")
     words.add_argument("--envs", nargs="+", required=True, help="as for mg2l.train --env")
     words.add_argument("--seeds", nargs="+", type=int, default=[0], help="(default: 0)")
-    words.add_argument("--jobs", type=int, default=1, help="runs at once (default: 1)")
+    words.add_argument("--jobs", type=cli.at_least(1), default=1, help="runs at once (default: 1)")
     words.add_argument("--folder", type=Path, required=True, help="where all of it is kept")
     words.add_argument(
         "--set",
@@ -352,8 +352,6 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         override = re.match(r"\w[\w.]*=", word) and before not in ("--set", "--folder")
         (overrides if override else own).append(word)
     arguments = known.parse_args(own)
-    if arguments.jobs < 1:
-        known.error(f"--jobs must be at least 1, got {arguments.jobs}")
     arguments.overrides += overrides
     return arguments
 

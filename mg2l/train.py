@@ -27,7 +27,7 @@ from mg2l.experience.finite import NonFiniteLossError
 from mg2l.experience.rollout import Rollout
 from mg2l.training import checkpoint
 from mg2l.training.checkpoint import CheckpointError
-from mg2l.training.device import select_device
+from mg2l.training.device import out_of_memory, select_device
 from mg2l.training.finite import check_finite
 from mg2l.training.folder import RunFolder
 from mg2l.training.learner import Learner
@@ -152,10 +152,10 @@ def build(config: Config, device: torch.device) -> Learner:
     try:
         return Learner(config, device)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "allocate" in str(error):
-            reason = str(error).strip().partition("\n")[0]
-            raise ConfigError(f"this run does not fit into memory: {reason}") from error
-        raise
+        reason = out_of_memory(error)
+        if reason is None:
+            raise
+        raise ConfigError(f"this run does not fit into memory: {reason}") from error
     except ConfigError:
         raise
     except ValueError as error:

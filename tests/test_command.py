@@ -22,6 +22,7 @@ from mg2l.training import checkpoint
 from mg2l.training.metrics import read_metrics
 from mg2l.training.stop import GracefulStop, Interrupted, Output
 
+MEMORY = "error: this does not fit into memory: "
 ENOSPC = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -37,6 +38,8 @@ ENOSPC = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             1,
             "error: f: Permission denied\n",
         ),
+        (MemoryError("Unable to allocate 9 GiB"), 1, f"{MEMORY}Unable to allocate 9 GiB\n"),
+        (RuntimeError("you tried to allocate 9\nbytes"), 1, f"{MEMORY}you tried to allocate 9\n"),
         (KeyboardInterrupt(), 130, "error: interrupted\n"),
         (Interrupted(signal.SIGTERM), 143, "error: interrupted by SIGTERM\n"),
     ],

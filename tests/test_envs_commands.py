@@ -122,7 +122,8 @@ def test_render_refusals(tmp_path, capsys):
         "give the NAME": [],
         "no run lies there": [f"--run={tmp_path}"],
         "a film must end in": ["mpe-spread", "--out=a.png"],
-        "must be at least 0": ["mpe-spread", "--seed=-1"],
+        "--seed: must be a whole number from 0": ["mpe-spread", "--seed=-1"],
+        "no run lies there (it": ["--run=/"],
     }
     for message, words in cases.items():
         assert message in refused(render.main, words, capsys)

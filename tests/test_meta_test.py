@@ -201,7 +201,8 @@ def test_evaluate_refuses(tmp_path, monkeypatch, capsys):
         ([str(mine), "--oracle", str(other)], "same environment"),
         ([str(mine), "--oracle", str(mine)], "must be a run of oracle, got one of mappo"),
         ([str(tmp_path)], "config.yaml"),
-        ([str(mine), "--episodes", "0"], "--episodes must be at least 1, got 0"),
+        ([str(mine), "--shots", "0", str(10**30)], "--shots: must be a whole number from 0"),
+        ([str(mine), "--episodes", "0"], "--episodes: must be a whole number from 1"),
     ):
         monkeypatch.setattr("sys.argv", ["evaluate", *arguments])
         with pytest.raises(SystemExit) as stopped:

@@ -56,6 +56,20 @@ def test_a_probe_says_what_it_needs_before_it_begins(
     assert re.fullmatch(pattern + "\n", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--map=a.txt"], "--map=a.txt: must end in one of "),
+        (["--episodes", "1", str(10**30)], "--episodes: must be a whole number from 1 to "),
+    ],
+)
+def test_a_probe_refuses_before_it_begins(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.setattr("sys.argv", ["probe", str(tmp_path), *words])
+    with pytest.raises(SystemExit):
+        probe.main()
+    assert said in capsys.readouterr().err
+
+
 def test_messages_hold_outside_a_clone():
     extras = {*(importlib.metadata.metadata("mg2l").get_all("Provides-Extra") or ())}
     for path in SOURCES:

@@ -41,6 +41,7 @@ from mg2l.envs import registry
 from mg2l.envs.base import EnvError
 from mg2l.experience.finite import NonFiniteLossError
 from mg2l.training.checkpoint import CheckpointError
+from mg2l.training.device import out_of_memory
 from mg2l.training.finite import NonFiniteError
 from mg2l.training.stop import Output, interruptible, output_status, status_of
 
@@ -114,9 +115,9 @@ def at_least(least: int, kind: type = int) -> Callable[[str], Any]:
 def report_errors() -> Iterator[None]:
     """Turn the errors that are not ours into one line on stderr.
 
-    The exit status is 2 after a user's mistake; 1 where an environment, a loss or the disk failed
-    in the middle of work, an environment's details, such as the traceback of its process, before
-    the line; and by the shell's custom after a signal.
+    The exit status is 2 after a user's mistake; 1 where an environment, a loss, the disk or memory
+    failed in the middle of work, an environment's details, such as the traceback of its process,
+    before the line; and by the shell's custom after a signal.
     """
     try:
         yield
@@ -132,6 +133,11 @@ def report_errors() -> Iterator[None]:
     except OSError as error:
         place = f"{error.filename}: " if error.filename is not None else ""
         abort(f"{place}{error.strerror or error}", status=1)
+    except (MemoryError, RuntimeError) as error:
+        shortage = out_of_memory(error)
+        if shortage is None:
+            raise
+        abort(f"this does not fit into memory: {shortage}", status=1)
     except KeyboardInterrupt as error:
         abort(f"interrupted{f' by {error}' if str(error) else ''}", status=status_of(error))
 

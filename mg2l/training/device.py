@@ -7,6 +7,15 @@ import torch
 from mg2l.core.schema import ConfigError
 
 
+def out_of_memory(error: BaseException) -> str | None:
+    """What an allocation on any device says of its failure, in one line; None of other errors."""
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "allocate" in str(error)
+    ):
+        return str(error).strip().partition("\n")[0]
+    return None
+
+
 def select_device(gpu_id: int) -> torch.device:
     """CUDA device ``gpu_id``, or the CPU for -1 and wherever there is no GPU.
 
