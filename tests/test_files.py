@@ -144,6 +144,19 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
     assert [found.name for found in tmp_path.iterdir()] == ["a.json"]
 
 
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_what_is_no_file_is_not_replaced(tmp_path: Path, kind: str) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(pipe)
+    with pytest.raises(WriteError, match=f"{kind}: cannot be written: is no regular file"):
+        files.write_text(tmp_path / kind, "x")
+    assert pipe.is_fifo()
+    assert (tmp_path / "link").is_symlink()
+    assert {found.name for found in tmp_path.iterdir()} == {"pipe", "folder", "link"}
+
+
 def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     link = tmp_path / "a.json"

@@ -311,14 +311,18 @@ def writing(path: Path | str) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of ``path`` in one step when all is written.
 
-    A reader sees the old file or the new one, and whatever fails leaves the old one as it was.
+    A reader sees the old file or the new one, and whatever fails leaves the old one as it was. A
+    link to a file is itself replaced.
 
     Raises:
-        WriteError: it cannot be written.
+        WriteError: it cannot be written, or there is a device, a pipe or a folder in its place.
     """
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         with writing(path):
+            # To rename over a device is allowed to root, and takes it from the whole machine.
+            if path.exists() and not path.is_file():
+                raise OSError("is no regular file")
             path.parent.mkdir(parents=True, exist_ok=True)
             partial.unlink(missing_ok=True)  # of a write that was cut short, or a link
             yield partial
