@@ -183,7 +183,9 @@ def test_shipped_files_load():
 
 
 def test_round_trip_keeps_every_float(tmp_path):
-    config = load_config(overrides={"lr": 0.1 + 0.2, "opti_eps": 1e-5, "gain": 1e22, "seed": 2**31})
+    config = load_config(
+        overrides={"lr": 0.1 + 0.2, "opti_eps": 1e-5, "huber_delta": 1e22, "seed": 2**31}
+    )
     path = tmp_path / "config.yaml"
     path.write_text(config_to_yaml(config))
     assert flat(config_from_yaml(path)) == flat(config)

@@ -4,13 +4,15 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from method_helpers import TINY, KnownConfig, KnownEnv, env_of, known_learner, overrides
 
-from mg2l import train
+from mg2l import cli, train
 from mg2l.envs import registry
 from mg2l.envs.finite import NonFiniteStepError
 from mg2l.evaluation.meta_test import MetaTest
 from mg2l.experience.finite import NonFiniteLossError
+from mg2l.training.learner import Learner
 
 
 def spoil(learner, what, step, value, copy=2, agent=1):
@@ -119,6 +121,25 @@ def test_a_learning_rate_that_ruins_the_networks(
     )
     (batch,) = tmp_path.glob("*/*/*/nonfinite-*.safetensors")
     assert str(batch) in line
+
+
+@pytest.mark.parametrize("env", ["mpe-spread", "rware-layout"])
+def test_networks_whose_numbers_overflow_end_the_run_as_a_loss_does(env):
+    config, _ = cli.parse(["--algo=mappo", f"--env={env}", *overrides(TINY)])
+    learner = Learner(config, torch.device("cpu"))
+    with torch.no_grad():
+        for parameter in learner.actor.parameters():
+            parameter.fill_(3e38)
+    with pytest.raises(NonFiniteLossError, match="action is"):
+        learner.collect(np.zeros(learner.env.num_envs, np.int64))
+    learner.close()
+
+
+@pytest.mark.parametrize("key", ["gain", "observation_clip"])
+def test_numbers_beyond_float32_are_refused(key, capsys):
+    with pytest.raises(SystemExit):
+        cli.parse([f"{key}=1e308"])
+    assert f"{key} must be" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -158,14 +158,14 @@ class PolicyConfig(Section):
     running moments of all that its agent has acted on; LayerNorm over its numbers, of which there
     must be 3 or more; or nothing."""
 
-    observation_clip: float = bounded(10.0, gt=0)
+    observation_clip: float = bounded(10.0, gt=0, le=1e6)
     """Standard deviations from the mean at which a number of an observation is clipped, with
     ``observation_normalization: running``."""
 
     use_orthogonal: bool = True
     """Orthogonal initialisation; false is Xavier uniform."""
 
-    gain: float = bounded(0.01, gt=0)
+    gain: float = bounded(0.01, gt=0, le=1e6)
     """Gain of the actors' output layer at initialisation."""
 
     use_recurrent_policy: bool = False

@@ -195,9 +195,15 @@ class Collector:
             if t > 0 and body.remembers_episodes:
                 begins = torch.zeros_like(begins)
             buffers["states"].append(state)
-            action, log_prob, state = self.actor.act(
-                body.inputs(seen, told), state, begins, allowed, self.generator, deterministic
-            )
+            held: dict[str, Any] = {"observations": rows, "told": told}
+            try:
+                action, log_prob, state = self.actor.act(
+                    body.inputs(seen, told), state, begins, allowed, self.generator, deterministic
+                )
+            except RuntimeError as error:  # of torch, where no action has a probability
+                if "probability tensor" not in str(error):
+                    raise
+                finite.require_finite("action", torch.tensor(float("nan")), held)
             action = action.transpose(0, 1)
             buffers["observations"].append(observation)
             buffers["action_mask"].append(mask)
@@ -212,8 +218,8 @@ class Collector:
                 require_finite(env, "observation", info["final_obs"], t + 1)
                 if info["final_obs"] is not observation:
                     require_finite(env, "observation", observation, t + 1)
-            except EnvError:  # it may not be the environment that began
-                finite.require_finite("action", action, {"observations": rows, "told": told})
+            except (EnvError, ValueError):  # it may not be the environment that began
+                finite.require_finite("action", action, held)
                 raise
             first = np.asarray((terminated | truncated).all(1))
             buffers["rewards"].append(reward)
