@@ -423,6 +423,16 @@ HOSTILE = {
     "long contexts": (lambda m: m["context"].update(length=2**24), "x transition"),
     "memory": (lambda m: m.update(memory={"shape": [2**20, 2**20], "reset": "task"}), "memory"),
     "no context": (lambda m: m.pop("context"), "KeyError: 'context'"),
+    "no inference": (lambda m: m["agents"][0]["files"].pop("inference"), "has no inference"),
+    "nothing to infer from": (lambda m: m.update(context=None), "context must be described"),
+    "told by nobody": (lambda m: m["told"].pop("by"), "KeyError: 'by'"),
+    "told by somebody": (lambda m: m["told"].update(by=[]), r"told\.by must be one of"),
+    "no prior": (lambda m: m["context"].pop("prior"), "KeyError: 'prior'"),
+    "another prior": (lambda m: m["context"].update(prior=3), r"context\.prior must be one of"),
+    "no act_on": (lambda m: m["context"].pop("act_on"), "KeyError: 'act_on'"),
+    "no spread": (lambda m: m["told"].update(reward_std=0), "reward_std must be numbers"),
+    "texts as bounds": (lambda m: m["action"].update(low=["x", "y"]), "must hold numbers or null"),
+    "a kind of action": (lambda m: m["action"].update(kind="x"), r"action\.kind must be one of"),
     "a list": (lambda m: m.update(agents=[[]]), "cannot be used: TypeError"),
 }
 

@@ -61,10 +61,13 @@ def read(folder: Path, name: str, most: int) -> bytes:
 
 
 def check(manifest: Any) -> None:
-    """Judge what ``export.json`` says, which decides how much memory is asked for.
+    """Judge all of ``export.json`` that an agent reads, which decides how much memory it asks for.
 
     Raises:
-        ValueError: it says no format, no agents, or a size that is none or absurd.
+        ValueError: it says no format, no agents, a size that is none or absurd, or a word or number
+            that means nothing.
+        LookupError: something is missing.
+        TypeError: something is of another type.
     """
 
     def size(value: Any, name: str, least: int = 0) -> int:
@@ -72,18 +75,28 @@ def check(manifest: Any) -> None:
             raise ValueError(f"{name} must be an integer in [{least}, {MAX_SIZE}], got {value!r}")
         return value
 
+    def word(value: Any, name: str, *known: str) -> None:
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
     def shape(described: Any, name: str) -> None:
         if described is not None:
             count = 1
             for length in described["shape"]:
                 count = size(count * size(length, f"{name}.shape"), f"{name}.shape")
-            if described["reset"] not in ("episode", "task"):
-                raise ValueError(f"{name}.reset must be episode or task")
+            word(described["reset"], f"{name}.reset", "episode", "task")
 
     if manifest["format"] != FORMAT:
         raise ValueError(f"must be of format {FORMAT}, got {manifest['format']!r}")
     size(manifest["observation"], "observation", 1)
-    size(manifest["told"]["width"], "told.width")
+    told = manifest["told"]
+    word(told["by"], "told.by", "nothing", "features", "last_step", "context", "belief")
+    size(told["width"], "told.width", int(told["by"] != "nothing"))
+    if told["by"] in ("context", "belief") and manifest[told["by"]] is None:
+        raise ValueError(f"{told['by']} must be described, as told.by names it")
+    mean, std = told.get("reward_mean", 0.0), told.get("reward_std", 1.0)
+    if not (abs(mean) < np.inf and 0 < std < np.inf):
+        raise ValueError(f"told.reward_mean and reward_std must be numbers, got {mean} and {std}")
     shape(manifest["memory"], "memory")
     shape(manifest["belief"], "belief")
     if manifest["context"] is not None:
@@ -91,15 +104,22 @@ def check(manifest: Any) -> None:
             size(manifest["context"][name], f"context.{name}", 1)
         width = size(manifest["transition"]["width"], "transition.width", 1)
         size(manifest["context"]["length"] * width, "context.length x transition.width")
+        word(manifest["context"]["prior"], "context.prior", "sphere", "normal")
+        word(manifest["context"]["act_on"], "context.act_on", "sample", "mean")
     action = manifest["action"]
+    word(action["kind"], "action.kind", "discrete", "box")
     if action["kind"] == "discrete":
         size(action["n"], "action.n", 1)
     elif len(action["low"]) != len(action["high"]):
         raise ValueError("action.low and action.high differ in length")
+    elif any(type(x) not in (int, float, type(None)) for x in action["low"] + action["high"]):
+        raise ValueError("action.low and action.high must hold numbers or null")
     for entry in manifest["agents"]:
         size(entry["index"], "index")
         if "policy" not in entry["files"]:
             raise ValueError(f"agent {entry['index']} has no policy")
+        if told["by"] in ("context", "belief") and "inference" not in entry["files"]:
+            raise ValueError(f"agent {entry['index']} has no inference")
         np.array(entry.get("initial_belief", []), np.float32)
         for files in entry["files"].values():
             if not isinstance(files["onnx"], str) or files["onnx"] not in entry["sha256"]:
