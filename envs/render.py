@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--fps", type=cli.at_least(1), default=20, help="pictures per second (default 20)"
     )
-    parser.add_argument("--seed", type=cli.at_least(0), default=0, help="of all chance (default 0)")
+    parser.add_argument("--seed", type=cli.at_least(0), default=0, help="random seed (default 0)")
     parser.add_argument("--trust", action="store_true", help=cli.TRUST)
     options = parser.parse_args(arguments)
     if options.run is None and options.name is None:

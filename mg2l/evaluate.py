@@ -271,9 +271,7 @@ def main() -> None:
         default=32,
         help="episodes per task (default: %(default)s)",
     )
-    parser.add_argument(
-        "--seed", type=cli.at_least(0), default=0, help="of all chance (default: 0)"
-    )
+    parser.add_argument("--seed", type=cli.at_least(0), default=0, help="random seed (default: 0)")
     parser.add_argument(
         "--deterministic", action="store_true", help="act on the most likely action"
     )

@@ -69,7 +69,7 @@ class AdaptedEnv(CopiesEnv):
         tasks: its tasks.
         config: keys.
         num_envs: N.
-        seed: of all chance.
+        seed: the random seed.
 
     Raises:
         ConfigError: ``n_agents`` is another number than the environment has, or its action spaces

@@ -68,7 +68,7 @@ class Studio:
 
     Args:
         learner: the team.
-        seed: of all chance; the films of all tasks begin alike.
+        seed: the random seed; the films of all tasks begin alike.
         deterministic: act on the most likely action instead of a sample.
     """
 
@@ -177,7 +177,7 @@ def write_films(
         learner: the team.
         folder: where each film is written as its task's number and name.
         kind: ``gif`` or ``mp4``.
-        seed: of all chance.
+        seed: the random seed.
         deterministic: act on the most likely action instead of a sample.
 
     Yields:

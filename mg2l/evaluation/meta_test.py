@@ -52,7 +52,7 @@ class MetaTest:
         learner: what is tested; nothing of it is trained.
         task_ids: tasks to test on.
         episodes: copies of the environment per task, which play one episode each.
-        seed: of all chance.
+        seed: the random seed.
         deterministic: act on the most likely action instead of a sample.
     """
 
@@ -180,7 +180,7 @@ class MetaTest:
         return self._collect(1, told, shot)
 
     def transitions(self, rollout: Rollout) -> Tensor:
-        """What each copy's agents lived through in its first episode, ``[N, T, A, F]``."""
+        """What each copy's agents experienced in its first episode, ``[N, T, A, F]``."""
         return self._context_inference().transitions(rollout, episodes=1).transpose(0, 1)
 
     @torch.no_grad()

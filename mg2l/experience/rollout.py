@@ -26,7 +26,7 @@ class Episodes(NamedTuple):
     """``[M]`` steps."""
 
     copies: Tensor
-    """``[M]`` the environment in which each was lived through."""
+    """``[M]`` the environment in which each was collected."""
 
 
 @dataclass
