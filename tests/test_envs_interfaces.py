@@ -194,6 +194,14 @@ def test_rewards_of_each_agent(rewards):
             {"info": {"action_mask": [[1, 1], [1, 1]]}},
             "agent 0, .* an action mask of 2 entries, it",
         ),
+        (
+            {"info": {"action_mask": [np.nan, 1, 1]}},
+            "agent 0, .* an action mask that is not finite, ",
+        ),
+        (
+            {"info": {"action_mask": ["yes", "no", "no"]}},
+            "agent 0, .* an action mask that does not hold numbers",
+        ),
         ({"result": None}, "at step 1: step.. must give .*, got None"),
         ({"result": (0, 0)}, "at step 1: step.. must give .*, got a tuple of int, int"),
     ],

@@ -33,6 +33,25 @@ def finals(seen: Sequence[Any], info: Any, agents: Sequence[Any]) -> list[Any]:
     return [one if other is None else other for one, other in zip(seen, told)]  # noqa: B905
 
 
+def allowed(mask: Any, actions: int) -> Any:
+    """Which of an agent's actions a mask of numbers or flags allows, ``[actions]`` bool.
+
+    Raises:
+        InterfaceError: it is of another size, or holds what is no number or not finite.
+    """
+    entries = np.ravel(mask)
+    if entries.size != actions:
+        raise InterfaceError(f"an action mask of {entries.size} entries, it has {actions} actions")
+    if entries.dtype.kind not in "biu":
+        try:
+            entries = entries.astype(np.float64)
+        except (TypeError, ValueError):
+            raise InterfaceError("an action mask that does not hold numbers") from None
+        if not np.isfinite(entries).all():
+            raise InterfaceError("an action mask that is not finite, expected 0 or 1 per action")
+    return entries != 0
+
+
 def number(value: Any) -> float:
     """A reward, which may lie in an array of one number.
 

@@ -192,13 +192,8 @@ class Worker:
             if mask is None or not self.shared["alive"][index, agent]:
                 row[:] = 1
                 continue
-            allowed = np.ravel(mask)
-            if allowed.size != space.n:
-                with self._about(copy, agent):
-                    raise InterfaceError(
-                        f"an action mask of {allowed.size} entries, it has {space.n} actions"
-                    )
-            row[:] = allowed != 0
+            with self._about(copy, agent):
+                row[:] = infos.allowed(mask, space.n)
             row |= not row.any()
 
     @contextlib.contextmanager
