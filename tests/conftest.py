@@ -1,3 +1,4 @@
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -6,6 +7,10 @@ import torch
 from mg2l.envs.mujoco import opengl
 
 opengl.choose()  # before a test's import of mujoco
+
+# A background job of a shell ignores Ctrl-C, one under nohup SIGHUP, and so do all its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
