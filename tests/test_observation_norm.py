@@ -116,7 +116,7 @@ def test_values_that_the_older_key_cannot_have():
     both = ["use_feature_normalization=true", "observation_normalization=none"]
     with pytest.raises(ConfigError, match="observation_normalization is given twice: layer and no"):
         loading.load_config(overrides=both)
-    with pytest.raises(ConfigError, match=r"observation_clip must be in \(0, inf\), got 0"):
+    with pytest.raises(ConfigError, match=r"observation_clip must be in \(0, 1e\+06\], got 0"):
         loading.load_config(overrides=["observation_clip=0"])
 
 
