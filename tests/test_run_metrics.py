@@ -271,6 +271,42 @@ def test_wandb_that_is_missing_is_told_before_anything_starts(monkeypatch, capsy
     )
 
 
+def test_wandb_that_cannot_start_is_one_line(monkeypatch, tmp_path, no_wandb_account):
+    wandb = Wandb()
+
+    def refuse(**_):
+        raise RuntimeError("no such host:\n  api.example")
+
+    wandb.init = refuse
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with pytest.raises(ConfigError, match=r"wandb cannot start: no such host: api\.example; "):
+        MetricsLogger(tmp_path, wandb=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["log", "finish"])
+def test_wandb_that_fails_later_costs_nothing(
+    monkeypatch, tmp_path, no_wandb_account, capsys, what
+):
+    wandb = Wandb()
+    calls = []
+
+    def fail(*_, **__):
+        calls.append(1)
+        raise RuntimeError("the service is gone")
+
+    setattr(wandb, what, fail)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with MetricsLogger(tmp_path, tensorboard=False, wandb=True) as logger:
+        for iteration in (1, 2, 3):
+            logger.log(row(iteration))
+    assert calls == [1]
+    assert [row["iteration"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"wandb: {what} failed: the service is gone; it gets no more")
+
+
 METRICS = {"return": -150.25, "mi/global": 1.0, "mi/local": 0.5, "env_steps_per_s": 3210.4}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import netrc
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any
 
 from mg2l.core import files
 from mg2l.core.files import parse_json, read_bytes, write_all
-from mg2l.core.packages import require
 from mg2l.training.events import EventFile
+from mg2l.training.wandb_run import WandbRun
 
 MAX_METRICS = 2**30
 """Bytes of a ``metrics.jsonl`` at most."""
@@ -97,19 +96,6 @@ def truncate(path: Path | str, iteration: int) -> int:
     return count
 
 
-def _wandb_mode() -> Any:
-    """``WANDB_MODE``, or online where a key is at hand, or offline: it never asks for a login."""
-    if mode := os.environ.get("WANDB_MODE"):
-        return mode
-    if os.environ.get("WANDB_API_KEY"):
-        return "online"
-    try:
-        hosts = netrc.netrc().hosts
-    except (OSError, netrc.NetrcParseError):
-        return "offline"
-    return "online" if any("wandb" in host for host in hosts) else "offline"
-
-
 class MetricsLogger:
     """Writes metrics; each line of ``metrics.jsonl`` is with the system before ``log`` returns.
 
@@ -122,7 +108,7 @@ class MetricsLogger:
         config: what Weights & Biases shows as the run's config.
 
     Raises:
-        ConfigError: ``wandb`` is asked for and not installed.
+        ConfigError: ``wandb`` is asked for and not installed, or cannot start.
         FileError: a line of ``metrics.jsonl`` that should remain is none.
         OSError: something cannot be written; so do all methods.
 
@@ -141,7 +127,7 @@ class MetricsLogger:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = Path(folder) / "metrics.jsonl"
-        self._wandb: Any = self._start_wandb(Path(folder), config or {}) if wandb else None
+        self._wandb = WandbRun(Path(folder), config or {}) if wandb else None
         before = self.path.stat().st_size if self.path.exists() else 0
         self.kept = truncate(self.path, start)
         self._file = self.path.open("ab", buffering=0)
@@ -150,22 +136,6 @@ class MetricsLogger:
         if tensorboard:
             purge_step = start + 1 if start else None
             self._events = EventFile(Path(folder) / "tensorboard", purge_step)
-
-    @staticmethod
-    def _start_wandb(folder: Path, config: Mapping[str, Any]) -> Any:
-        require("log_wandb=true", "wandb", extra="wandb")
-        import wandb
-
-        name = "-".join(folder.resolve().parts[-3:])
-        return wandb.init(
-            project="mg2l",
-            name=name,
-            id=name,
-            resume="allow",
-            dir=str(folder),
-            config=dict(config),
-            mode=_wandb_mode(),
-        )
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Write the metrics of one iteration.
@@ -187,7 +157,7 @@ class MetricsLogger:
             shown = {name: value for name, value in numbers.items() if name != "iteration"}
             self._events.add(shown, iteration)
         if self._wandb is not None:
-            self._wandb.log(numbers, step=iteration)
+            self._wandb.log(numbers, iteration)
 
     def _append(self, line: bytes) -> None:
         """Write a whole line or nothing."""
@@ -210,7 +180,7 @@ class MetricsLogger:
         if self._events is not None:
             self._events.close()
         if self._wandb is not None:
-            self._wandb.finish()
+            self._wandb.close()
 
     def __enter__(self) -> MetricsLogger:
         return self
