@@ -277,7 +277,7 @@ def test_wandb_that_cannot_start_is_one_line(monkeypatch, tmp_path, no_wandb_acc
     def refuse(**_):
         raise RuntimeError("no such host:\n  api.example")
 
-    wandb.init = refuse
+    monkeypatch.setattr(wandb, "init", refuse)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     with pytest.raises(ConfigError, match=r"wandb cannot start: no such host: api\.example; "):
         MetricsLogger(tmp_path, wandb=True)

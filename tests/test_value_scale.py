@@ -1,6 +1,7 @@
 """Where the critic begins: at the constant value that equals its own mean return."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ def test_the_first_values_are_the_fixed_point_of_a_constant(monkeypatch, kind, b
     learner = known_learner(monkeypatch, gamma=0.95, **kind)
     rollout, _ = collect(learner)
     rollout = dataclasses.replace(rollout, rewards=rollout.rewards + bonus)
-    critic = learner.ppo.critic
+    critic: Any = learner.ppo.critic
     with torch.no_grad():
         critic.value.weight.zero_()  # so that all states have the value that the normaliser gives
     learner.ppo.prepare(rollout, None)
@@ -38,5 +39,6 @@ def test_a_constant_that_is_paid_for_ever_is_worth_its_geometric_sum(monkeypatch
     learner.ppo.prepare(
         dataclasses.replace(rollout, rewards=torch.full_like(rollout.rewards, 5)), None
     )
-    mean = learner.ppo.critic.normaliser.mean
+    critic: Any = learner.ppo.critic
+    mean = critic.normaliser.mean
     torch.testing.assert_close(mean, torch.full_like(mean, 100.0), rtol=1e-5, atol=0)
