@@ -86,6 +86,12 @@ class CopiesEnv(VectorEnv):
 
     # The contract.
 
+    @property
+    def clock(self) -> NDArray[np.int64]:
+        """``[N]`` steps of each copy's episode so far."""
+        clock: NDArray[np.int64] = self._clock.copy()
+        return clock
+
     def reset(
         self, seed: int | Sequence[int] | None = None, task_ids: ArrayLike | None = None
     ) -> tuple[FloatArray, Info]:

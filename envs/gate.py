@@ -38,6 +38,24 @@ class ScriptedTeams:
     """Rules that do not; the one that is best on training tasks counts."""
 
 
+Motion = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Velocities ``[K, D]`` [m/s] of a robot in tasks with features ``[K, D]``."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Where no script is in reach: what a robot would earn that moved like this without effort.
+
+    Its environment says so by ``pay``, for every step alike from the first one on.
+    """
+
+    informed: Motion
+    """Reads the task."""
+
+    blind: Mapping[str, Motion]
+    """Motions that do not; the one that is best on training tasks counts."""
+
+
 @dataclass(frozen=True)
 class Gate:
     """Mean return of an episode by part of the tasks."""
@@ -71,11 +89,16 @@ def measure(name: str, config: EnvConfig, episodes: int = 16, seed: int = 0) -> 
     Raises:
         ConfigError: the family has no scripted teams.
     """
-    teams = registry.scripted(config)
+    teams: ScriptedTeams | Bounds = registry.scripted(config)
     env: Any = registry.make(config, 1, seed)
     played = {part: ids[:TASKS] for part, ids in env.tasks.parts.items()}
     env.close()
     ids = np.repeat(np.concatenate(list(played.values())), episodes)
+
+    def bound(motion: Motion) -> dict[str, float]:
+        features = env.tasks.features.astype(np.float64)
+        pay = env.pay(motion(features), np.zeros(len(features)), features)
+        return {part: float(pay[ids].mean()) * env.max_ep_len for part, ids in played.items()}
 
     def returns(policy: Policy | None) -> dict[str, float]:
         env: Any = registry.make(config, len(ids), seed)
@@ -94,6 +117,7 @@ def measure(name: str, config: EnvConfig, episodes: int = 16, seed: int = 0) -> 
         parts = np.split(gained, ends[:-1])
         return {part: float(x.mean()) for part, x in zip(played, parts, strict=True)}
 
-    blind = {rule: returns(policy) for rule, policy in teams.blind.items()}
+    value: Callable[[Any], dict[str, float]] = bound if isinstance(teams, Bounds) else returns
+    blind = {rule: value(policy) for rule, policy in teams.blind.items()}
     rule = max(blind, key=lambda name: blind[name]["train"])
-    return Gate(name, returns(None), blind[rule], returns(teams.informed), rule)
+    return Gate(name, returns(None), blind[rule], value(teams.informed), rule)

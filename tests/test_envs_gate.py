@@ -10,17 +10,21 @@ from mg2l.config.files import load_config
 from mg2l.config.sections import Config
 from mg2l.core.schema import ConfigError
 from mg2l.envs import TaskSet, benchmark, gate, registry
+from mg2l.envs.mujoco.config import AntDirConfig, CheetahMotorConfig, CheetahVelConfig
 from mg2l.envs.particle.bounty import BountyConfig
 from mg2l.envs.particle.continuous import one_positive
 from mg2l.envs.particle.goals import GoalsConfig
 from mg2l.envs.particle.spread import SpreadConfig
 
-SEPARATING = ["mpe-goals", "mpe-goals-joint", "mpe-weights", "mpe-hunting-4", "mpe-spread-8"]
+SEPARATING = [
+    *("mpe-goals", "mpe-goals-joint", "mpe-weights", "mpe-hunting-4", "mpe-spread-8"),
+    *("mujoco-cheetah-vel-100", "mujoco-cheetah-motor", "mujoco-ant-dir-64"),
+]
 
 
 @pytest.mark.parametrize("name", SEPARATING)
 def test_knowing_the_task_is_worth_something_on_held_out_tasks(name):
-    found = gate.measure(name, load_config(env=name).env, episodes=8)
+    found = gate.measure(name, load_config(env=name).env, episodes=2 if "mujoco" in name else 8)
     assert found.informed["test"] > found.blind["test"] > found.random["test"] - 5
     assert found.separation["test"] >= gate.SEPARATES
     assert found.informed["ood"] > found.blind["ood"]
@@ -29,6 +33,13 @@ def test_knowing_the_task_is_worth_something_on_held_out_tasks(name):
 def test_a_gate_that_a_compromise_passes_is_told():
     """The paper's own spread: a team that covers all landmarks does nearly as well."""
     found = gate.measure("mpe-spread", load_config(env="mpe-spread").env, episodes=8)
+    assert found.separation["test"] < gate.SEPARATES
+
+
+def test_a_gate_that_one_speed_passes_is_told():
+    """Between standing still and 3 m/s, half of the way is always 1.5 m/s away at most."""
+    found = gate.measure("speeds", CheetahVelConfig(), episodes=1)
+    assert found.informed["test"] == 0.0
     assert found.separation["test"] < gate.SEPARATES
 
 
@@ -116,6 +127,51 @@ def test_goals_beyond_lie_in_the_sector_that_nobody_trains_on():
     assert angles["train"].max() < 1.5 * np.pi
     assert angles["test"].max() < 1.5 * np.pi
     assert angles["ood"].min() > 1.5 * np.pi
+
+
+def test_speeds_beyond_are_faster_on_both_sides():
+    config = CheetahVelConfig(
+        n_tasks=9, n_test_tasks=4, n_ood_tasks=6, min_speed=-1.5, max_speed=1.5
+    )
+    found = registry.make(config, 1).tasks
+    speeds = {part: found.features[ids, 0] for part, ids in found.parts.items()}
+    assert np.abs(speeds["train"]).max() < 1.5
+    assert np.abs(speeds["test"]).max() < 1.5
+    assert ((np.abs(speeds["ood"]) > 1.5) & (np.abs(speeds["ood"]) < 2.5)).all()
+    assert {-1.0, 1.0} == set(np.sign(speeds["ood"]))
+    # Those of the family as it was are what they were.
+    before = np.random.default_rng(0).uniform(0, 3.0, (40, 1)).astype(np.float32)
+    np.testing.assert_array_equal(registry.make(CheetahVelConfig(), 1).tasks.features, before)
+
+
+def test_directions_at_random_are_of_the_whole_circle():
+    config = AntDirConfig(directions="random", n_tasks=16, n_test_tasks=4, n_ood_tasks=4)
+    found = registry.make(config, 1).tasks
+    angles = np.arctan2(*found.features[:16].T[::-1]) % (2 * np.pi)
+    assert sorted((angles // (np.pi / 8)).astype(int)) == list(range(16))
+    pay = np.linalg.norm(found.features, axis=1)
+    np.testing.assert_allclose(pay[:20], 1, rtol=1e-6)
+    np.testing.assert_allclose(pay[20:], [0.5, 2, 0.5, 2], rtol=1e-6)
+
+
+def test_reversed_motors_turn_the_other_way():
+    """What one task does with actions is what the one without reversed motors does with others."""
+    env: Any = registry.make(CheetahMotorConfig(n_tasks=64, n_test_tasks=0, n_ood_tasks=3), 2)
+    signs = env.tasks.features
+    assert len({row.tobytes() for row in signs[:64]}) == 64
+    assert set(np.abs(signs[:64]).ravel()) == {1.0}
+    assert ((np.abs(signs[64:]) >= 0.5) & (np.abs(signs[64:]) <= 0.9)).all()
+    plain = int(np.flatnonzero((signs[:64] == 1).all(1))[0])
+    rng = np.random.default_rng(0)
+    for other in (3, 17, 65):
+        env.reset(seed=[5, 5], task_ids=[plain, other])
+        for _ in range(20):
+            torque = rng.uniform(-0.5, 0.5, 6)
+            given = torque / signs[other]
+            obs, reward, *_ = env.step(np.stack([torque, given]).reshape(2, 2, 3))
+        np.testing.assert_allclose(obs[0], obs[1], rtol=1e-3, atol=1e-4)
+        moved = reward[:, 0] + 0.1 * np.square([torque, given]).sum(1)
+        np.testing.assert_allclose(moved[0], moved[1], rtol=1e-3, atol=1e-4)
 
 
 def test_one_positive():

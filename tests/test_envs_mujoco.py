@@ -157,6 +157,7 @@ def test_rewards_of_the_families():
     cases = {
         "mujoco-cheetah-dir": ([[1.0], [-1.0]], [2.8, 0.8]),
         "mujoco-cheetah-vel": ([[2.0], [0.5]], [-1.1, -1.6]),
+        "mujoco-cheetah-motor": ([[1.0] * 6] * 2, [2.8, -1.2]),
         "mujoco-hopper-param": ([[0] * 4] * 2, [3.998, -0.002]),
         "mujoco-walker-param": ([[0] * 4] * 2, [3.998, -0.002]),
         "mujoco-ant-dir": ([[1, 0], [0, 1]], [3.0, 2.0]),

@@ -10,7 +10,7 @@ from typing import Any
 from mg2l.envs import optional, registry
 from mg2l.envs.base import VectorEnv
 from mg2l.envs.mujoco import config as keys
-from mg2l.envs.mujoco import opengl
+from mg2l.envs.mujoco import opengl, scripted
 from mg2l.envs.mujoco.replay import replay, replays
 
 
@@ -27,8 +27,13 @@ def _factory(name: str) -> Callable[[Any, int, int], VectorEnv]:
 
 
 registry.register("mujoco-cheetah-dir", keys.CheetahDirConfig, _factory("CheetahDirEnv"))
-registry.register("mujoco-cheetah-vel", keys.CheetahVelConfig, _factory("CheetahVelEnv"))
+registry.register(
+    "mujoco-cheetah-vel", keys.CheetahVelConfig, _factory("CheetahVelEnv"), scripted.speeds
+)
+registry.register(
+    "mujoco-cheetah-motor", keys.CheetahMotorConfig, _factory("CheetahMotorEnv"), scripted.motors
+)
 registry.register("mujoco-hopper-param", keys.HopperParamConfig, _factory("HopperParamEnv"))
 registry.register("mujoco-walker-param", keys.WalkerParamConfig, _factory("WalkerParamEnv"))
-registry.register("mujoco-ant-dir", keys.AntDirConfig, _factory("AntDirEnv"))
+registry.register("mujoco-ant-dir", keys.AntDirConfig, _factory("AntDirEnv"), scripted.directions)
 registry.register_replayer(registry.Replayer(replays, replay))

@@ -99,6 +99,10 @@ class RobotEnv(CopiesEnv):
         """``[N]`` which robots have fallen; None where they go on."""
         return None
 
+    def torques(self, actions: Doubles, task: Doubles) -> Doubles:
+        """``[N, motors]`` what the motors do of the agents' actions ``[N, motors]``, in order."""
+        return actions
+
     def embody(self, copies: NDArray[np.int64]) -> None:
         """Make the bodies of copies those of their tasks, where tasks are bodies."""
 
@@ -126,7 +130,7 @@ class RobotEnv(CopiesEnv):
         before = simulator.qpos[:, : self.horizontal].copy()
         flat = actions.reshape(self.num_envs, -1)
         controls = np.empty_like(flat)
-        controls[:, self._motors] = flat
+        controls[:, self._motors] = self.torques(flat, self._task[self.task_ids])
         simulator.step(controls)
         velocity = (simulator.qpos[:, : self.horizontal] - before) / simulator.seconds
         effort = np.einsum("na,na->n", flat, flat)
@@ -226,7 +230,7 @@ class CheetahVelEnv(RobotEnv):
 
     End: truncated after ``max_ep_len`` steps, never terminated.
 
-    Tasks: speeds forwards from 0 to ``max_speed``.
+    Tasks: speeds forwards from ``min_speed`` to ``max_speed``; ``n_ood_tasks`` lie beyond.
     """
 
     def __init__(self, config: keys.CheetahVelConfig, num_envs: int, seed: int = 0) -> None:
@@ -235,6 +239,30 @@ class CheetahVelEnv(RobotEnv):
     def pay(self, velocity: Doubles, effort: Doubles, task: Doubles) -> Doubles:
         """See ``RobotEnv.pay``."""
         return -np.abs(velocity[:, 0] - task[:, 0]) - 0.05 * effort
+
+
+class CheetahMotorEnv(RobotEnv):
+    """Action and observation space: see ``RobotEnv``.
+
+    Reward: velocity forwards [m/s], less 0.1 times the effort.
+
+    Start: noise of 0.1 on positions and velocities.
+
+    End: truncated after ``max_ep_len`` steps, never terminated.
+
+    Tasks: gains of the six motors, 1 or -1: each agent can tell its own, by what its joints do.
+    """
+
+    def __init__(self, config: keys.CheetahMotorConfig, num_envs: int, seed: int = 0) -> None:
+        super().__init__(config, keys.cheetah_motor_tasks(config), num_envs, seed)
+
+    def pay(self, velocity: Doubles, effort: Doubles, task: Doubles) -> Doubles:
+        """See ``RobotEnv.pay``."""
+        return velocity[:, 0] - 0.1 * effort
+
+    def torques(self, actions: Doubles, task: Doubles) -> Doubles:
+        """See ``RobotEnv.torques``."""
+        return actions * task
 
 
 class ParamEnv(RobotEnv):
@@ -295,16 +323,17 @@ class WalkerParamEnv(ParamEnv):
 class AntDirEnv(RobotEnv):
     """Action and observation space: see ``RobotEnv``.
 
-    Reward: velocity [m/s] in the task's direction, plus 1, less 0.5 times the effort.
+    Reward: velocity [m/s] in the task's direction, plus ``survival``, less 0.5 times the effort.
 
     Start: noise of 0.1 on positions and velocities.
 
     End: terminated when not between 0.2 and 1 m high.
 
-    Tasks: directions, evenly spaced to train on, halfway between those to test on.
+    Tasks: directions, evenly spaced to train on and halfway between those to test on, or random.
     """
 
     horizontal = 2
+    config: keys.AntDirConfig
 
     def __init__(self, config: keys.AntDirConfig, num_envs: int, seed: int = 0) -> None:
         super().__init__(config, keys.ant_dir_tasks(config), num_envs, seed)
@@ -312,7 +341,7 @@ class AntDirEnv(RobotEnv):
     def pay(self, velocity: Doubles, effort: Doubles, task: Doubles) -> Doubles:
         """See ``RobotEnv.pay``."""
         along: Doubles = np.einsum("nd,nd->n", velocity, task)
-        return along + 1.0 - 0.5 * effort
+        return along + self.config.survival - 0.5 * effort
 
     def fallen(self, qpos: Doubles, qvel: Doubles) -> BoolArray:
         """See ``RobotEnv.fallen``."""
