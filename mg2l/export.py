@@ -180,7 +180,7 @@ def describe(learner: Learner, network: LocalInference | Belief | None) -> dict[
             "width": edges[-1],
             "columns": dict(zip(names, itertools.pairwise(edges), strict=True)),
         },
-        "told": {"by": told_by(inference), "width": inference.actor_width},
+        "told": {"by": told_by(inference), "width": inference.actor_latent_dim},
         "memory": None,
         "context": None,
         "belief": None,

@@ -52,7 +52,7 @@ def fresh_episodes(learner: Learner, inference: ContextInference, episodes: int)
     )
     while int(fresh.added.min()) < episodes:
         ids = np.resize(learner.rng.permutation(learner.tasks), env.num_envs)
-        rollout = learner.explorer.collect(steps, ids, inference.explore(env.num_envs))
+        rollout = learner.explorer.collect(steps, ids, inference.sample_prior(env.num_envs))
         transitions = inference.transitions(rollout, episodes=1)
         for column, task in enumerate(ids):
             if fresh.added[task] < episodes:

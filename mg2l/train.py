@@ -70,8 +70,8 @@ def returns_of(rollout: Rollout, tasks: np.ndarray) -> dict[str, Any]:
     Also the fraction of its steps that lie in episodes which it cut off, and count nowhere.
     """
     episodes = rollout.episodes()
-    returns, own = episodes.returns.mean(1).cpu().numpy(), tasks[episodes.copies.cpu().numpy()]
-    steps = rollout.first[:-1].numel()
+    returns, own = episodes.returns.mean(1).cpu().numpy(), tasks[episodes.envs.cpu().numpy()]
+    steps = rollout.episode_start[:-1].numel()
     return {
         "return": float(returns.mean()),
         "return_by_task": {str(k): float(returns[own == k].mean()) for k in np.unique(own)},

@@ -13,7 +13,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import ArrayLike, NDArray
 
-from mg2l.algorithms.base import TaskForCritic
+from mg2l.algorithms.base import CriticLatent
 from mg2l.algorithms.mg2l.algorithm import MG2L
 from mg2l.config import files as loading
 from mg2l.config.sections import Config
@@ -230,16 +230,16 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def collect(
     learner: Learner, steps: int | None = None, seed: int = 0
-) -> tuple[Rollout, TaskForCritic]:
+) -> tuple[Rollout, CriticLatent]:
     """A rollout, the task of each environment, and what critics are told."""
     tasks = np.random.default_rng(seed).integers(learner.tasks, size=learner.env.num_envs)
     steps = steps or learner.config.env.max_ep_len
-    told = learner.inference.tell_actors(tasks, steps)
+    told = learner.inference.actor_latent(tasks, steps)
     rollout = learner.collector.collect(steps, tasks, told)
-    return rollout, learner.inference.tell_critic(tasks, rollout)
+    return rollout, learner.inference.critic_latent(tasks, rollout)
 
 
-def prepared(learner: Learner, steps: int | None = None) -> tuple[Batch, TaskForCritic]:
+def prepared(learner: Learner, steps: int | None = None) -> tuple[Batch, CriticLatent]:
     """A rollout as PPO takes it, and what critics are told."""
     rollout, tell = collect(learner, steps)
     with torch.no_grad():

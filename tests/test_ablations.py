@@ -50,7 +50,7 @@ def gradients(learner) -> dict[str, float]:
 def test_global_only_tells_all_agents_the_same_that_critics_hear():
     learner = tiny_learner("mg2l-global-only", context_refresh="episode")
     rollout, _ = collect(learner)
-    told = rollout.task
+    told = rollout.latent
     assert told is not None
     assert torch.equal(told[:, :, 0], told[:, :, 1])
     assert not torch.equal(told[0, 0, 0], told[0, 1, 0])

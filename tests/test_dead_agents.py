@@ -7,9 +7,9 @@ import pytest
 import torch
 from method_helpers import tiny_learner
 
-from mg2l.algorithms.base import TaskForCritic
+from mg2l.algorithms.base import CriticLatent
 from mg2l.envs import registry
-from mg2l.experience.replay import lived_through
+from mg2l.experience.replay import active_transitions
 from mg2l.nn.normaliser import ValueNorm
 
 SMALL = {"n_agents": 6, "map_size": 12, "max_ep_len": 12, "food_per_kind": 4}
@@ -48,7 +48,7 @@ def test_what_the_dead_do_and_earn_trains_nobody(share):
             rollout.log_probs[5:, :, 0] = -0.5
             rollout.observations[5:, :, 0] = 1.0
             rollout.final_observations[5:, :, 0] = 1.0
-        tell = TaskForCritic(None)
+        tell = CriticLatent(None)
         learner.ppo.update(learner.ppo.prepare(rollout, None), tell)
         after.append(parameters(learner))
     torch.testing.assert_close(after[0], after[1], rtol=1e-4, atol=1e-5)
@@ -70,17 +70,17 @@ def test_transitions_of_the_dead_are_replaced_by_their_own_living_ones():
     steps, envs, agents = 5, 2, 3
     transitions = torch.arange(steps * envs * agents).view(steps, envs, agents, 1).float()
     alive = torch.ones(steps, envs, agents, dtype=torch.bool)
-    assert lived_through(transitions, None) is transitions
-    assert lived_through(transitions, alive) is transitions
+    assert active_transitions(transitions, None) is transitions
+    assert active_transitions(transitions, alive) is transitions
     alive[2:, 0, 1] = False
     alive[1:, 1, 2] = False
-    lived = lived_through(transitions, alive)
+    lived = active_transitions(transitions, alive)
     assert lived[:, 0, 1, 0].tolist() == [transitions[t, 0, 1, 0] for t in (0, 1, 0, 1, 0)]
     assert (lived[:, 1, 2] == transitions[0, 1, 2]).all()
     rest = alive.all(0)
     assert torch.equal(lived[:, rest], transitions[:, rest])
     alive[:, 0, 0] = False  # never there, as of a pool of agents
-    assert (lived_through(transitions, alive)[:, 0, 0] == 0).all()
+    assert (active_transitions(transitions, alive)[:, 0, 0] == 0).all()
 
 
 def test_contexts_of_foragers_hold_no_transition_of_the_dead():

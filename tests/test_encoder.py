@@ -286,7 +286,7 @@ def test_means_live_on_the_sphere_and_spreads_above_the_floor(form):
 def test_unbounded_means_are_left_alone():
     encoder = make_encoder(bounded_by="none")
     z = draw(3, 8)
-    assert encoder.place(z) is z
+    assert encoder.project(z) is z
     norms = encoder(draw(CONTEXTS, LENGTH, AGENTS, FEATURES)).task.mean.norm(dim=-1)
     assert norms.std() > 1e-3
 

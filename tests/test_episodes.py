@@ -113,7 +113,7 @@ def rollout_of(rewards: list[list[float]], first: list[list[int]]) -> Rollout:
     nothing: Any = None
     parts = dict.fromkeys(Rollout.__dataclass_fields__, nothing)
     parts["rewards"] = torch.tensor(rewards).t().unsqueeze(-1)
-    parts["first"] = torch.tensor(first).bool().t()
+    parts["episode_start"] = torch.tensor(first).bool().t()
     return Rollout(**parts)
 
 
@@ -158,7 +158,7 @@ def test_contexts_of_a_shot_come_from_one_episode():
     """A copy that ends early has not seen the steps that others took meanwhile."""
     learner = learner_of("mg2l")
     test = MetaTest(learner, range(5), 1, seed=0)
-    with learner.apart(0):
+    with learner.isolated_rng(0):
         experience = test.explore(2)
     assert experience is not None
     assert experience.shape[:2] == (5, 2 * max(LENGTHS))
@@ -174,7 +174,7 @@ def test_a_rollout_stops_when_every_copy_has_ended():
     learner = learner_of("mappo")
     rollout = learner.collector.collect(24, np.array([0, 1, 2, 0, 0, 0]), None, episodes=1)
     assert len(rollout.rewards) == 7
-    assert rollout.first.shape == (8, 6)
+    assert rollout.episode_start.shape == (8, 6)
 
 
 def test_tests_in_the_course_of_training():

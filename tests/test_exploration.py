@@ -24,8 +24,8 @@ def first_steps(paired, monkeypatch):
     monkeypatch.setattr(learner.explorer, "collect", record)
     learner.explore()
     rollout = seen["rollout"]
-    assert rollout.task is not None
-    return rollout.observations[0].flatten(1), rollout.task[0].flatten(1), seen["tasks"], learner
+    assert rollout.latent is not None
+    return rollout.observations[0].flatten(1), rollout.latent[0].flatten(1), seen["tasks"], learner
 
 
 def test_a_group_shares_its_start_and_its_draw_of_the_prior(monkeypatch):

@@ -69,7 +69,7 @@ def collect(learner: Learner, told, episodes: int = 1) -> Rollout:
     test = MetaTest(learner, task, 1, seed=3)
     steps = test.steps * episodes
     if told == "as always":
-        told = learner.inference.tell_actors(test.ids, steps)
+        told = learner.inference.actor_latent(test.ids, steps)
     rollout = test.collector.collect(steps, test.ids, told, True, [3])
     test.close()
     return rollout
@@ -77,7 +77,7 @@ def collect(learner: Learner, told, episodes: int = 1) -> Rollout:
 
 def numbers(rollout: Rollout, agent: int) -> dict[str, np.ndarray]:
     """One agent's part of a rollout of one copy, time first."""
-    names = ("observations", "actions", "rewards", "final_observations", "action_mask", "task")
+    names = ("observations", "actions", "rewards", "final_observations", "action_mask", "latent")
     values = {name: getattr(rollout, name) for name in names}
     return {name: x[:, 0, agent].numpy() for name, x in values.items() if x is not None}
 
@@ -91,11 +91,11 @@ def check_follows(agent: Agent, rollout: Rollout) -> None:
     """Given what happened to it, an exported agent acts as its policy did in the rollout."""
     own = numbers(rollout, agent.index)
     for t in range(len(rollout.actions)):
-        if rollout.first[t, 0]:
+        if rollout.episode_start[t, 0]:
             agent.reset()
         mask = own["action_mask"][t] if "action_mask" in own else None
-        if "task" in own:
-            np.testing.assert_allclose(told(agent), own["task"][t], atol=1e-5)
+        if "latent" in own:
+            np.testing.assert_allclose(told(agent), own["latent"][t], atol=1e-5)
         action = agent.act(own["observations"][t], mask)
         np.testing.assert_allclose(action, own["actions"][t], atol=1e-5)
         agent.observe(
@@ -187,8 +187,8 @@ def test_the_manifest_says_what_is_there(run):
 
 
 def test_a_context_is_the_agents_own_transitions(run, learner):
-    with learner.apart(0):
-        rollout = collect(learner, learner.inference.explore(1))
+    with learner.isolated_rng(0):
+        rollout = collect(learner, learner.inference.sample_prior(1))
     expected = learner.inference.transitions(rollout)[:, 0].numpy()
     for index in (0, 1):
         agent = Agent(run / "export", index)
@@ -206,7 +206,7 @@ def test_a_context_is_the_agents_own_transitions(run, learner):
 
 def test_an_agent_infers_what_the_learner_does_whatever_happens_to_others(run, learner):
     test = MetaTest(learner, [0], 1, seed=1)
-    with learner.apart(0):
+    with learner.isolated_rng(0):
         experience = test.explore(2)
     assert experience is not None
     for index in (0, 1):
@@ -214,7 +214,7 @@ def test_an_agent_infers_what_the_learner_does_whatever_happens_to_others(run, l
         others = experience.clone()
         others[:, :, 1 - index] = torch.randn_like(others[:, :, 1 - index])
         for context in (experience, others):
-            wanted = learner.inference.of_actors(learner.inference.infer(Contexts(context)))
+            wanted = learner.inference.latent_for_actors(learner.inference.infer(Contexts(context)))
             mean, _ = agent.represent(context[0, :, index].numpy())
             np.testing.assert_allclose(mean, wanted[0, index].detach(), atol=1e-5)
 

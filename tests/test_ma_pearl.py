@@ -54,8 +54,8 @@ def test_the_order_of_transitions_is_of_no_account(monkeypatch):
 def test_one_sample_is_held_for_a_rollout(monkeypatch):
     learner, _ = pearl(monkeypatch)
     rollout, _ = collect(learner)
-    assert rollout.task is not None
-    assert torch.equal(rollout.task[0], rollout.task[-1])
+    assert rollout.latent is not None
+    assert torch.equal(rollout.latent[0], rollout.latent[-1])
 
 
 def test_the_encoders_step_is_on_value_loss_and_kl_together(monkeypatch):

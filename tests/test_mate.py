@@ -8,9 +8,10 @@ import torch
 from learning_helpers import iterate, paid_learner
 from method_helpers import collect
 
-from mg2l.algorithms.belief import Follower
+from mg2l.algorithms.belief import BeliefStream
 from mg2l.algorithms.mate import MATE
 from mg2l.estimators.gaussian import kl_to_standard
+from mg2l.experience.rollout import Step
 from mg2l.training.learner import Learner
 
 KINDS = ("ind", "cen", "mix")
@@ -30,14 +31,16 @@ def test_what_is_told_step_by_step_is_what_is_trained(monkeypatch, kind, reset):
     iterate(learner)  # some training, and moments
     tasks = learner.draw_tasks()
     rollout, _ = collect(learner)
-    assert rollout.task is not None
+    assert rollout.latent is not None
     transitions = inference.moments.standardise(inference.transitions(rollout))
-    inference.remember(rollout, tasks)
+    inference.add_rollout(rollout, tasks)
     first = inference.kept.data[0].transpose(0, 1)[:, 8:16, 0, -1] > 0
     assert (int(first[1:].sum()) > 0) == (reset == "episode")
     q = inference.beliefs(transitions, first)
     wanted = torch.cat([q.mean, 2 * q.std.log()], -1).permute(1, 2, 0, 3)
-    torch.testing.assert_close(rollout.task, wanted.expand_as(rollout.task), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        rollout.latent, wanted.expand_as(rollout.latent), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,14 +48,13 @@ def test_whose_transitions_an_embedding_is_made_of(monkeypatch, kind):
     _, inference = mate(monkeypatch, kind)
     told = []
     for other in (2.0, -1.0):
-        follower = Follower(inference, 3)
-        before = follower.tell()
+        stream = BeliefStream(inference, 3)
+        before = stream.current()
         observations = torch.ones(3, 2, 4)
         observations[:, 1] = other
-        follower.see(
-            observations, torch.zeros(3, 2, 2), torch.zeros(3, 2), observations, torch.zeros(3) > 0
-        )
-        told.append(follower.tell())
+        step = (torch.zeros(3, 2, 2), torch.zeros(3, 2), observations, torch.zeros(3) > 0)
+        stream.update(Step(observations, *step))
+        told.append(stream.current())
         assert not torch.equal(told[-1], before)
     assert torch.equal(told[0][:, 0], told[1][:, 0]) == (kind != "cen")
     assert not torch.equal(told[0][:, 1], told[1][:, 1])
@@ -62,19 +64,19 @@ def test_whose_transitions_an_embedding_is_made_of(monkeypatch, kind):
 
 def test_an_episodes_end_is_a_new_beginning(monkeypatch):
     _, inference = mate(monkeypatch, "ind")
-    follower = Follower(inference, 2)
-    nothing = follower.tell()
+    stream = BeliefStream(inference, 2)
+    initial = stream.current()
     rows = torch.ones(2, 2, 4)
-    over = torch.tensor([True, False])
-    follower.see(rows, torch.ones(2, 2, 2), torch.ones(2, 2), rows, over)
-    assert torch.equal(follower.tell()[0], nothing[0])
-    assert not torch.equal(follower.tell()[1], nothing[1])
+    done = torch.tensor([True, False])
+    stream.update(Step(rows, torch.ones(2, 2, 2), torch.ones(2, 2), rows, done))
+    assert torch.equal(stream.current()[0], initial[0])
+    assert not torch.equal(stream.current()[1], initial[1])
 
 
 def test_the_loss_of_the_mixture_is_an_expectation_over_agents(monkeypatch):
     learner, inference = mate(monkeypatch, "mix", kl_weight=0.5, reward_weight=2.0)
     rollout, _ = collect(learner)
-    transitions, first = inference.transitions(rollout), rollout.first[:-1]
+    transitions, first = inference.transitions(rollout), rollout.episode_start[:-1]
     state = inference.noise.get_state()
     loss, metrics = inference.elbo(transitions, first)
     inference.noise.set_state(state)
@@ -127,6 +129,6 @@ def test_critics_are_told_what_the_actors_were(monkeypatch):
     rollout, tell = collect(learner)
     told = tell()
     assert told is not None
-    assert rollout.task is not None
+    assert rollout.latent is not None
     assert told.shape == (11, 8, 2 * 16)
-    assert np.array_equal(told[:-1].numpy(), rollout.task.flatten(2).numpy())
+    assert np.array_equal(told[:-1].numpy(), rollout.latent.flatten(2).numpy())

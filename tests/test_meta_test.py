@@ -32,7 +32,7 @@ def learner() -> Learner:
 @pytest.mark.parametrize("sampling", ["uniform", "priority"])
 def test_an_agent_infers_from_its_own_transitions_alone(learner, sampling):
     test = build(learner)
-    with learner.apart(0):
+    with learner.isolated_rng(0):
         experience = test.explore(SHOTS)
     assert experience is not None
     assert experience.shape[:3] == (len(test.ids), SHOTS * 10, 2)
@@ -41,7 +41,7 @@ def test_an_agent_infers_from_its_own_transitions_alone(learner, sampling):
         changed[:, :, 1 - agent] = torch.randn_like(changed[:, :, 1 - agent])
         told = []
         for transitions in (experience, changed):
-            with learner.apart(1):
+            with learner.isolated_rng(1):
                 told.append(test.infer(transitions, sampling)[0])
         torch.testing.assert_close(told[0][:, agent], told[1][:, agent], rtol=0, atol=0)
         assert not torch.equal(told[0][:, 1 - agent], told[1][:, 1 - agent])
@@ -49,14 +49,14 @@ def test_an_agent_infers_from_its_own_transitions_alone(learner, sampling):
 
 def test_a_copy_learns_of_the_task_from_its_own_episodes_alone(learner):
     test = build(learner)
-    with learner.apart(0):
+    with learner.isolated_rng(0):
         experience = test.explore(1)
     assert experience is not None
     changed = experience.clone()
     changed[1:] += 1
     told = []
     for transitions in (experience, changed):
-        with learner.apart(1):
+        with learner.isolated_rng(1):
             told.append(test.infer(transitions, "uniform")[0, 0])
     torch.testing.assert_close(*told, rtol=0, atol=0)
 
@@ -98,14 +98,14 @@ def test_mismatch_has_the_matched_returns_on_its_diagonal(learner):
 
 
 def test_online_begins_with_the_prior_and_goes_on_with_what_was_seen(learner):
-    told = build(learner).play_online().rollout.task
+    told = build(learner).play_online().rollout.latent
     assert told is not None
     assert not torch.equal(told[0], told[1])
     assert not torch.equal(told[1], told[2])
 
 
 def test_zero_shots_is_a_draw_from_the_prior_held_for_the_episode(learner):
-    told = build(learner).play(0).rollout.task
+    told = build(learner).play(0).rollout.latent
     assert told is not None
     assert (told == told[0]).all()
     norms = told[0].norm(dim=-1)

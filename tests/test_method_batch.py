@@ -8,7 +8,7 @@ import pytest
 import torch
 from method_helpers import KINDS, collect, env_of, known_learner, prepared, tiny_config
 
-from mg2l.algorithms.base import TaskForCritic
+from mg2l.algorithms.base import CriticLatent
 from mg2l.core.schema import ConfigError
 
 # The rollout is what happened.
@@ -26,10 +26,10 @@ def test_a_rollout_is_what_the_environment_saw(monkeypatch, kind):
         ("terminated", rollout.terminated),
         ("truncated", rollout.truncated),
         ("actions", rollout.actions),
-        ("over", rollout.first[1:]),
+        ("over", rollout.episode_start[1:]),
     ):
         assert torch.equal(field, env.logged(name)), name
-    assert rollout.first[0].all()
+    assert rollout.episode_start[0].all()
     assert (rollout.action_mask is not None) == ("masked" in KINDS[kind])
     assert (rollout.active is not None) == ("mortal" in KINDS[kind])
     if rollout.action_mask is not None:
@@ -316,7 +316,7 @@ def test_critics_are_told_the_task_of_the_environment_they_look_at(monkeypatch, 
         return seen[-1]
 
     monkeypatch.setattr(learner.critic.body, "inputs", spy)
-    learner.ppo.update(batch, TaskForCritic(told))
+    learner.ppo.update(batch, CriticLatent(told))
     assert len(seen) == 2 * options.get("num_mini_batch", 1)
     for inputs in seen:
         copies, tasks = inputs[..., 0], inputs[..., -3]

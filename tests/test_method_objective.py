@@ -305,6 +305,6 @@ def test_temperature_divides_scores():
     objective, encoder, queries, _ = make(score="dot", temperature=0.5)
     found = objective(queries, ORDER, None, encoder)[1]["mi/global"]
     z = encoder(queries).task.mean
-    scores = z @ encoder.place(objective.task_keys).t() / 0.5
+    scores = z @ encoder.project(objective.task_keys).t() / 0.5
     wanted = math.log(TASKS) + scores.log_softmax(1)[torch.arange(len(ORDER)), ORDER].mean()
     torch.testing.assert_close(found, wanted)

@@ -161,11 +161,11 @@ def test_exploration_holds_one_draw_of_the_prior() -> None:
     """The original drew from the prior at every step."""
     learner = make_learner()
     assert learner.explorer is not None
-    told = inference_of(learner).explore(4)
+    told = inference_of(learner).sample_prior(4)
     assert told.shape == (1, 4, 2, 8)
     rollout = learner.explorer.collect(10, np.zeros(3, int), told[:, :3])
-    assert rollout.task is not None
-    assert torch.equal(rollout.task[0], rollout.task[-1])
+    assert rollout.latent is not None
+    assert torch.equal(rollout.latent[0], rollout.latent[-1])
     assert len(torch.unique(told[0].flatten(0, 1), dim=0)) == 8
 
 
@@ -222,7 +222,7 @@ def test_a_time_limit_is_not_the_end_of_the_task() -> None:
 def test_stored_transitions_lead_where_they_really_led() -> None:
     learner = make_learner()
     assert learner.explorer is not None
-    rollout = learner.explorer.collect(10, np.zeros(3, int), inference_of(learner).explore(3))
+    rollout = learner.explorer.collect(10, np.zeros(3, int), inference_of(learner).sample_prior(3))
     transitions = inference_of(learner).transitions(rollout)
     torch.testing.assert_close(transitions[..., -10:], rollout.final_observations)
     assert transitions[..., 10:12].abs().max() <= 1  # actions as the environment took them

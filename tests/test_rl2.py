@@ -24,14 +24,14 @@ def rl2(patch: pytest.MonkeyPatch, **values: Any) -> Learner:
 def test_it_reads_its_last_action_reward_and_end(monkeypatch, discrete):
     learner = rl2(monkeypatch, discrete=discrete, ends_at=4)
     rollout, tell = collect(learner)
-    task = rollout.task
+    task = rollout.latent
     assert task is not None
     assert (task[0] == 0).all()
     actions = rollout.actions[:-1]
     actions = torch.eye(3)[actions] if discrete else actions.clamp(-0.5, 0.5)
     assert torch.equal(task[1:, ..., :-2], actions)
     assert torch.equal(task[1:, ..., -2], rollout.rewards[:-1])
-    ended = rollout.first[1:-1, :, None].expand(-1, -1, 2).float()
+    ended = rollout.episode_start[1:-1, :, None].expand(-1, -1, 2).float()
     assert torch.equal(task[1:, ..., -1], ended)
     assert ended.any()
     told = tell()
@@ -44,16 +44,16 @@ def test_rewards_are_read_in_units_of_their_spread(monkeypatch):
     learner = rl2(monkeypatch)
     first, _ = collect(learner)
     first.rewards[:] = 100 + 3 * torch.randn_like(first.rewards)
-    learner.inference.remember(first, np.zeros(8))
+    learner.inference.add_rollout(first, np.zeros(8))
     rollout, tell = collect(learner)
-    assert rollout.task is not None
+    assert rollout.latent is not None
     rewards = first.rewards.double()
     wanted = (rollout.rewards[:-1].double() - rewards.mean()) / rewards.std(unbiased=False)
-    torch.testing.assert_close(rollout.task[1:, ..., -2].double(), wanted, rtol=1e-4, atol=1e-4)
-    learner.inference.remember(rollout, np.zeros(8))
+    torch.testing.assert_close(rollout.latent[1:, ..., -2].double(), wanted, rtol=1e-4, atol=1e-4)
+    learner.inference.add_rollout(rollout, np.zeros(8))
     told = tell()
     assert told is not None
-    assert torch.equal(told[:-1], rollout.task.flatten(2))
+    assert torch.equal(told[:-1], rollout.latent.flatten(2))
 
 
 @pytest.mark.parametrize("reset", ["task", "episode"])
@@ -62,8 +62,8 @@ def test_the_state_is_kept_across_episodes_of_a_task(monkeypatch, reset):
     learner = rl2(monkeypatch, recurrent_reset=reset, gain=1.0)
     assert learner.config.rollout_steps == 20
     rollout = learner.collect(learner.draw_tasks())
-    assert rollout.first[10].all()
-    batch = learner.ppo.prepare(rollout, learner.inference.tell_critic(np.zeros(8), rollout)())
+    assert rollout.episode_start[10].all()
+    batch = learner.ppo.prepare(rollout, learner.inference.critic_latent(np.zeros(8), rollout)())
     assert bool(batch.first[10].all()) == (reset == "episode")
     assert batch.first[0].all()
     log_probs = []

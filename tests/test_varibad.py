@@ -7,9 +7,10 @@ import torch
 from learning_helpers import iterate, paid_learner
 from method_helpers import collect
 
-from mg2l.algorithms.belief import Follower
+from mg2l.algorithms.belief import BeliefStream
 from mg2l.algorithms.varibad import VariBAD, _before
 from mg2l.estimators.gaussian import Gaussian, kl_between, kl_to_standard
+from mg2l.experience.rollout import Step
 from mg2l.training.learner import Learner
 
 
@@ -61,12 +62,13 @@ def test_a_belief_lasts_for_two_episodes(monkeypatch):
     assert learner.collect(learner.draw_tasks()).rewards.shape[0] == 20
     assert bool(inference.kept.data[0, 0, 0, :, -1].all())
     assert not bool(inference.kept.data[0, 0, 1:, :, -1].any())
-    follower = Follower(inference, 2)
-    nothing = follower.tell()
+    stream = BeliefStream(inference, 2)
+    initial = stream.current()
     rows = torch.ones(2, 2, 4)
-    follower.see(rows, torch.ones(2, 2, 2), torch.ones(2, 2), rows, torch.tensor([True, False]))
-    torch.testing.assert_close(follower.tell()[0], follower.tell()[1])
-    assert not torch.equal(follower.tell(), nothing)
+    done = torch.tensor([True, False])
+    stream.update(Step(rows, torch.ones(2, 2, 2), torch.ones(2, 2), rows, done))
+    torch.testing.assert_close(stream.current()[0], stream.current()[1])
+    assert not torch.equal(stream.current(), initial)
 
 
 def test_its_bound_tightens_and_later_beliefs_tell_the_tasks_apart(monkeypatch):

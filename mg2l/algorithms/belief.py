@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mg2l.algorithms.base import TaskForCritic, TaskInference
+from mg2l.algorithms.base import CriticLatent, TaskInference
 from mg2l.algorithms.encoder import TransitionMoments
 from mg2l.config.sections import Config
 from mg2l.core.schema import ConfigError, check_steps
 from mg2l.estimators.gaussian import STD_FLOOR, Gaussian
 from mg2l.experience.finite import require_finite
-from mg2l.experience.problem import Setting
+from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import ContextReplay
-from mg2l.experience.rollout import Rollout
+from mg2l.experience.rollout import Rollout, Step
 from mg2l.experience.transitions import Transitions
 from mg2l.nn.stacked import StackedGRU, StackedLinear, StackedMLP
 
@@ -40,7 +40,7 @@ class BeliefEncoder(nn.Module):
         self.gru = StackedGRU(groups, hidden, 1, True)
         self.head = StackedLinear(groups, hidden, 2 * outputs, 1.0)
 
-    def nothing(self, rows: int) -> Tensor:
+    def initial_state(self, rows: int) -> Tensor:
         """The state before anything was seen, ``[G, rows, 1, H]``."""
         return torch.zeros(self.groups, rows, 1, self.hidden, device=self.head.weight.device)
 
@@ -63,8 +63,8 @@ class BeliefEncoder(nn.Module):
         return Gaussian(mean.view(shape), F.softplus(spread).view(shape) + STD_FLOOR)
 
 
-def told_of(belief: Gaussian) -> Tensor:
-    """What is told of a belief ``[*, D]``: mean and log-variance, ``[*, 2 D]``."""
+def belief_latent(belief: Gaussian) -> Tensor:
+    """The latent of a belief ``[*, D]``: its mean and log-variance, ``[*, 2 D]``."""
     return torch.cat([belief.mean, 2 * belief.std.log()], -1)
 
 
@@ -88,23 +88,23 @@ class BeliefInference(TaskInference):
     Neither loss of PPO trains the encoder. A subclass says what a belief must explain (`elbo`).
 
     Args:
-        setting: the run and the sizes of its environment.
+        spec: the run and the sizes of its environment.
         joint: one belief from everybody's transitions instead of one per agent from its own.
     """
 
     optimiser: torch.optim.Optimizer
 
-    def __init__(self, setting: Setting, joint: bool = False) -> None:
-        super().__init__(setting)
-        config = setting.config
+    def __init__(self, spec: ProblemSpec, joint: bool = False) -> None:
+        super().__init__(spec)
+        config = spec.config
         self.options, self.belief, self.joint = config.encoder, config.belief, joint
         self.max_norm = config.ppo.max_grad_norm if config.ppo.use_max_grad_norm else math.inf
-        self.transitions = Transitions(setting)
-        self.noise, self.draws, self.device = setting.noise, setting.draws, setting.device
+        self.transitions = Transitions(spec)
+        self.noise, self.draws, self.device = spec.noise, spec.draws, spec.device
         self.forgets = self.belief.belief_reset == "episode"
-        width, steps = setting.transition, config.rollout_steps
-        self.actor_width = 2 * self.options.context_dim
-        self.critic_width = self.agents * self.actor_width
+        width, steps = spec.transition, config.rollout_steps
+        self.actor_latent_dim = 2 * self.options.context_dim
+        self.critic_latent_dim = self.agents * self.actor_latent_dim
         self.moments = TransitionMoments(width)
         groups, inputs = (1, self.agents * width) if joint else (self.agents, width)
         self.encoder = BeliefEncoder(
@@ -153,16 +153,16 @@ class BeliefInference(TaskInference):
             first: ``[T, B]`` bool, everything before a transition is forgotten.
         """
         encoder = self.encoder
-        nothing = encoder.nothing(first.shape[1])
-        after, _ = encoder(self.inputs(standardised), nothing, first)
+        state = encoder.initial_state(first.shape[1])
+        after, _ = encoder(self.inputs(standardised), state, first)
         before = torch.cat([torch.zeros_like(after[:, :1]), after[:, :-1]], 1)
         return encoder.read_out(before * (~first)[None, :, :, None])
 
-    def tell_actors(self, tasks: np.ndarray, steps: int) -> Follower:
-        return Follower(self, len(tasks))
+    def actor_latent(self, tasks: np.ndarray, steps: int) -> BeliefStream:
+        return BeliefStream(self, len(tasks))
 
-    def tell_critic(self, tasks: np.ndarray, rollout: Rollout) -> TaskForCritic:
-        return TaskForCritic.as_actors(rollout)
+    def critic_latent(self, tasks: np.ndarray, rollout: Rollout) -> CriticLatent:
+        return CriticLatent.same_as_actors(rollout)
 
     # Training.
 
@@ -175,12 +175,12 @@ class BeliefInference(TaskInference):
         """
         raise NotImplementedError
 
-    def remember(self, rollout: Rollout, tasks: np.ndarray) -> None:
+    def add_rollout(self, rollout: Rollout, tasks: np.ndarray) -> None:
         transitions = self.transitions(rollout)
         require_finite("transitions", transitions.sum(), {"transitions": transitions})
         if self.options.normalize_transitions:
             self.moments.update(transitions)
-        begins = rollout.first[:-1].clone()
+        begins = rollout.episode_start[:-1].clone()
         if not self.forgets:
             begins[1:] = False
         column = begins[:, :, None, None].expand(-1, -1, self.agents, 1).to(transitions.dtype)
@@ -221,39 +221,32 @@ class BeliefInference(TaskInference):
         self.kept.load_state_dict(state["kept"])
 
 
-class Follower:
-    """The beliefs of N environments' agents, step by step; a `Listener`.
+class BeliefStream:
+    """Beliefs of the agents in N environments, step by step; a `LatentStream`.
 
     Args:
-        inference: whose encoder forms them.
-        environments: N.
+        inference: the algorithm, whose encoder forms them.
+        num_envs: N.
     """
 
-    def __init__(self, inference: BeliefInference, environments: int) -> None:
+    def __init__(self, inference: BeliefInference, num_envs: int) -> None:
         self.inference = inference
-        self.state = inference.encoder.nothing(environments)
+        self.state = inference.encoder.initial_state(num_envs)
         self.features = torch.zeros_like(self.state[:, :, 0])
-        self.go_on = torch.zeros(1, environments, dtype=torch.bool, device=self.state.device)
+        self.resume = torch.zeros(1, num_envs, dtype=torch.bool, device=self.state.device)
 
     @torch.no_grad()
-    def tell(self) -> Tensor:
-        told = told_of(self.inference.encoder.read_out(self.features)).transpose(0, 1)
-        return told.expand(-1, self.inference.agents, -1)
+    def current(self) -> Tensor:
+        latent = belief_latent(self.inference.encoder.read_out(self.features)).transpose(0, 1)
+        return latent.expand(-1, self.inference.agents, -1)
 
     @torch.no_grad()
-    def see(
-        self,
-        observations: Tensor,
-        actions: Tensor,
-        rewards: Tensor,
-        final_observations: Tensor,
-        over: Tensor,
-    ) -> None:
+    def update(self, step: Step) -> None:
         inference = self.inference
-        rows = inference.transitions.join(observations, actions, rewards, final_observations)
+        rows = inference.transitions.join(*step[:4])
         x = inference.inputs(inference.moments.standardise(rows.unsqueeze(0)))
-        features, self.state = inference.encoder(x, self.state, self.go_on)
+        features, self.state = inference.encoder(x, self.state, self.resume)
         self.features = features[:, 0]
         if inference.forgets:
-            kept = (~over)[None, :, None]
+            kept = (~step.done)[None, :, None]
             self.features, self.state = self.features * kept, self.state * kept.unsqueeze(-1)

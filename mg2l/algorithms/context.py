@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mg2l.algorithms.base import TaskForCritic, TaskInference
+from mg2l.algorithms.base import CriticLatent, TaskInference
 from mg2l.algorithms.encoder import Encoding, TransitionMoments
 from mg2l.config.sections import Config
 from mg2l.core.schema import ConfigError, check_steps
 from mg2l.estimators.gaussian import Gaussian
 from mg2l.experience.finite import require_finite
-from mg2l.experience.problem import Setting
+from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import Context, ContextReplay
 from mg2l.experience.rollout import Rollout
 from mg2l.experience.transitions import Transitions
@@ -34,21 +34,21 @@ class ContextInference(TaskInference):
     explores = True
     optimiser: torch.optim.Optimizer
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
-        config = setting.config
+    def __init__(self, spec: ProblemSpec) -> None:
+        super().__init__(spec)
+        config = spec.config
         self.options, self.rollout = config.encoder, config.rollout
         self.max_norm = config.ppo.max_grad_norm if config.ppo.use_max_grad_norm else math.inf
-        self.tasks, self.transitions = setting.tasks.n_train, Transitions(setting)
-        self.noise, self.draws = setting.noise, setting.draws
-        self.actor_width = self.critic_width = self.options.context_dim
+        self.tasks, self.transitions = spec.tasks.n_train, Transitions(spec)
+        self.noise, self.draws = spec.noise, spec.draws
+        self.actor_latent_dim = self.critic_latent_dim = self.options.context_dim
         self.replay = ContextReplay(
             self.tasks,
             self.options.ae_buffer_size,
             config.env.max_ep_len,
             self.agents,
-            setting.transition,
-            setting.device,
+            spec.transition,
+            spec.device,
         )
         self._eps = config.ppo.opti_eps
 
@@ -104,7 +104,7 @@ class ContextInference(TaskInference):
 
     # What actors and critics are told.
 
-    def told(self, q: Gaussian) -> Tensor:
+    def latent_of(self, q: Gaussian) -> Tensor:
         """What is told of a Gaussian: its mean, or a sample."""
         return q.sample(self.noise) if self.rollout.act_on == "sample" else q.mean
 
@@ -130,39 +130,39 @@ class ContextInference(TaskInference):
         tasks = torch.randperm(self.tasks, generator=self.draws).repeat(-(-count // self.tasks))
         return tasks[:count]
 
-    def of_actors(self, encoding: Encoding) -> Tensor:
+    def latent_for_actors(self, encoding: Encoding) -> Tensor:
         """What actors are told of B contexts, ``[B, A, D]``."""
-        return self.told(encoding.local)
+        return self.latent_of(encoding.local)
 
-    def of_critic(self, encoding: Encoding) -> Tensor:
+    def latent_for_critic(self, encoding: Encoding) -> Tensor:
         """What critics are told of B contexts, ``[B, D]``."""
-        return self.told(encoding.task)
+        return self.latent_of(encoding.task)
 
     @torch.no_grad()
-    def tell_actors(self, tasks: np.ndarray, steps: int) -> Tensor:
+    def actor_latent(self, tasks: np.ndarray, steps: int) -> Tensor:
         rows = steps if self.rollout.context_refresh == "step" else 1
         ids = torch.as_tensor(tasks)
-        told = [self.of_actors(self.infer(self.contexts(ids))) for _ in range(rows)]
+        told = [self.latent_for_actors(self.infer(self.contexts(ids))) for _ in range(rows)]
         return torch.stack(told)
 
     @torch.no_grad()
-    def tell_critic(self, tasks: np.ndarray, rollout: Rollout) -> TaskForCritic:
+    def critic_latent(self, tasks: np.ndarray, rollout: Rollout) -> CriticLatent:
         context = self.contexts(torch.as_tensor(tasks))
-        return TaskForCritic(self.of_critic(self.infer(context)))
+        return CriticLatent(self.latent_for_critic(self.infer(context)))
 
     # Exploration.
 
-    def place(self, z: Tensor) -> Tensor:
+    def project(self, z: Tensor) -> Tensor:
         """Put draws of the prior ``[*, D]`` where representations live."""
         return z
 
-    def explore(self, environments: int) -> Tensor:
+    def sample_prior(self, num_envs: int) -> Tensor:
         """A draw from the prior ``N(0, I)`` for every agent, held for the whole rollout."""
-        shape = (1, environments, self.agents, self.options.context_dim)
+        shape = (1, num_envs, self.agents, self.options.context_dim)
         z = torch.randn(shape, generator=self.noise, device=self.noise.device)
-        return self.place(z)
+        return self.project(z)
 
-    def observe(self, rollout: Rollout, tasks: np.ndarray) -> dict[str, float]:
+    def add_exploration(self, rollout: Rollout, tasks: np.ndarray) -> dict[str, float]:
         transitions = self.transitions(rollout)
         # Here and not at the loss: by then policies have acted on what was inferred from them.
         require_finite("transitions", transitions.sum(), {"transitions": transitions})
@@ -208,7 +208,7 @@ class ContextInference(TaskInference):
         self.trained = parameters
         self.optimiser = torch.optim.Adam(parameters, self.options.lr, eps=self._eps, fused=True)
 
-    def prepare(self) -> None:
+    def pretrain(self) -> None:
         for _ in range(self.options.n_init_updates):
             self._update_once()
 
@@ -237,7 +237,7 @@ class ContextInference(TaskInference):
         self.replay.load_state_dict(state["replay"])
 
 
-class InferredForCritic(TaskForCritic):
+class InferredCriticLatent(CriticLatent):
     """Encoded anew each time it is asked for, so that the value loss reaches the encoder.
 
     Args:

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mg2l.algorithms.base import TaskForCritic
-from mg2l.algorithms.context import ContextInference, InferredForCritic
+from mg2l.algorithms.base import CriticLatent
+from mg2l.algorithms.context import ContextInference, InferredCriticLatent
 from mg2l.algorithms.encoder import Encoding, TransitionEncoder, TransitionMoments
 from mg2l.algorithms.losses import info_nce, pair_scores
 from mg2l.config.sections import Config
 from mg2l.core.schema import ConfigError, check_steps
 from mg2l.estimators.gaussian import STD_FLOOR, Gaussian, kl_to_standard
-from mg2l.experience.problem import Setting
+from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import Context
 from mg2l.experience.rollout import Rollout
 from mg2l.nn.aggregators import PIAHead
@@ -41,17 +41,17 @@ class Generator(nn.Module):
     the prior it makes up what ``(o, a)`` might have led to in some task.
 
     Args:
-        setting: the sizes.
+        spec: the sizes.
         hidden: layers of encoder and decoder.
         width: of ``l``.
     """
 
-    def __init__(self, setting: Setting, hidden: list[int], width: int) -> None:
+    def __init__(self, spec: ProblemSpec, hidden: list[int], width: int) -> None:
         super().__init__()
-        self.width, self.noise = width, setting.noise
-        self.given = setting.observation + setting.action
-        self.encoder = _mlp([setting.transition, *hidden, 2 * width])
-        self.decoder = _mlp([self.given + width, *hidden, setting.observation + 1])
+        self.width, self.noise = width, spec.noise
+        self.given = spec.observation + spec.action
+        self.encoder = _mlp([spec.transition, *hidden, 2 * width])
+        self.decoder = _mlp([self.given + width, *hidden, spec.observation + 1])
 
     def loss(self, transitions: Tensor) -> Tensor:
         """Negative evidence bound [nats], but for a constant, of standardised ``[*, F]``."""
@@ -86,13 +86,13 @@ class CORRO(ContextInference):
     Decentralised: an actor is told what the attention makes of its own agent's transitions alone.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
+    def __init__(self, spec: ProblemSpec) -> None:
+        super().__init__(spec)
         options, width = self.options, self.options.context_dim
-        self.codes = TransitionEncoder(options, setting.transition, width)
-        self.generator = Generator(setting, options.hidden_sizes_mlp, options.generator_dim)
-        self.attention = PIAHead(width, width, setting.path)
-        self.to(setting.device)
+        self.codes = TransitionEncoder(options, spec.transition, width)
+        self.generator = Generator(spec, options.hidden_sizes_mlp, options.generator_dim)
+        self.attention = PIAHead(width, width, spec.path)
+        self.to(spec.device)
         self.train_with(list(self.parameters()))
 
     @classmethod
@@ -120,9 +120,9 @@ class CORRO(ContextInference):
             Gaussian(local, torch.zeros_like(local)),
         )
 
-    def tell_critic(self, tasks: np.ndarray, rollout: Rollout) -> TaskForCritic:
+    def critic_latent(self, tasks: np.ndarray, rollout: Rollout) -> CriticLatent:
         context = self.contexts(torch.as_tensor(tasks))
-        return InferredForCritic(lambda: self.infer(context).task.mean)
+        return InferredCriticLatent(lambda: self.infer(context).task.mean)
 
     def trained_by_critic(self) -> list[nn.Parameter]:
         return list(self.attention.parameters())

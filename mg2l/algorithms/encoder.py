@@ -261,7 +261,7 @@ class TaskEncoder(nn.Module):
         """The global representation alone, ``[B, D]``."""
         return self._gaussian(self.over_agents(self.aggregator(context)))
 
-    def place(self, z: Tensor) -> Tensor:
+    def project(self, z: Tensor) -> Tensor:
         """Put points ``[*, D]`` where representations live.
 
         That is on the sphere of radius ``sqrt(D)``, around which ``N(0, I)`` concentrates, or
@@ -274,7 +274,7 @@ class TaskEncoder(nn.Module):
 
     def _gaussian(self, raw: Tensor) -> Gaussian:
         mean, spread = raw.chunk(2, -1)
-        mean = self.place(mean)
+        mean = self.project(mean)
         if self.config.dist == "deterministic":
             return Gaussian(mean, torch.zeros_like(mean))
         return Gaussian(mean, F.softplus(spread) + STD_FLOOR)

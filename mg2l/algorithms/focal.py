@@ -16,7 +16,7 @@ from mg2l.algorithms.context import ContextInference
 from mg2l.algorithms.encoder import Encoding, TransitionEncoder, TransitionMoments
 from mg2l.config.sections import EncoderConfig
 from mg2l.estimators.gaussian import Gaussian
-from mg2l.experience.problem import Setting
+from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import Context
 
 
@@ -57,11 +57,11 @@ class FOCAL(ContextInference):
     Decentralised: an actor is told ``z^i`` of its own agent's transitions alone.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
+    def __init__(self, spec: ProblemSpec) -> None:
+        super().__init__(spec)
         self.embedding = TransitionEncoder(
-            self.options, setting.transition, self.options.context_dim, setting.vision
-        ).to(setting.device)
+            self.options, spec.transition, self.options.context_dim, spec.vision
+        ).to(spec.device)
         self.train_with(list(self.embedding.parameters()))
 
     def moments(self) -> list[TransitionMoments]:

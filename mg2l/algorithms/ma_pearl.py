@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mg2l.algorithms.base import TaskForCritic
-from mg2l.algorithms.context import ContextInference, InferredForCritic
+from mg2l.algorithms.base import CriticLatent
+from mg2l.algorithms.context import ContextInference, InferredCriticLatent
 from mg2l.algorithms.encoder import Encoding, TransitionEncoder, TransitionMoments
 from mg2l.estimators.gaussian import Gaussian, kl_to_standard
-from mg2l.experience.problem import Setting
+from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import Context
 from mg2l.experience.rollout import Rollout
 
@@ -50,12 +50,12 @@ class MAPearl(ContextInference):
     Decentralised: an actor is told a sample of the product of its own agent's factors alone.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
+    def __init__(self, spec: ProblemSpec) -> None:
+        super().__init__(spec)
         width = self.options.context_dim
-        self.factors = TransitionEncoder(
-            self.options, setting.transition, 2 * width, setting.vision
-        ).to(setting.device)
+        self.factors = TransitionEncoder(self.options, spec.transition, 2 * width, spec.vision).to(
+            spec.device
+        )
         self.train_with(list(self.factors.parameters()))
 
     def moments(self) -> list[TransitionMoments]:
@@ -68,7 +68,7 @@ class MAPearl(ContextInference):
     def trained_by_critic(self) -> list[nn.Parameter]:
         return self.trained
 
-    def tell_critic(self, tasks: np.ndarray, rollout: Rollout) -> TaskForCritic:
+    def critic_latent(self, tasks: np.ndarray, rollout: Rollout) -> CriticLatent:
         return _Posterior(self, self.contexts(torch.as_tensor(tasks)))
 
     def update(self) -> dict[str, Any]:
@@ -80,11 +80,11 @@ class MAPearl(ContextInference):
             "kl/local": float(kl_to_standard(encoding.local).mean()),
         }
 
-    def prepare(self) -> None:
+    def pretrain(self) -> None:
         """Nothing: there is no value loss yet."""
 
 
-class _Posterior(InferredForCritic):
+class _Posterior(InferredCriticLatent):
     """A sample of the posterior in each epoch, and its KL to the prior beside the value loss."""
 
     def __init__(self, inference: MAPearl, context: Context) -> None:
@@ -94,7 +94,7 @@ class _Posterior(InferredForCritic):
 
     def _sample(self) -> Tensor:
         self._q = self.inference.infer(self.context).task
-        return self.inference.told(self._q)
+        return self.inference.latent_of(self._q)
 
     def penalty(self) -> Tensor:
         assert self._q is not None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mg2l.algorithms.belief import BeliefInference, Decoder
 from mg2l.estimators.gaussian import kl_to_standard
-from mg2l.experience.problem import Setting
+from mg2l.experience.problem import ProblemSpec
 
 
 class MATE(BeliefInference):
@@ -35,17 +35,17 @@ class MATE(BeliefInference):
     Decentralised but for ``joint``: an agent infers from its own transitions alone.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        self.kind = setting.config.belief.mate_encoding
-        super().__init__(setting, joint=self.kind == "joint")
+    def __init__(self, spec: ProblemSpec) -> None:
+        self.kind = spec.config.belief.mate_encoding
+        super().__init__(spec, joint=self.kind == "joint")
         self.everybodys = self.kind != "own"
         groups, team = (1, self.agents) if self.everybodys else (self.agents, 1)
-        known = team * (setting.observation + setting.action) + self.options.context_dim
+        known = team * (spec.observation + spec.action) + self.options.context_dim
         sizes = self.belief.decoder_sizes_mlp
-        self.decoder = Decoder(groups, known, sizes, team * (setting.observation + 1))
+        self.decoder = Decoder(groups, known, sizes, team * (spec.observation + 1))
         self.mixer: Decoder | None = None
         if self.kind == "mixed":
-            self.mixer = Decoder(1, team * setting.observation, sizes[:1], self.agents)
+            self.mixer = Decoder(1, team * spec.observation, sizes[:1], self.agents)
         self.train_all()
 
     def elbo(self, transitions: Tensor, first: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mg2l.algorithms.base import TaskForCritic, TaskInference
-from mg2l.experience.problem import Setting
+from mg2l.algorithms.base import CriticLatent, TaskInference
+from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.rollout import Rollout
 
 
@@ -16,15 +16,15 @@ class Oracle(TaskInference):
 
     features: Tensor
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
-        features = setting.tasks.features
+    def __init__(self, spec: ProblemSpec) -> None:
+        super().__init__(spec)
+        features = spec.tasks.features
         self.register_buffer("features", torch.as_tensor(features).float(), persistent=False)
-        self.actor_width = self.critic_width = features.shape[1]
+        self.actor_latent_dim = self.critic_latent_dim = features.shape[1]
 
-    def tell_actors(self, tasks: np.ndarray, steps: int) -> Tensor:
+    def actor_latent(self, tasks: np.ndarray, steps: int) -> Tensor:
         told = self.features[torch.as_tensor(tasks, device=self.features.device)]
         return told[None, :, None].expand(-1, -1, self.agents, -1)
 
-    def tell_critic(self, tasks: np.ndarray, rollout: Rollout) -> TaskForCritic:
-        return TaskForCritic(self.features[torch.as_tensor(tasks, device=self.features.device)])
+    def critic_latent(self, tasks: np.ndarray, rollout: Rollout) -> CriticLatent:
+        return CriticLatent(self.features[torch.as_tensor(tasks, device=self.features.device)])

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mg2l.algorithms.base import TaskForCritic, TaskInference
+from mg2l.algorithms.base import CriticLatent, TaskInference
 from mg2l.config.sections import Config
 from mg2l.core.schema import ConfigError
-from mg2l.experience.problem import Setting
-from mg2l.experience.rollout import Rollout
+from mg2l.experience.problem import ProblemSpec
+from mg2l.experience.rollout import Rollout, Step
 from mg2l.experience.transitions import Transitions
 from mg2l.nn.moments import RunningMoments
 
@@ -29,51 +29,44 @@ class RL2(TaskInference):
     Decentralised: an agent remembers what happened to itself alone. The critic reads everybody's.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
-        self.transitions, self.device = Transitions(setting), setting.device
+    def __init__(self, spec: ProblemSpec) -> None:
+        super().__init__(spec)
+        self.transitions, self.device = Transitions(spec), spec.device
         self.rewards = RunningMoments(1)
-        self.actor_width = setting.action + 2
-        self.critic_width = self.agents * self.actor_width
+        self.actor_latent_dim = spec.action + 2
+        self.critic_latent_dim = self.agents * self.actor_latent_dim
 
     @classmethod
     def check_config(cls, config: Config) -> None:
         if not (config.policy.use_recurrent_policy or config.policy.use_naive_recurrent_policy):
             raise ConfigError("rl2 needs use_recurrent_policy=true, got false")
 
-    def tell_actors(self, tasks: np.ndarray, steps: int) -> LastStep:
+    def actor_latent(self, tasks: np.ndarray, steps: int) -> LastStep:
         return LastStep(self, len(tasks))
 
-    def remember(self, rollout: Rollout, tasks: np.ndarray) -> None:
+    def add_rollout(self, rollout: Rollout, tasks: np.ndarray) -> None:
         active = None if rollout.active is None else rollout.active.flatten()
         self.rewards.update(rollout.rewards.reshape(-1, 1), active)
 
-    def tell_critic(self, tasks: np.ndarray, rollout: Rollout) -> TaskForCritic:
-        return TaskForCritic.as_actors(rollout)
+    def critic_latent(self, tasks: np.ndarray, rollout: Rollout) -> CriticLatent:
+        return CriticLatent.same_as_actors(rollout)
 
 
 class LastStep:
-    """Previous action, reward and end of an episode of N environments' agents; a `Listener`.
+    """Previous action, reward and end of an episode of N environments' agents; a `LatentStream`.
 
     All of them are zero at the first step.
     """
 
-    def __init__(self, inference: RL2, environments: int) -> None:
+    def __init__(self, inference: RL2, num_envs: int) -> None:
         self.transitions, self.rewards = inference.transitions, inference.rewards
-        shape = (environments, inference.agents, inference.actor_width)
+        shape = (num_envs, inference.agents, inference.actor_latent_dim)
         self.last = torch.zeros(shape, device=inference.device)
 
-    def tell(self) -> Tensor:
+    def current(self) -> Tensor:
         return self.last
 
-    def see(
-        self,
-        observations: Tensor,
-        actions: Tensor,
-        rewards: Tensor,
-        final_observations: Tensor,
-        over: Tensor,
-    ) -> None:
-        ended = over[:, None, None].expand(*rewards.shape, 1).to(rewards.dtype)
-        paid = self.rewards.standardise(rewards.unsqueeze(-1))
-        self.last = torch.cat([self.transitions.actions(actions), paid, ended], -1)
+    def update(self, step: Step) -> None:
+        done = step.done[:, None, None].expand(*step.rewards.shape, 1).to(step.rewards.dtype)
+        rewards = self.rewards.standardise(step.rewards.unsqueeze(-1))
+        self.last = torch.cat([self.transitions.actions(step.actions), rewards, done], -1)

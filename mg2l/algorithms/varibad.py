@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mg2l.algorithms.belief import BeliefInference, Decoder
 from mg2l.estimators.gaussian import Gaussian, kl_between
-from mg2l.experience.problem import Setting
+from mg2l.experience.problem import ProblemSpec
 
 
 class VariBAD(BeliefInference):
@@ -27,12 +27,12 @@ class VariBAD(BeliefInference):
     Decentralised: an agent infers from its own transitions alone, in all episodes of a task.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
-        before = setting.observation + setting.action + self.options.context_dim
-        after = before + setting.observation
+    def __init__(self, spec: ProblemSpec) -> None:
+        super().__init__(spec)
+        before = spec.observation + spec.action + self.options.context_dim
+        after = before + spec.observation
         sizes = self.belief.decoder_sizes_mlp
-        self.dynamics = Decoder(self.agents, before, sizes, setting.observation)
+        self.dynamics = Decoder(self.agents, before, sizes, spec.observation)
         self.reward = Decoder(self.agents, after, sizes, 1)
         self.train_all()
 

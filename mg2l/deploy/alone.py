@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mg2l.algorithms.base import TaskInference
-from mg2l.algorithms.belief import BeliefEncoder, BeliefInference, told_of
+from mg2l.algorithms.belief import BeliefEncoder, BeliefInference, belief_latent
 from mg2l.algorithms.context import ContextInference
 from mg2l.algorithms.corro import CORRO
 from mg2l.algorithms.encoder import TransitionAggregator, TransitionMoments
@@ -287,7 +287,7 @@ class Belief(nn.Module):
         return self._told(torch.zeros(1, 1, self.encoder.hidden))[0]
 
     def _told(self, features: Tensor) -> Tensor:
-        return told_of(self.encoder.read_out(features))[0]
+        return belief_latent(self.encoder.read_out(features))[0]
 
 
 _KINDS: dict[type[TaskInference], tuple[ToldBy, Any]] = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mg2l.algorithms.belief import BeliefInference, told_of
+from mg2l.algorithms.belief import BeliefInference, belief_latent
 from mg2l.algorithms.context import ContextInference
 from mg2l.evaluation.meta_test import MetaTest
 from mg2l.experience.replay import Context
@@ -58,7 +58,7 @@ class Answers:
             self._policies = _of_policies(learner, rollout)
             self._inferences: list[Answer] = []
             if isinstance(inference, ContextInference):
-                with learner.apart(0):
+                with learner.isolated_rng(0):
                     experience = test.explore(1)
                 assert experience is not None
                 self._inferences = _of_contexts(inference, experience)
@@ -111,8 +111,8 @@ def _of_policies(learner: Learner, rollout: Rollout) -> Answer:
         return values.flatten(0, 1).transpose(0, 1)[:, :ROWS]
 
     inputs = {"observation": rows(rollout.observations[:-1])}
-    if rollout.task is not None:
-        inputs["told"] = rows(rollout.task)
+    if rollout.latent is not None:
+        inputs["told"] = rows(rollout.latent)
     if rollout.states is not None:
         inputs["state"] = rows(rollout.states.transpose(1, 2))
 
@@ -156,10 +156,10 @@ def _of_beliefs(inference: BeliefInference, rollout: Rollout) -> list[Answer]:
         rows = inference.moments.standardise(transition.transpose(0, 1).unsqueeze(0))
         begins = state.new_zeros((1, state.shape[1]), dtype=torch.bool)
         features, state = encoder(inference.inputs(rows), state, begins)
-        return told_of(encoder.read_out(features[:, 0])), state
+        return belief_latent(encoder.read_out(features[:, 0])), state
 
     exactly, found = _Exactly(inference, follow), []
-    state = encoder.nothing(rollout.rewards.shape[1])
+    state = encoder.initial_state(rollout.rewards.shape[1])
     for t in range(min(len(rollout.rewards), STEPS)):
         transition = inference.transitions.join(
             rollout.observations[t],

@@ -111,7 +111,7 @@ class Studio:
             if test.infers:
                 return self._recognition(test, camera)
             rollout, last = test.live(1)
-            told = None if self.known is None else self._numbers(rollout.task)[:, 0]
+            told = None if self.known is None else self._numbers(rollout.latent)[:, 0]
             # One that remembers nothing lives through one episode.
             names = ["first episode", "second episode"] if last else ["acting"]
             phases = list(zip(names, rollout.episodes().lengths.tolist(), strict=True))
@@ -121,7 +121,7 @@ class Studio:
 
     def _recognition(self, test: MetaTest, camera: video.Filmed) -> Recording:
         """Exploring, and acting on what was inferred."""
-        with self.learner.apart(self.seed):
+        with self.learner.isolated_rng(self.seed):
             explored = test.explore_once(0)
             pictures = list(camera.frames)
             inferred = [
@@ -129,12 +129,12 @@ class Studio:
                 for t in range(1, len(explored.rewards) + 1)
             ]
             acted = test.act(inferred[-1])
-        assert explored.task is not None
+        assert explored.latent is not None
         # Before its first step an agent has seen nothing: there is only the draw from the prior.
         infers = torch.cat(
-            [explored.task[:1], *inferred, *inferred[-1:] * (len(acted.rewards) - 1)]
+            [explored.latent[:1], *inferred, *inferred[-1:] * (len(acted.rewards) - 1)]
         )
-        acts_on = np.concatenate([self._numbers(rollout.task) for rollout in (explored, acted)])
+        acts_on = np.concatenate([self._numbers(rollout.latent) for rollout in (explored, acted)])
         return Recording(
             [("exploring", len(explored.rewards)), ("acting", len(acted.rewards))],
             [*pictures, *camera.frames],
@@ -150,10 +150,10 @@ class Studio:
         test = MetaTest(self.learner, ids.tolist(), CONTEXTS, self.seed + 1)
         try:
             if test.infers:
-                with self.learner.apart(test.seed):
+                with self.learner.isolated_rng(test.seed):
                     told = test.infer(test.explore(SHOTS), "uniform")
             else:
-                last = test.live(SHOTS - 1)[0].task
+                last = test.live(SHOTS - 1)[0].latent
                 assert last is not None
                 told = last[-1:]
         finally:

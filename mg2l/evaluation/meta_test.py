@@ -21,7 +21,7 @@ from mg2l.envs import registry
 from mg2l.envs.finite import require_finite
 from mg2l.envs.random_actions import random_actions
 from mg2l.experience.replay import Context
-from mg2l.experience.rollout import Collector, Listener, Rollout
+from mg2l.experience.rollout import Collector, LatentStream, Rollout, Step
 from mg2l.training.learner import Learner
 
 Sampling = Literal["uniform", "priority"]
@@ -101,7 +101,7 @@ class MetaTest:
         """
         if not self.infers:
             return _scored(*self.live(shots))
-        with self.learner.apart(self.seed):
+        with self.learner.isolated_rng(self.seed):
             return _scored(self.act(self.infer(self.explore(shots), sampling)))
 
     @torch.no_grad()
@@ -113,8 +113,8 @@ class MetaTest:
         Returns:
             The rollout, and the number of each copy's last episode.
         """
-        with self.learner.apart(self.seed):
-            told = self.inference.tell_actors(self.ids, self.steps * (shots + 1))
+        with self.learner.isolated_rng(self.seed):
+            told = self.inference.actor_latent(self.ids, self.steps * (shots + 1))
             remembers = self.learner.actor.body.remembers_episodes
             if isinstance(told, Tensor) or (told is None and not remembers):
                 return self.act(told), 0
@@ -123,13 +123,13 @@ class MetaTest:
     @torch.no_grad()
     def play_online(self) -> Scored:
         """An episode without exploration, in which the context grows with every step."""
-        with self.learner.apart(self.seed):
+        with self.learner.isolated_rng(self.seed):
             return _scored(self.act(_Growing(self)))
 
     @torch.no_grad()
     def play_mismatched(self, shots: int) -> np.ndarray:
         """Return ``[K, K]`` of acting in task j (columns) on what task i showed (rows)."""
-        with self.learner.apart(self.seed):
+        with self.learner.isolated_rng(self.seed):
             told = self.infer(self.explore(shots), "uniform")
             tasks = len(self.ids) // self.episodes
             found = np.zeros((tasks, tasks))
@@ -176,7 +176,7 @@ class MetaTest:
     @torch.no_grad()
     def explore_once(self, shot: int) -> Rollout:
         """An episode of every copy under a draw from the prior."""
-        told = self._context_inference().explore(len(self.ids))
+        told = self._context_inference().sample_prior(len(self.ids))
         return self._collect(1, told, shot)
 
     def transitions(self, rollout: Rollout) -> Tensor:
@@ -191,11 +191,11 @@ class MetaTest:
         """
         inference = self._context_inference()
         if experience is None:
-            prior = inference.explore(len(self.ids))
+            prior = inference.sample_prior(len(self.ids))
             assert prior is not None
             return prior
         context = Context(self._drawn(experience, sampling))
-        return inference.of_actors(inference.infer(context)).unsqueeze(0)
+        return inference.latent_for_actors(inference.infer(context)).unsqueeze(0)
 
     def _drawn(self, experience: Tensor, sampling: Sampling) -> Tensor:
         """``[N, T, A, F]``: T transitions of each agent's own, uniformly or by their priority."""
@@ -215,7 +215,7 @@ class MetaTest:
         index = index.unsqueeze(-1).expand(-1, -1, -1, features).to(experience.device)
         return experience.gather(1, index)
 
-    def act(self, told: Tensor | Listener | None) -> Rollout:
+    def act(self, told: Tensor | LatentStream | None) -> Rollout:
         """The episode that counts: the same one whatever was explored before.
 
         Args:
@@ -226,7 +226,7 @@ class MetaTest:
     def _collect(
         self,
         episodes: int,
-        told: Tensor | Listener | None,
+        told: Tensor | LatentStream | None,
         episode: int,
         ids: np.ndarray | None = None,
     ) -> Rollout:
@@ -285,24 +285,16 @@ class _Growing:
 
     def __init__(self, test: MetaTest) -> None:
         self.test = test
-        self.seen: list[Tensor] = []
+        self.steps: list[Tensor] = []
         self.prior = test.infer(None, "uniform")[0]
 
-    def tell(self) -> Tensor:
-        if not self.seen:
+    def current(self) -> Tensor:
+        if not self.steps:
             return self.prior
-        return self.test.infer(torch.stack(self.seen, 1), "uniform")[0]
+        return self.test.infer(torch.stack(self.steps, 1), "uniform")[0]
 
-    def see(
-        self,
-        observations: Tensor,
-        actions: Tensor,
-        rewards: Tensor,
-        final_observations: Tensor,
-        over: Tensor,
-    ) -> None:
-        transitions = self.test._context_inference().transitions
-        self.seen.append(transitions.join(observations, actions, rewards, final_observations))
+    def update(self, step: Step) -> None:
+        self.steps.append(self.test._context_inference().transitions.join(*step[:4]))
 
 
 def _scored(rollout: Rollout, number: int = 0) -> Scored:
@@ -315,6 +307,6 @@ def first_steps(rollout: Rollout, steps: int) -> Rollout:
     """The first ``steps`` steps of a rollout."""
     kept: dict[str, Any] = {}
     for name, value in vars(rollout).items():
-        extra = 1 if name in ("observations", "first") else 0
+        extra = 1 if name in ("observations", "episode_start") else 0
         kept[name] = None if value is None else value[: steps + extra]
     return Rollout(**kept)

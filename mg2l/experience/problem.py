@@ -15,7 +15,7 @@ from mg2l.ops.path import Path
 
 
 @dataclass(frozen=True)
-class Setting:
+class ProblemSpec:
     """The run, the sizes of its environment, and where random numbers come from."""
 
     config: Config

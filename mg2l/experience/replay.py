@@ -29,7 +29,7 @@ def as_context(context: Context | Tensor) -> Context:
     return context if isinstance(context, Context) else Context(context)
 
 
-def lived_through(transitions: Tensor, active: Tensor | None) -> Tensor:
+def active_transitions(transitions: Tensor, active: Tensor | None) -> Tensor:
     """Transitions in which no agent is dead, for contexts.
 
     Where an agent was dead, the transitions that it lived through are repeated in turn. A context

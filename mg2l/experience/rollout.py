@@ -1,4 +1,4 @@
-"""Collecting one rollout: every agent acts on its observation and what it believes of the task."""
+"""Collecting a rollout: every agent acts on its observation and its latent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mg2l.nn.policy import Actor
 
 
 class Episodes(NamedTuple):
-    """Whole episodes of a rollout; what it cut off is not among them."""
+    """The complete episodes of a rollout; those that it cuts off are left out."""
 
     returns: Tensor
     """``[M, A]`` float64, sum of each agent's rewards."""
@@ -25,8 +25,8 @@ class Episodes(NamedTuple):
     lengths: Tensor
     """``[M]`` steps."""
 
-    copies: Tensor
-    """``[M]`` the environment in which each was collected."""
+    envs: Tensor
+    """``[M]`` the sub-environment in which each was collected."""
 
 
 @dataclass
@@ -57,11 +57,11 @@ class Rollout:
     truncated: Tensor
     """``[T, N, A]`` bool, a time limit cut the episode."""
 
-    first: Tensor
+    episode_start: Tensor
     """``[T + 1, N]`` bool, an episode begins at this step."""
 
-    task: Tensor | None
-    """``[T, N, A, D]``: what the actors were told of the task when they acted."""
+    latent: Tensor | None
+    """``[T, N, A, D]``: what the actors were conditioned on, beside their observations."""
 
     states: Tensor | None
     """``[T, A, N, layers, H]`` recurrent state before each step."""
@@ -75,14 +75,14 @@ class Rollout:
     @property
     def _number(self) -> Tensor:
         """``[T, N]`` of the episode that a step belongs to, from 0."""
-        return self.first[:-1].long().cumsum(0) - 1
+        return self.episode_start[:-1].long().cumsum(0) - 1
 
     def within(self, episodes: int) -> Tensor:
         """``[T, N]`` bool: steps of the first episodes of each environment."""
         return self._number < episodes
 
     def episodes(self) -> Episodes:
-        """All episodes that ended within the rollout, in the order of their number."""
+        """All episodes that ended within the rollout, sorted by their number."""
         number = self._number
         steps, count, agents = self.rewards.shape
         shape = (int(number.max()) + 1 if steps else 0, count)
@@ -91,7 +91,7 @@ class Rollout:
             0, number.unsqueeze(-1).expand(-1, -1, agents), self.rewards.double()
         )
         order = torch.arange(shape[0], device=number.device).unsqueeze(1)
-        whole = order < self.first[1:].sum(0)
+        whole = order < self.episode_start[1:].sum(0)
         return Episodes(returns[whole], lengths[whole], whole.nonzero()[:, 1])
 
     def episode(self, index: int) -> Episodes:
@@ -100,35 +100,44 @@ class Rollout:
         Raises:
             ValueError: an environment has not ended it.
         """
-        ended = self.first[1:].sum(0)
+        ended = self.episode_start[1:].sum(0)
         if bool((ended <= index).any()):
             raise ValueError(f"episode {index} has not ended in all environments")
         whole = self.episodes()
-        copies = torch.arange(len(ended), device=ended.device)
-        # Of the episodes of one number come those of the environments that ended it, in order.
+        envs = torch.arange(len(ended), device=ended.device)
+        # Episodes are sorted by their number, and then by environment.
         start = sum(int((ended > number).sum()) for number in range(index))
-        rows = start + copies
-        return Episodes(whole.returns[rows], whole.lengths[rows], whole.copies[rows])
+        rows = start + envs
+        return Episodes(whole.returns[rows], whole.lengths[rows], whole.envs[rows])
 
 
-class Listener(Protocol):
-    """Says what actors are told in the course of a rollout, from what happens in it."""
+class Step(NamedTuple):
+    """One step of N environments, a row of the fields of a `Rollout`."""
 
-    def tell(self) -> Tensor:
-        """What each actor is told at this step, ``[N, A, D]``."""
+    observations: Tensor
+    """``[N, A, O]``."""
 
-    def see(
-        self,
-        observations: Tensor,
-        actions: Tensor,
-        rewards: Tensor,
-        final_observations: Tensor,
-        over: Tensor,
-    ) -> None:
-        """Take in a step: a row of each field of a `Rollout`.
+    actions: Tensor
+    """``[N, A, size]`` float or ``[N, A]`` int64, as drawn by the policies."""
 
-        ``over``: ``[N]`` bool, an episode ended with it.
-        """
+    rewards: Tensor
+    """``[N, A]``."""
+
+    final_observations: Tensor
+    """``[N, A, O]`` next observations, real also where an episode ended."""
+
+    done: Tensor
+    """``[N]`` bool, an episode ended with this step."""
+
+
+class LatentStream(Protocol):
+    """Latents of the actors that change in the course of a rollout, with what happens in it."""
+
+    def current(self) -> Tensor:
+        """Latent of each actor at this step, ``[N, A, D]``."""
+
+    def update(self, step: Step) -> None:
+        """Take a step into account."""
 
 
 class Collector:
@@ -151,21 +160,21 @@ class Collector:
         self,
         steps: int,
         task_ids: np.ndarray,
-        task: Tensor | Listener | None,
+        latent: Tensor | LatentStream | None,
         deterministic: bool = False,
         seeds: Sequence[int] | None = None,
         episodes: int | None = None,
     ) -> Rollout:
-        """Reset every copy to its task and act for ``steps`` steps.
+        """Reset every sub-environment to its task and act for ``steps`` steps.
 
         Args:
             steps: T.
             task_ids: ``[N]``.
-            task: what the actors are told: ``[T, N, A, D]``, or ``[1, N, A, D]`` for the same at
-                every step, or None, or who says it in the course of the rollout.
+            latent: what actors are conditioned on: ``[T, N, A, D]``, or ``[1, N, A, D]`` for the
+                same at every step, or a stream that follows the rollout, or None.
             deterministic: act on the most likely action instead of a sample.
-            seeds: of the environment's copies; None goes on with their streams.
-            episodes: stop early, when every copy has ended as many.
+            seeds: of the sub-environments; None continues with their streams.
+            episodes: stop early, once every sub-environment has ended as many.
 
         Raises:
             NonFiniteStepError: the environment gave a number that is NaN or infinite.
@@ -173,32 +182,33 @@ class Collector:
         """
         env, body = self.env, self.actor.body
         buffers: dict[str, list[Any]] = {name: [] for name in _FIELDS}
-        heard: list[Tensor] = []
+        latents: list[Tensor] = []
         state = None
         if body.gru is not None:
             state = torch.zeros(env.num_agents, env.num_envs, *body.state_shape, device=self.device)
         observation, info = env.reset(seeds, task_ids)
         require_finite(env, "observation", observation, 0)
-        first = np.ones(env.num_envs, dtype=bool)
+        start = np.ones(env.num_envs, dtype=bool)
         ended = np.zeros(env.num_envs, np.int64)
         for t in range(steps):
-            if isinstance(task, Tensor):
-                heard.append(task[min(t, len(task) - 1)])
-            elif task is not None:
-                heard.append(task.tell())
-            told = heard[-1].transpose(0, 1) if heard else None
+            if isinstance(latent, Tensor):
+                latents.append(latent[min(t, len(latent) - 1)])
+            elif latent is not None:
+                latents.append(latent.current())
+            current = latents[-1].transpose(0, 1) if latents else None
             rows = self._tensor(observation)
             seen = rows.transpose(0, 1)
             mask = info.get("action_mask")
             allowed = None if mask is None else self._tensor(mask).transpose(0, 1)
-            begins = torch.as_tensor(first[None], device=self.device)
+            restart = torch.as_tensor(start[None], device=self.device)
             if t > 0 and body.remembers_episodes:
-                begins = torch.zeros_like(begins)
+                restart = torch.zeros_like(restart)
             buffers["states"].append(state)
-            held: dict[str, Any] = {"observations": rows, "told": told}
+            held: dict[str, Any] = {"observations": rows, "latent": current}
             try:
+                inputs = body.inputs(seen, current)
                 action, log_prob, state = self.actor.act(
-                    body.inputs(seen, told), state, begins, allowed, self.generator, deterministic
+                    inputs, state, restart, allowed, self.generator, deterministic
                 )
             except RuntimeError as error:  # of torch, where no action has a probability
                 if "probability tensor" not in str(error):
@@ -208,7 +218,7 @@ class Collector:
             buffers["observations"].append(observation)
             buffers["action_mask"].append(mask)
             buffers["active"].append(info.get("active"))
-            buffers["first"].append(first)
+            buffers["episode_start"].append(start)
             buffers["actions"].append(action)
             buffers["log_probs"].append(log_prob.t())
             try:
@@ -221,26 +231,26 @@ class Collector:
             except (EnvError, ValueError):  # it may not be the environment that began
                 finite.require_finite("action", action, held)
                 raise
-            first = np.asarray((terminated | truncated).all(1))
+            start = np.asarray((terminated | truncated).all(1))
             buffers["rewards"].append(reward)
             buffers["terminated"].append(terminated)
             buffers["truncated"].append(truncated)
             buffers["final_observations"].append(info["final_obs"])
-            if task is not None and not isinstance(task, Tensor):
+            if latent is not None and not isinstance(latent, Tensor):
                 final, gained = self._tensor(info["final_obs"]), self._tensor(reward)
-                task.see(rows, action, gained, final, self._tensor(first))
-            ended += first
+                latent.update(Step(rows, action, gained, final, self._tensor(start)))
+            ended += start
             if episodes is not None and ended.min() >= episodes:
                 break
         buffers["observations"].append(observation)
-        buffers["first"].append(first)
+        buffers["episode_start"].append(start)
         stacked = {name: self._stack(rows) for name, rows in buffers.items()}
-        if isinstance(task, Tensor):
-            length = len(buffers["rewards"])
-            task = task[:length] if len(task) > 1 else task.expand(length, *task.shape[1:])
-        elif task is not None:
-            task = torch.stack(heard)
-        return Rollout(task=task, **stacked)
+        if isinstance(latent, Tensor):
+            length, constant = len(latents), len(latent) == 1
+            latent = latent.expand(length, -1, -1, -1) if constant else latent[:length]
+        elif latent is not None:
+            latent = torch.stack(latents)
+        return Rollout(latent=latent, **stacked)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.as_tensor(array, device=self.device)
@@ -261,7 +271,7 @@ _FIELDS = (
     "rewards",
     "terminated",
     "truncated",
-    "first",
+    "episode_start",
     "states",
     "action_mask",
     "active",

@@ -7,8 +7,8 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn import functional as F
 
-from mg2l.experience.problem import Setting
-from mg2l.experience.replay import lived_through
+from mg2l.experience.problem import ProblemSpec
+from mg2l.experience.replay import active_transitions
 from mg2l.experience.rollout import Rollout
 
 
@@ -16,12 +16,12 @@ class Transitions:
     """Joins observations, actions and rewards to rows of width F.
 
     Args:
-        setting: the sizes, and the action space.
+        spec: the sizes, and the action space.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        self.space, self.width = setting.action_space, setting.transition
-        self.observation, self.action = setting.observation, setting.action
+    def __init__(self, spec: ProblemSpec) -> None:
+        self.space, self.width = spec.action_space, spec.transition
+        self.observation, self.action = spec.observation, spec.action
 
     def actions(self, actions: Tensor) -> Tensor:
         """Actions as the environment takes them: clipped to their space, or one-hot."""
@@ -54,7 +54,7 @@ class Transitions:
         if episodes is not None:
             within = rollout.within(episodes).unsqueeze(-1).expand_as(rollout.rewards)
             kept = within if kept is None else kept & within
-        return lived_through(transitions, kept)
+        return active_transitions(transitions, kept)
 
     def split(self, transitions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``[*, F]`` taken apart: ``[*, O]``, ``[*, action]``, ``[*, 1]``, ``[*, O]``."""

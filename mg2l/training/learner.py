@@ -19,7 +19,7 @@ from mg2l.core.schema import ConfigError
 from mg2l.envs import registry
 from mg2l.envs.base import VectorEnv
 from mg2l.experience.finite import require_finite
-from mg2l.experience.problem import Setting
+from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.rollout import Collector, Rollout
 from mg2l.nn.policy import Actor, Critic
 from mg2l.nn.vision import Vision
@@ -56,7 +56,7 @@ class Learner:
         self.tasks = self.env.tasks.n_train
         observation, action_space = _common_spaces(self.env)
         agents = self.env.num_agents
-        setting = Setting(
+        spec = ProblemSpec(
             config,
             self.env.tasks,
             agents,
@@ -68,36 +68,41 @@ class Learner:
             _vision(config, self.env),
         )
         algorithm = algorithms.load(config.algo_name)
-        self.inference: TaskInference = algorithm(setting).to(device)
+        self.inference: TaskInference = algorithm(spec).to(device)
         joint = observation * agents if config.policy.use_centralized_V else observation
-        told = self.inference
+        inference = self.inference
         self.actor = Actor(
-            config.policy, agents, observation, told.actor_width, action_space, setting.vision
+            config.policy,
+            agents,
+            observation,
+            inference.actor_latent_dim,
+            action_space,
+            spec.vision,
         ).to(device)
         self.critic = Critic(
-            config.policy, config.ppo, agents, joint, told.critic_width, setting.vision
+            config.policy, config.ppo, agents, joint, inference.critic_latent_dim, spec.vision
         ).to(device)
         self.ppo = PPO(
             config.ppo,
             config.policy,
             self.actor,
             self.critic,
-            told.trained_by_critic(),
-            told.optimiser,
+            inference.trained_by_critic(),
+            inference.optimiser,
             self.draws,
             self.path,
         )
         self.collector = Collector(self.env, self.actor, device, self.noise)
         self.explorer: Collector | None = None
-        if told.explores:
+        if inference.explores:
             env = registry.make(config.env, config.rollout.n_ae_rollout_threads, explore_seed)
             self.explorer = Collector(env, self.actor, device, self.noise)
         self.optimisers: dict[str, torch.optim.Optimizer] = {
             "actor": self.ppo.actor_optimiser,
             "critic": self.ppo.critic_optimiser,
         }
-        if told.optimiser is not None:
-            self.optimisers["encoder"] = told.optimiser
+        if inference.optimiser is not None:
+            self.optimisers["encoder"] = inference.optimiser
         self.start_lr = {name: o.param_groups[0]["lr"] for name, o in self.optimisers.items()}
         self.seconds: dict[str, float] = {}
         self.env_steps = 0
@@ -134,16 +139,16 @@ class Learner:
             seeds = None
             if self.config.rollout.paired_exploration:
                 group = np.arange(count) // self.tasks
-                told = self.inference.explore(int(group[-1]) + 1)
-                told = None if told is None else told[:, group]
+                latent = self.inference.sample_prior(int(group[-1]) + 1)
+                latent = None if latent is None else latent[:, group]
                 seeds = self.rng.integers(2**31, size=group[-1] + 1)[group].tolist()
             else:
-                told = self.inference.explore(count)
+                latent = self.inference.sample_prior(count)
             steps = self.config.env.max_ep_len
-            rollout = self.explorer.collect(steps, ids, told, seeds=seeds)
+            rollout = self.explorer.collect(steps, ids, latent, seeds=seeds)
             self.env_steps += count * steps
             self.actor.observe(rollout.observations[:-1], rollout.active)
-            return self.inference.observe(rollout, ids)
+            return self.inference.add_exploration(rollout, ids)
 
     def prepare(self) -> None:
         """Before the first iteration: explore every task, and train the encoder on that.
@@ -155,17 +160,17 @@ class Learner:
         while not self.inference.ready():
             self.explore()
         with self.timed("encoder"):
-            self.inference.prepare()
+            self.inference.pretrain()
             self._require_finite_parameters()
 
     def collect(self, tasks: np.ndarray) -> Rollout:
         """Each agent acts on what it infers of its environment's task."""
         with self.timed("rollout"):
             steps = self.config.rollout_steps
-            told = self.inference.tell_actors(tasks, steps)
+            latent = self.inference.actor_latent(tasks, steps)
             self.env_steps += self.env.num_envs * steps
-            rollout = self.collector.collect(steps, tasks, told)
-            self.inference.remember(rollout, tasks)
+            rollout = self.collector.collect(steps, tasks, latent)
+            self.inference.add_rollout(rollout, tasks)
             return rollout
 
     def update_policy(self, rollout: Rollout, tasks: np.ndarray) -> dict[str, float]:
@@ -173,10 +178,10 @@ class Learner:
         with self.timed("ppo"):
             acted: dict[str, Any] = {"observations": rollout.observations}
             require_finite("action", rollout.actions, acted | {"actions": rollout.actions})
-            tell = self.inference.tell_critic(tasks, rollout)
+            latent = self.inference.critic_latent(tasks, rollout)
             with torch.no_grad():
-                told = tell()
-            metrics = self.ppo.update(self.ppo.prepare(rollout, told), tell)
+                initial = latent()
+            metrics = self.ppo.update(self.ppo.prepare(rollout, initial), latent)
             self._require_finite_parameters()
             self.actor.observe(rollout.observations[:-1], rollout.active)
             return {name: float(value) for name, value in metrics.items()}
@@ -202,8 +207,8 @@ class Learner:
                 require_finite(f"parameters/{name}", largest, held)
 
     @contextmanager
-    def apart(self, seed: int) -> Iterator[None]:
-        """A block whose random numbers come from ``seed`` and leave the run's own as they were."""
+    def isolated_rng(self, seed: int) -> Iterator[None]:
+        """A block whose random numbers come from ``seed``; the run's own streams are restored."""
         before = random_state(self.generators)
         fresh = np.random.SeedSequence(seed).generate_state(len(self.generators))
         for stream, word in zip(self.generators.values(), fresh.tolist(), strict=True):

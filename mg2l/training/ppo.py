@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mg2l.algorithms.base import TaskForCritic
+from mg2l.algorithms.base import CriticLatent
 from mg2l.config.sections import PolicyConfig, PPOConfig
 from mg2l.experience.finite import require_finite
 from mg2l.experience.rollout import Rollout
@@ -152,14 +152,14 @@ class PPO:
 
         Args:
             rollout: what happened.
-            task: what the critic is told, as by `TaskForCritic`.
+            task: what the critic is told, as by `CriticLatent`.
         """
         config = self.config
         steps, envs, agents = rollout.rewards.shape
         observations = self._critic_observations(rollout.observations)
         finals = self._critic_observations(rollout.final_observations)
         ended = rollout.truncated.any(-1)
-        first = rollout.first
+        first = rollout.episode_start
         if self.actor.body.remembers_episodes:
             first = torch.cat([first[:1], torch.zeros_like(first[1:])])
         values, final_values, states = self._values(observations, finals, ended, first, task)
@@ -200,7 +200,7 @@ class PPO:
         if normaliser is not None:
             values = normaliser.update(returns.flatten(1), values.flatten(1), kept).view_as(returns)
             returns = normaliser.normalise(returns.flatten(1)).view_as(returns)
-        told = None if rollout.task is None else rollout.task.permute(2, 0, 1, 3)
+        told = None if rollout.latent is None else rollout.latent.permute(2, 0, 1, 3)
         rows = rollout.observations[:-1].permute(2, 0, 1, 3)
         inputs = self.actor.body.inputs(
             rows.flatten(1, 2), None if told is None else told.flatten(1, 2)
@@ -291,7 +291,7 @@ class PPO:
 
     # Updating.
 
-    def update(self, batch: Batch, task: TaskForCritic) -> dict[str, Tensor]:
+    def update(self, batch: Batch, task: CriticLatent) -> dict[str, Tensor]:
         """All epochs over one batch; returns the mean of each metric.
 
         The task is inferred anew for every epoch. The value losses of an epoch's minibatches reach
@@ -354,7 +354,7 @@ class PPO:
     def _update_critic(
         self, part: Batch, where: tuple[Tensor, Tensor] | None, told: Tensor | None
     ) -> dict[str, Tensor]:
-        """``told``: what the critic is told of each environment's task, as by `TaskForCritic`."""
+        """``told``: what the critic is told of each environment's task, as by `CriticLatent`."""
         config = self.config
         steps = part.critic_observations.shape[1]
         told = _told_at_steps(told, steps) if where is None else _told_at(told, where)

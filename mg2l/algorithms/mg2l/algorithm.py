@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mg2l.algorithms.base import TaskForCritic
-from mg2l.algorithms.context import DRIFT_CONTEXTS, ContextInference, InferredForCritic
+from mg2l.algorithms.base import CriticLatent
+from mg2l.algorithms.context import DRIFT_CONTEXTS, ContextInference, InferredCriticLatent
 from mg2l.algorithms.encoder import Encoding, TaskEncoder, TransitionMoments
 from mg2l.algorithms.mg2l.objective import Objective
-from mg2l.experience.problem import Setting
+from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import Context
 from mg2l.experience.rollout import Rollout
 
@@ -32,12 +32,12 @@ class MG2L(ContextInference):
 
     means: Tensor
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
-        options, device, path = self.options, setting.device, setting.path
-        share = setting.config.policy.share_policy
+    def __init__(self, spec: ProblemSpec) -> None:
+        super().__init__(spec)
+        options, device, path = self.options, spec.device, spec.path
+        share = spec.config.policy.share_policy
         self.encoder = TaskEncoder(
-            options, self.agents, setting.transition, path, share, setting.vision
+            options, self.agents, spec.transition, path, share, spec.vision
         ).to(device)
         self.objective = Objective(options, self.tasks, self.encoder, self.noise, path, share).to(
             device
@@ -47,7 +47,7 @@ class MG2L(ContextInference):
             self.target = copy.deepcopy(self.encoder).requires_grad_(False)
         self.train_with([p for p in self.objective.parameters() if p.requires_grad])
         if options.told_critics == "local":
-            self.critic_width = self.agents * options.context_dim
+            self.critic_latent_dim = self.agents * options.context_dim
         # Mean representation of each task at the last update, global first: [K, 1 + A, D].
         shape = (self.tasks, 1 + self.agents, options.context_dim)
         self.register_buffer("means", torch.zeros(shape, device=device))
@@ -67,24 +67,24 @@ class MG2L(ContextInference):
         encoders = [self.encoder] if self.target is None else [self.encoder, self.target]
         return [encoder.aggregator.moments for encoder in encoders]
 
-    def place(self, z: Tensor) -> Tensor:
-        return self.encoder.place(z)
+    def project(self, z: Tensor) -> Tensor:
+        return self.encoder.project(z)
 
-    def of_actors(self, encoding: Encoding) -> Tensor:
+    def latent_for_actors(self, encoding: Encoding) -> Tensor:
         if self.options.told_actors == "local":
-            return super().of_actors(encoding)
-        return self.told(encoding.task).unsqueeze(1).expand(-1, self.agents, -1)
+            return super().latent_for_actors(encoding)
+        return self.latent_of(encoding.task).unsqueeze(1).expand(-1, self.agents, -1)
 
-    def of_critic(self, encoding: Encoding) -> Tensor:
+    def latent_for_critic(self, encoding: Encoding) -> Tensor:
         if self.options.told_critics == "global":
-            return super().of_critic(encoding)
-        return self.told(encoding.local).flatten(1)
+            return super().latent_for_critic(encoding)
+        return self.latent_of(encoding.local).flatten(1)
 
-    def tell_critic(self, tasks: np.ndarray, rollout: Rollout) -> TaskForCritic:
+    def critic_latent(self, tasks: np.ndarray, rollout: Rollout) -> CriticLatent:
         if not self.options.critic_to_encoder:
-            return super().tell_critic(tasks, rollout)
+            return super().critic_latent(tasks, rollout)
         context = self.contexts(torch.as_tensor(tasks))
-        return InferredForCritic(lambda: self.told(self.encoder.infer_task(context)))
+        return InferredCriticLatent(lambda: self.latent_of(self.encoder.infer_task(context)))
 
     def trained_by_critic(self) -> list[nn.Parameter]:
         if not self.options.critic_to_encoder:

@@ -141,7 +141,7 @@ class Objective(nn.Module):
     def _global_keys(self, key: Encoding | None) -> Tensor:
         if self.config.keys == "task":
             assert self.task_keys is not None
-            return self.encoder.place(self.task_keys)
+            return self.encoder.project(self.task_keys)
         assert key is not None
         return self._arranged(self._pick(key.task))
 
