@@ -15,9 +15,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mg2l.algorithms.encoder import TaskEncoder
+from mg2l.algorithms.mg2l.config import MG2LConfig
+from mg2l.algorithms.mg2l.encoder import TaskEncoder
 from mg2l.algorithms.mg2l.objective import Objective
-from mg2l.config.sections import EncoderConfig
 
 FEATURES = 23
 SIZES = {
@@ -37,7 +37,7 @@ def update(
     A context of every task serves all queries: B + K contexts are encoded, not B K.
     """
     torch.manual_seed(0)
-    config = EncoderConfig(keys="context", negatives="shared")
+    config = MG2LConfig(keys="context", negatives="shared")
     encoder = TaskEncoder(config, agents, FEATURES)
     objective = Objective(config, tasks, encoder, torch.Generator().manual_seed(0))
     encoded: list[int] = []

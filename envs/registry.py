@@ -10,21 +10,16 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mg2l.core.files import read_bytes
+from mg2l.core import plugins
 from mg2l.core.schema import ConfigError
 from mg2l.envs.base import EnvConfig, VectorEnv
 
@@ -81,34 +76,13 @@ def register(
         if known == name or family.config_class is config_class:
             raise ValueError(f"env {name!r} ({config_class.__name__}) clashes with {known!r}")
     _families[name] = _Family(config_class, factory, scripted)
+    if (origin := plugins.origin()) is not None:
+        _origins[name] = origin
 
 
 def knows(name: str) -> bool:
     """Whether a family is registered, here or by an installed package; imports nothing."""
     return name in _families or name in _plugins()
-
-
-def source(module: str) -> tuple[str, bytes]:
-    """Where the source of what `load` would import lies, and what it is. Imports nothing.
-
-    Raises:
-        ModuleNotFoundError: there is no such module, or it has no source.
-        FileError: it cannot be read.
-    """
-    path = str(Path(module).resolve())
-    if not module.endswith(".py"):
-        parent, name, spec = None, "", None
-        for word in module.split("."):
-            name = f"{name}.{word}".removeprefix(".")
-            found = (finder.find_spec(name, parent) for finder in sys.meta_path)
-            spec = next((spec for spec in found if spec is not None), None)
-            if spec is None:
-                raise ModuleNotFoundError(f"No module named {name!r}")
-            parent = spec.submodule_search_locations
-        if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-            raise ModuleNotFoundError(f"{module} is no module of Python source")
-        path = spec.origin
-    return path, read_bytes(path)
 
 
 def load(module: str, sha256: str | None = None) -> None:
@@ -124,43 +98,21 @@ def load(module: str, sha256: str | None = None) -> None:
     Raises:
         ConfigError: its source has another hash.
     """
-    before = set(_families)
-    path, code = source(module)
-    digest = hashlib.sha256(code).hexdigest()
-    if sha256 not in (None, digest):
-        raise ConfigError(f"{path} has sha256 {digest}, expected {sha256}")
-    print(f"importing {path}, sha256 {digest[:16]}", file=sys.stderr, flush=True)
-    if module.endswith(".py"):
-        module = path
-        name = f"mg2l_family_{hashlib.sha256(path.encode()).hexdigest()[:16]}"
-        if name not in sys.modules:
-            spec = importlib.util.spec_from_file_location(name, path)
-            assert spec is not None
-            sys.modules[name] = importlib.util.module_from_spec(spec)
-            try:
-                # What was hashed, and not a compiled file that lies beside it.
-                exec(compile(code, path, "exec"), vars(sys.modules[name]))
-            except BaseException:
-                del sys.modules[name]
-                raise
-    else:
-        importlib.import_module(module)
-    _origins.update(dict.fromkeys(_families.keys() - before, (module, digest)))
+    plugins.import_source(module, sha256)
 
 
-def origin(name: str) -> str | None:
-    """What `load` imported a family from, if it did: an absolute path or a module's name."""
-    return _origins[name][0] if name in _origins else None
+def origin(name: str) -> tuple[str, str] | None:
+    """What `load` imported a family from, if it did.
 
-
-def digest(name: str) -> str | None:
-    """SHA-256 of the source that `load` imported a family from, if it did."""
-    return _origins[name][1] if name in _origins else None
+    Returns:
+        The absolute path of a file or the name of a module, and the SHA-256 of its source.
+    """
+    return _origins.get(name)
 
 
 def _plugins() -> dict[str, EntryPoint]:
     """Families of installed packages, by name: entry points of the group ``mg2l.envs``."""
-    return {entry.name: entry for entry in entry_points(group=GROUP)}
+    return plugins.entries(GROUP)
 
 
 def _load_plugin(name: str) -> None:
@@ -172,15 +124,9 @@ def _load_plugin(name: str) -> None:
     entry = _plugins().get(name)
     if entry is None or name in _families:
         return
-    origin = f"env {name!r} of the package {entry.dist.name if entry.dist else entry.module}"
-    try:
-        importlib.import_module(entry.module)
-    except (Exception, SystemExit) as error:
-        raise ConfigError(
-            f"{origin} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+    named = plugins.import_entry(f"env {name!r}", entry)
     if name not in _families:
-        raise ConfigError(f"{origin} is not registered by {entry.module}, which should do so")
+        raise ConfigError(f"{named} is not registered by {entry.module}, which should do so")
 
 
 def offers(name: str) -> bool:

@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 
 from mg2l import cli
-from mg2l.algorithms.context import ContextInference
 from mg2l.core.files import replacing, write_json
 from mg2l.core.schema import ConfigError
 from mg2l.envs import video
@@ -173,7 +172,7 @@ def evaluate(
     """
     learner = load(run, trust=trust)
     told = None if oracle is None else load(oracle, trust=trust)
-    if told is not None and told.config.algo_name != "oracle":
+    if told is not None and not told.inference.knows_task:
         raise ConfigError(f"--oracle must be a run of oracle, got one of {told.config.algo_name}")
     if told is not None and told.config.env != learner.config.env:
         raise ConfigError(f"--oracle must be a run in the same environment, got {oracle}")
@@ -201,7 +200,7 @@ def evaluate(
         "results": results,
         "scale": scales,
     }
-    if isinstance(learner.inference, ContextInference) and max(shots) > 0:
+    if learner.inference.infers_from_contexts and max(shots) > 0:
         found["mismatch"] = {
             split: mismatch(learner, split, max(shots), episodes, seed)
             for split in dict.fromkeys(played.split for played in episodes_played)

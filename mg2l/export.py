@@ -1,9 +1,9 @@
 """Export a run's agents: ``python -m mg2l.export RUN``.
 
-Writes what each agent needs to act alone, as torch.export programs and as ONNX: its policy, and
-what it infers the task with. Beside them lie the manifest ``export.json`` and ``agent.py``, which
-runs an agent by NumPy and onnxruntime. Nothing is written that does not compute what the run's own
-networks do.
+Writes what each agent needs for decentralised execution, as torch.export programs and as ONNX: its
+policy, and what it infers the task with. Beside them lie the manifest ``export.json`` and
+``agent.py``, which runs an agent by NumPy and onnxruntime. Nothing is written that does not compute
+what the run's own networks do.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ import torch
 from gymnasium import spaces
 
 from mg2l import cli, evaluate
-from mg2l.algorithms.mg2l.algorithm import MG2L
-from mg2l.algorithms.rl2 import RL2
+from mg2l.algorithms.agent import AgentNetwork
 from mg2l.config.files import family_of
 from mg2l.core.files import write_bytes, write_json, writing
 from mg2l.core.packages import require
 from mg2l.core.schema import ConfigError
-from mg2l.deploy.alone import Belief, LocalInference, Policy, infer_alone, told_by
-from mg2l.deploy.answers import Answer, Answers
+from mg2l.deploy.policy import Policy
+from mg2l.deploy.reference import Reference, References
 from mg2l.envs import registry
 from mg2l.training import checkpoint
 from mg2l.training.learner import Learner
@@ -47,11 +46,9 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 VERSIONS = ("mg2l", "torch", *PACKAGES)
 RUNTIME = Path(__file__).parent / "deploy" / "agent.py"
 
-Network = Policy | LocalInference | Belief
-
 
 def require_packages() -> None:
-    """Judge whether ONNX can be written and run here.
+    """Check that ONNX can be written and run here.
 
     Raises:
         ConfigError: a package is missing.
@@ -76,26 +73,26 @@ def _quietly() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def write_network(network: Network, answers: list[Answer], stem: Path) -> float:
+def write_network(network: AgentNetwork, references: list[Reference], stem: Path) -> float:
     """Write ``stem.pt2`` and ``stem.onnx``, read them again, and compare.
 
     Args:
         network: of one agent.
-        answers: what it must compute.
+        references: what it must compute.
         stem: path without the suffix.
 
     Returns:
-        Largest deviation of the network itself and of both files from the answers: absolute,
+        Largest deviation of the network itself and of both files from the references: absolute,
         and relative for numbers beyond 1.
     """
-    if _fixed_length(network):
-        length = answers[-1].inputs["context"].shape[1]
-        answers = [answer for answer in answers if answer.inputs["context"].shape[1] == length]
+    if network.fixed_length:
+        length = references[-1].inputs["context"].shape[1]
+        references = [one for one in references if one.inputs["context"].shape[1] == length]
     example, shapes = {}, {}
-    for name, value in answers[-1].inputs.items():
+    for name, value in references[-1].inputs.items():
         # torch takes a size of 1 for one that never changes.
         sizes, dynamic = [2, *value.shape[1:]], {0: torch.export.Dim("batch")}
-        if name == "context" and not _fixed_length(network):
+        if name == "context" and not network.fixed_length:
             sizes[1], dynamic[1] = 2, torch.export.Dim("length")
         example[name], shapes[name] = torch.zeros(sizes), dynamic
     with _quietly(), torch.no_grad():
@@ -113,27 +110,23 @@ def write_network(network: Network, answers: list[Answer], stem: Path) -> float:
         for written in onnx.model.graph.all_nodes():
             written.metadata_props.clear()
         write_bytes(stem.with_suffix(".onnx"), onnx.model_proto.SerializeToString())
-        return _deviation(network, answers, stem)
+        return _deviation(network, references, stem)
 
 
-def _fixed_length(network: Network) -> bool:
-    return isinstance(network, LocalInference) and network.fixed_length
-
-
-def _deviation(network: Network, answers: list[Answer], stem: Path) -> float:
+def _deviation(network: AgentNetwork, references: list[Reference], stem: Path) -> float:
     # Here, once it is known that onnxruntime is installed.
     from mg2l.deploy.agent import Network as Session
 
     reloaded = torch.export.load(stem.with_suffix(".pt2")).module()
     session = Session(stem.with_suffix(".onnx").read_bytes())
     largest = 0.0
-    for answer in answers:
-        inputs = {name: value.contiguous() for name, value in answer.inputs.items()}
+    for reference in references:
+        inputs = {name: value.contiguous() for name, value in reference.inputs.items()}
         by_name = session(**{name: value.numpy() for name, value in inputs.items()})
         by_onnx = [torch.as_tensor(by_name[name]) for name in network.outputs]
         for outputs in (network(**inputs), reloaded(**inputs), by_onnx):
-            for got, wanted in zip(outputs, answer.outputs, strict=True):
-                error = (got - wanted).abs() / wanted.abs().clamp(min=1)
+            for got, expected in zip(outputs, reference.outputs, strict=True):
+                error = (got - expected).abs() / expected.abs().clamp(min=1)
                 error = error.nan_to_num(math.inf)  # NaN is no agreement
                 largest = max(largest, float(error.max()))
     return largest
@@ -147,7 +140,7 @@ def _bounds(values: Any) -> list[float | None]:
     return [float(value) if np.isfinite(value) else None for value in values]
 
 
-def describe(learner: Learner, network: LocalInference | Belief | None) -> dict[str, Any]:
+def describe(learner: Learner, network: AgentNetwork | None) -> dict[str, Any]:
     """What all agents have in common, as ``export.json`` says it.
 
     Args:
@@ -170,7 +163,7 @@ def describe(learner: Learner, network: LocalInference | Belief | None) -> dict[
         "algorithm": config.algo_name,
         "environment": {
             "family": family,
-            "module": registry.origin(family),
+            "module": (registry.origin(family) or (None, ""))[0],
             "config": asdict(config.env),
         },
         "team": learner.env.num_agents,
@@ -180,28 +173,18 @@ def describe(learner: Learner, network: LocalInference | Belief | None) -> dict[
             "width": edges[-1],
             "columns": dict(zip(names, itertools.pairwise(edges), strict=True)),
         },
-        "told": {"by": told_by(inference), "width": inference.actor_latent_dim},
+        "told": {"by": inference.latent_source, "width": inference.actor_latent_dim},
         "memory": None,
         "context": None,
         "belief": None,
     }
-    if isinstance(inference, RL2):
-        rewards = inference.rewards
-        found["told"] |= {"reward_mean": float(rewards.mean), "reward_std": float(rewards.std)}
     if actor.body.gru is not None:
         reset = config.policy.recurrent_reset
         found["memory"] = {"shape": list(actor.body.state_shape), "reset": reset}
-    if isinstance(network, LocalInference):
-        sphere = isinstance(inference, MG2L) and config.encoder.bounded_by == "sphere"
-        found["context"] = {
-            "length": config.encoder.ae_batch_size,
-            "fixed_length": network.fixed_length,
-            "capacity": config.encoder.ae_buffer_size,
-            "prior": "sphere" if sphere else "normal",
-            "act_on": config.rollout.act_on,
-        }
-    if isinstance(network, Belief):
-        found["belief"] = {"shape": list(network.state_shape), "reset": config.belief.belief_reset}
+    for part, said in inference.agent_manifest().items():
+        found[part] = {**(found[part] or {}), **said}
+    if found["context"] is not None and network is not None:
+        found["context"]["fixed_length"] = network.fixed_length
     return found
 
 
@@ -229,7 +212,7 @@ def write_team(
         What ``export.json`` holds.
 
     Raises:
-        ConfigError: there is no such agent, agents cannot act alone, a package is missing,
+        ConfigError: there is no such agent, execution is not decentralised, a package is missing,
             ``out`` holds something else, or a network deviates by more than ``tolerance``.
         WriteError: it cannot be written; an earlier export is as it was.
     """
@@ -241,21 +224,21 @@ def write_team(
         if not 0 <= index <= last:
             raise ConfigError(f"--agents: the team has agents 0..{last}, got {index}")
     try:
-        found = describe(learner, infer_alone(learner.inference, 0))
+        found = describe(learner, learner.inference.agent_network(0))
     except ValueError as error:
         name = learner.config.algo_name
-        raise ConfigError(f"agents of this {name} cannot act alone: {error}") from None
+        raise ConfigError(f"this {name} is not executed decentrally: {error}") from None
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with writing(out):
             partial.mkdir(parents=True)
             shutil.copy(RUNTIME, partial / "agent.py")
-        answers = Answers(learner)
+        references = References(learner)
         found["iteration"], found["tolerance"] = iteration, tolerance
         found["versions"] = {name: importlib.metadata.version(name) for name in VERSIONS}
         found["agents"] = [
-            write_agent(learner, answers, index, partial, tolerance)
+            write_agent(learner, references, index, partial, tolerance)
             for index in (range(last + 1) if agents is None else agents)
         ]
         write_json(partial / "export.json", found)
@@ -268,7 +251,7 @@ def write_team(
 
 
 def write_agent(
-    learner: Learner, answers: Answers, index: int, folder: Path, tolerance: float
+    learner: Learner, references: References, index: int, folder: Path, tolerance: float
 ) -> dict[str, Any]:
     """Write the networks of one agent below ``folder``, and print how far they deviate.
 
@@ -283,13 +266,15 @@ def write_agent(
     with writing(place):
         place.mkdir()
     entry: dict[str, Any] = {"index": index, "files": {}, "sha256": {}, "deviation": {}}
-    policy, inference = Policy(learner.actor, index), infer_alone(learner.inference, index)
-    wanted: list[tuple[str, Network, list[Answer]]] = [("policy", policy, answers.policy(index))]
+    policy, inference = Policy(learner.actor, index), learner.inference.agent_network(index)
+    networks: list[tuple[str, AgentNetwork, list[Reference]]] = [
+        ("policy", policy, references.policy(index))
+    ]
     if inference is not None:
-        wanted.append(("inference", inference, answers.inference(index)))
-    if isinstance(inference, Belief):
-        entry["initial_belief"] = inference.initial().tolist()
-    for name, network, expected in wanted:
+        networks.append(("inference", inference, references.inference(index)))
+        if (latent := inference.initial_latent()) is not None:
+            entry["initial_belief"] = latent.tolist()
+    for name, network, expected in networks:
         deviation = write_network(network, expected, place / name)
         if not deviation <= tolerance:
             raise ConfigError(

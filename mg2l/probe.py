@@ -1,8 +1,8 @@
-"""What a trained representation says of the task, on contexts that it was never trained on.
+"""How well a trained representation tells the tasks, on contexts that it was never trained on.
 
-``python -m mg2l.probe RUN`` explores every training task anew under the prior, draws contexts from
-those episodes, and measures how well half of the representations tell the tasks of the other half:
-``z`` of everybody's experience, and each ``z^i`` of one agent's own. Also the bounds on information
+``python -m mg2l.probe RUN`` explores every training task again under the prior, draws contexts
+from those episodes, and measures how well half of the representations tell the tasks of the other
+half: ``z`` of joint experience, and each ``z^i`` of one agent's own. Also the bounds on information
 that training logs, on these fresh contexts; the representations laid out in a plane; and the
 priorities of an episode's transitions. Writes ``probe.json`` into the run's folder.
 """
@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 from mg2l import cli, evaluate
-from mg2l.algorithms.context import ContextInference
-from mg2l.algorithms.mg2l.algorithm import MG2L
+from mg2l.algorithms.base import TaskInference
 from mg2l.core.files import write_json
 from mg2l.core.packages import require
 from mg2l.core.schema import ConfigError
@@ -42,13 +41,14 @@ POINTS = 1500
 """Contexts in a map at most."""
 
 
-def fresh_episodes(learner: Learner, inference: ContextInference, episodes: int) -> ContextReplay:
+def fresh_episodes(learner: Learner, episodes: int) -> ContextReplay:
     """Transitions of ``episodes`` new exploration episodes of every task."""
     assert learner.explorer is not None
     env, steps = learner.explorer.env, learner.config.env.max_ep_len
-    data = inference.replay.data
+    inference = learner.inference
+    width = inference.transitions.width
     fresh = ContextReplay(
-        learner.tasks, episodes * steps, steps, data.shape[-2], data.shape[-1], data.device
+        learner.tasks, episodes * steps, steps, env.num_agents, width, learner.device
     )
     while int(fresh.added.min()) < episodes:
         ids = np.resize(learner.rng.permutation(learner.tasks), env.num_envs)
@@ -62,25 +62,27 @@ def fresh_episodes(learner: Learner, inference: ContextInference, episodes: int)
 
 @torch.no_grad()
 def probe(
-    learner: Learner, inference: ContextInference, episodes_per_context: int
+    learner: Learner, episodes_per_context: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], ContextReplay]:
     """What `describe` says of ``z`` (``global``) and of each ``z^i`` (``agent_0``, ...).
 
     Args:
         learner: a trained run.
-        inference: its task inference.
         episodes_per_context: fresh episodes that a context's transitions come from.
 
     Returns:
-        The figures, for ``mg2l`` also ``mi/*`` [nats]; the representations measured,
-        ``[K * CONTEXTS, D]`` each, task after task; and the episodes that these come from.
+        The figures, and ``mi/*`` [nats] where the algorithm has them; the representations that
+        were measured, ``[K * CONTEXTS, D]`` each, sorted by task; and the episodes that these are
+        of.
     """
     ids = torch.arange(learner.tasks).repeat_interleave(CONTEXTS)
-    length = inference.options.ae_batch_size
+    inference = learner.inference
     halves: list[dict[str, np.ndarray]] = []
     for _ in range(2):
-        episodes = fresh_episodes(learner, inference, EPISODES // 2)
-        context = episodes.sample(ids, length, episodes_per_context, inference.draws)
+        episodes = fresh_episodes(learner, EPISODES // 2)
+        context = episodes.sample(
+            ids, inference.context_length, episodes_per_context, learner.draws
+        )
         encoding = inference.infer(context)
         half = {"global": encoding.task.mean.cpu().numpy()}
         for agent in range(encoding.local.mean.shape[1]):
@@ -90,27 +92,23 @@ def probe(
     figures: dict[str, Any] = {
         name: describe(x, tasks, halves[1][name], tasks, features) for name, x in halves[0].items()
     }
-    if isinstance(inference, MG2L):
-        keys = None
-        if inference.objective.needs_keys:
-            keys = inference.contexts(inference.objective.key_tasks(ids))
-        bounds = inference.objective(context, ids, keys, inference.acting)[1]
-        figures |= {name: float(x) for name, x in bounds.items() if name.startswith("mi/")}
+    figures |= inference.information(context, ids)
     return figures, halves[1], episodes
 
 
-def priorities(inference: MG2L, episodes: ContextReplay) -> np.ndarray:
+@torch.no_grad()
+def priorities(inference: TaskInference, episodes: ContextReplay) -> np.ndarray:
     """Weight of each step of an episode in what an agent infers from it, 1 where all are alike.
 
     Args:
-        inference: with the aggregator ``pia``.
+        inference: one that has priorities.
         episodes: whole episodes of every task.
 
     Returns:
         ``[K, A, T]``, mean over the episodes of each task.
     """
     rows = [
-        inference.acting.aggregator.priorities(held[: int(size)]).mean(0)
+        inference.priorities(held[: int(size)]).mean(0)
         for held, size in zip(episodes.data, episodes.sizes, strict=True)
     ]
     weights: np.ndarray = (torch.stack(rows) * rows[0].shape[-1]).cpu().numpy()
@@ -155,7 +153,7 @@ def draw(path: Path, levels: dict[str, Any], names: Sequence[str]) -> None:
     plots.write(figure, path)
 
 
-def load(path: Path, trust: bool = False) -> tuple[Learner, ContextInference]:
+def load(path: Path, trust: bool = False) -> Learner:
     """The learner of a run, at its last checkpoint.
 
     Raises:
@@ -163,14 +161,14 @@ def load(path: Path, trust: bool = False) -> tuple[Learner, ContextInference]:
         CheckpointError: it has no whole checkpoint, or its algorithm infers nothing.
     """
     learner = evaluate.load(path, trust=trust)
-    if not isinstance(learner.inference, ContextInference):
+    if not learner.inference.infers_from_contexts:
         raise CheckpointError(
             f"{path}: {learner.config.algo_name} infers no task from contexts, "
             "there is nothing to probe"
         )
     if learner.tasks < 2:
         raise ConfigError(f"{path}: probing needs at least 2 training tasks, got {learner.tasks}")
-    return learner, learner.inference
+    return learner
 
 
 @cli.command
@@ -204,13 +202,13 @@ def main() -> None:
         plots.check("--map", arguments.map)
     if "umap" in arguments.by:
         require("--by umap", "umap", extra="umap")
-    learner, inference = load(arguments.run, arguments.trust)
+    learner = load(arguments.run, arguments.trust)
     names = learner.env.tasks.names[: learner.tasks]
     contexts: dict[str, Any] = {}
     iteration = checkpoint.last_iteration(arguments.run / "checkpoints")
     found: dict[str, Any] = {"iteration": iteration, "tasks": names, "contexts": contexts}
     for episodes in arguments.episodes:
-        figures, z, fresh = probe(learner, inference, episodes)
+        figures, z, fresh = probe(learner, episodes)
         contexts[str(episodes)] = figures
         print(f"contexts of {episodes:2} fresh episodes")
         for name in z:
@@ -219,8 +217,8 @@ def main() -> None:
         shown = "  ".join(f"{name} {x:.3f}" for name, x in figures.items() if name not in z)
         if shown:
             print(f"  {shown}")
-    if isinstance(inference, MG2L) and inference.options.aggregator == "pia":
-        found["priorities"] = priorities(inference, fresh).round(3).tolist()
+    if learner.inference.has_priorities:
+        found["priorities"] = priorities(learner.inference, fresh).round(3).tolist()
     levels = planes(z, learner.tasks, arguments.by)
     found["maps"] = {
         level: {way: points.round(3).tolist() for way, points in ways.items()}

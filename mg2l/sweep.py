@@ -22,7 +22,6 @@ from rich.live import Live
 from rich.table import Table
 
 from mg2l import cli, compare
-from mg2l.algorithms.context import ContextInference
 from mg2l.cli.jobs import RESULTS, THREADS, Job, locked, logged, start
 from mg2l.config import algorithms as registry
 from mg2l.core.files import FileError, parse_json, read_text, require, write_text
@@ -88,7 +87,7 @@ def grid(arguments: argparse.Namespace) -> list[Job]:
                 if not config.save_model:
                     raise ConfigError("save_model=false: a sweep goes on from checkpoints")
                 algorithm = registry.load(config.algo_name)
-                infers = issubclass(algorithm, ContextInference)
+                infers = algorithm.latent_source == "context"
                 analyses = [name for name in arguments.then if infers or name != "probe"]
                 job = Job(
                     options.algo,

@@ -49,7 +49,7 @@ def iterate(
     tasks = learner.draw_tasks()
     rollout = learner.collect(tasks)
     metrics |= learner.update_policy(rollout, tasks)
-    if (iteration + 1) % config.encoder.train_ae_interval == 0:
+    if (iteration + 1) % learner.inference.update_interval == 0:
         metrics |= learner.update_inference()
     if (iteration + 1) % config.rollout.sample_ae_interval == 0:
         metrics |= learner.explore()

@@ -27,12 +27,8 @@ class PaidEnv(KnownEnv):
 def paid_learner(patch: pytest.MonkeyPatch, algo: str, **values: Any) -> Learner:
     """A learner in ``PaidEnv`` with an algorithm's own file, before its first iteration."""
     patch.setitem(registry._families, "paid", registry._Family(KnownConfig, PaidEnv))
-    path = loading.find("algo", algo)
-    schema = loading.Schema("paid")
-    own = schema.flatten(loading._read(path))
-    copies = {"n_rollout_threads": 8, "rollout_threads_divisor": 1, "n_ae_rollout_threads": 4}
-    wanted = {**copies, **values}
-    config = schema.build({**own, **schema.flatten({**TINY, **wanted})})
+    sizes = {"n_rollout_threads": 8, "rollout_threads_divisor": 1, "n_ae_rollout_threads": 4}
+    config = loading.load_config(algo=algo, env="paid", overrides={**TINY, **sizes, **values})
     return Learner(config, torch.device("cpu"))
 
 

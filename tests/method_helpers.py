@@ -37,7 +37,6 @@ TINY = {
     "ae_batch_size": 10,
     "ae_buffer_size": 100,
     "context_dim": 8,
-    "n_heads": 2,
     "hidden_sizes_mlp": [16],
     "algo_hidden_size": 16,
     "ppo_epoch": 2,
@@ -204,8 +203,7 @@ def known_learner(patch: pytest.MonkeyPatch, algo: str = "mappo", **values: Any)
     """A learner in ``KnownEnv``, which is registered for the length of a test only."""
     family = registry._Family(KnownConfig, KnownEnv)
     patch.setitem(registry._families, "known", family)
-    schema = loading.Schema("known")
-    config = schema.build(schema.flatten({**TINY, "algo_name": algo, **values}))
+    config = loading.load_config(algo=algo, env="known", overrides={**TINY, **values})
     learner = Learner(config, torch.device("cpu"))
     learner.prepare()
     return learner

@@ -7,15 +7,15 @@ import pytest
 import torch
 from method_helpers import collect, inference_of, tiny_learner
 
+from mg2l.algorithms.mg2l.config import MG2LConfig
 from mg2l.config import files as loading
-from mg2l.config.sections import EncoderConfig
 
 CHANGES: dict[str, dict[str, Any]] = {
-    "mg2l-global-only": {"told_actors": "global", "local_to_encoder": False},
+    "mg2l-global-only": {"actor_latent": "global", "local_to_encoder": False},
     "mg2l-local-only": {
         "global_objective": "none",
         "critic_to_encoder": False,
-        "told_critics": "local",
+        "critic_latent": "local",
     },
     "mg2l-kl": {"local_objective": "kl"},
     "mg2l-q-only": {"global_objective": "none", "local_to_encoder": False},
@@ -30,7 +30,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 def test_a_file_changes_what_it_ablates_alone(algo):
     ours, ablated = (loading.flat(loading.load_config(algo=name)) for name in ("mg2l", algo))
     differ = {path: value for path, value in ablated.items() if value != ours[path]}
-    assert differ == {f"encoder.{name}": value for name, value in CHANGES[algo].items()}
+    assert differ == {f"algo.{name}": value for name, value in CHANGES[algo].items()}
 
 
 def gradients(learner) -> dict[str, float]:
@@ -92,6 +92,6 @@ def test_every_level_is_trained_and_the_encoder_by_local_losses_too_unless_cut_o
 
 
 def test_critics_that_train_the_encoder_are_told_the_global_representation():
-    with pytest.raises(ValueError, match="told_critics=local and critic_to_encoder=true"):
-        EncoderConfig(told_critics="local")
-    assert dataclasses.replace(EncoderConfig(), critic_to_encoder=False, told_critics="local")
+    with pytest.raises(ValueError, match="critic_latent=local and critic_to_encoder=true"):
+        MG2LConfig(critic_latent="local")
+    assert dataclasses.replace(MG2LConfig(), critic_to_encoder=False, critic_latent="local")

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from mg2l import cli
+from mg2l.config import algorithms
 from mg2l.config import files as loading
 from mg2l.config.files import Schema, config_from_yaml, config_to_yaml, flat, load_config
 from mg2l.config.sections import Config
@@ -19,6 +20,7 @@ from mg2l.core import schema
 from mg2l.envs import EnvConfig, registry
 
 FAMILIES = registry.names()
+ALGORITHMS = [("mpe-spread", name) for name in algorithms.names()]
 
 # Every key of the original code's YAML files that still means something, none at its default.
 ORIGINAL = {
@@ -44,7 +46,7 @@ ORIGINAL = {
         kl_weight: 0.3
     """,
     "algo": """
-        algo_name: mappo
+        algo_name: mg2l
         n_training_threads: 1
         share_policy: true
         use_centralized_V: false
@@ -155,7 +157,7 @@ def test_defaults():
     assert type(config.env) is registry.config_class("mpe-spread")
     assert options == cli.Options("default", "mg2l", "mpe-spread", None, False)
     assert config.rollout.n_rollout_threads == 32
-    assert config.encoder.ae_updates_per_iter == 50
+    assert leaf(config, "ae_updates_per_iter") == 50
 
 
 def test_the_original_command_line():
@@ -208,12 +210,12 @@ def test_keys_of_the_original_keep_their_names(write, kind):
 
 def test_later_files_win(write):
     env = write("env.yaml", "family: mpe-spread\ngamma: 0.1\nclip_param: 0.1\nlr: 0.1\nseed: 1")
-    algo = write("algo.yaml", "algo_name: mappo\nclip_param: 0.2\nlr: 0.2\nseed: 2")
+    algo = write("algo.yaml", "algo_name: focal\nclip_param: 0.2\nlr: 0.2\nseed: 2")
     expt = write("expt.yaml", "lr: 0.3\nseed: 3")
     config = parsed(f"--env={env}", f"--algo={algo}", f"--expt={expt}", "seed=4")
     assert config.ppo.gamma == 0.1
     assert config.ppo.clip_param == 0.2
-    assert config.encoder.lr == 0.3
+    assert leaf(config, "lr") == 0.3
     assert config.seed == 4
     assert cli.parse([f"--env={env}", f"--algo={algo}"])[1].env == "env"
 
@@ -234,7 +236,7 @@ def test_leaf_dotted_and_nested_names_are_one_key(write):
     [("lr=5e-4", 5e-4), ("lr=1", 1.0), ("lr=+.5", 0.5), ("lr=1E-3", 1e-3), ("lr=1.e-3", 1e-3)],
 )
 def test_numbers(text, value):
-    found = parsed(text).encoder.lr
+    found = leaf(parsed(text), "lr")
     assert found == value
     assert type(found) is float
 
@@ -271,7 +273,7 @@ def test_texts_are_taken_as_they_stand(text):
         ("clip_parm=0.3", "unknown key 'clip_parm'; did you mean 'clip_param'?"),
         ("ppo.clip_parm=0.3", "unknown key 'ppo.clip_parm'; did you mean 'ppo.clip_param'?"),
         ("pp.clip_param=0.3", "unknown key 'pp.clip_param'; did you mean 'ppo.clip_param'?"),
-        ("encoder.clip_param=0.3", "does not belong to 'encoder'; did you mean 'ppo.clip_param'?"),
+        ("encoder.clip_param=0.3", "does not belong to 'algo'; did you mean 'ppo.clip_param'?"),
         ("xyzzy=1", "unknown key 'xyzzy'; --help lists all keys"),
         ("n_prey=2", "'n_prey' is a key of env family mpe-bounty, mpe-hunting, not of"),
         ("env.family=mpe-hunting", "chosen by --env"),
@@ -332,8 +334,55 @@ def test_conflicts_name_both_values(capsys, argv, both):
     assert all(part in err for part in both), err
 
 
-def test_what_an_algorithm_does_not_use_is_no_conflict():
-    assert parsed("--algo=mappo", "ae_buffer_size=50").encoder.ae_buffer_size == 50
+def test_what_an_algorithm_does_not_use_is_no_conflict(capsys, write):
+    plain = parsed("--algo=mappo")
+    assert parsed("--algo=mappo", "ae_buffer_size=50", "encoder.lr=0.1") == plain
+    expt = write("expt.yaml", "n_heads: 2\nencoder: {distance_floor: 2.0}\nbelief_hidden: 8")
+    assert parsed("--algo=mappo", f"--expt={expt}").algo == plain.algo
+    assert "ae_buffer_size must be in" in refusal(capsys, "--algo=mappo", "ae_buffer_size=0")
+
+
+def test_a_key_that_another_algorithm_alone_has_is_refused(capsys, write):
+    err = refusal(capsys, "--algo=mappo", "distance_floor=2.0")
+    assert "'distance_floor' is a key of algorithm focal, not of mappo" in err
+    path = write("mine.yaml", "algo_name: rl2\nuse_recurrent_policy: true\nelbo_terms: 3")
+    assert "'elbo_terms' is a key of algorithm varibad, not of rl2" in refusal(
+        capsys, f"--algo={path}"
+    )
+
+
+def test_older_names_are_aliases(write):
+    path = write(
+        "old.yaml",
+        """
+        algo_name: mg2l
+        encoder: {told_actors: global, obs: mlp, kl_weight: 0.3}
+        told_critics: global
+        """,
+    )
+    config = parsed(f"--algo={path}", "encoder.told_critics=global", "encoder.context_dim=32")
+    values = flat(config)
+    assert values["algo.actor_latent"] == values["algo.critic_latent"] == "global"
+    assert (values["algo.kl_weight"], values["algo.context_dim"]) == (0.3, 32)
+    assert leaf(parsed("--algo=mate-ind", "belief.belief_hidden=8"), "belief_hidden") == 8
+
+
+def test_the_config_of_an_older_run_loads(tmp_path):
+    """Written when every run had the groups ``encoder`` and ``belief`` with keys of all."""
+    config = load_config(algo="focal", overrides={"distance_floor": 0.5, "lr": 0.25})
+    now = yaml.safe_load(config_to_yaml(config))
+    foreign = {"mate_encoding": "own", "belief_hidden": 64, "elbo_terms": 10}
+    old = {key: value for key, value in now.items() if key != "algo"}
+    old["policy"].pop("obs")
+    old["encoder"] = {**now["algo"], "obs": "mlp", "aggregator": "pia", "told_actors": "local"}
+    old["belief"] = foreign
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(old))
+    assert config_from_yaml(path) == config
+    then = flat(config) | {f"encoder.{name}": value for name, value in old["encoder"].items()}
+    then = {path: value for path, value in then.items() if not path.startswith("algo.")}
+    then |= {f"belief.{name}": value for name, value in foreign.items()}
+    assert loading.upgrade(then) == flat(config)
 
 
 ODD = {
@@ -423,7 +472,7 @@ def test_retired_keys_say_why(capsys, write, key):
     [
         ("algo", "clip_parm: 0.3", "unknown key 'clip_parm'; did you mean 'clip_param'?"),
         ("algo", "ppo: {clip_parm: 0.3}", "unknown key 'ppo.clip_parm'"),
-        ("algo", "ppo: {kl_weight: 0.3}", "did you mean 'encoder.kl_weight'?"),
+        ("algo", "ppo: {kl_weight: 0.3}", "did you mean 'algo.kl_weight'?"),
         ("algo", "ppo: 3", "ppo is a group of keys, got 3"),
         ("algo", "clip_param: 3", "clip_param must be in (0, 1), got 3"),
         ("algo", "clip_param: 0.3\nclip_param: 0.2", "'clip_param' occurs twice"),
@@ -491,7 +540,7 @@ def test_bounds(bounds, inside, outside, text):
 
 def test_help_names_everything(capsys):
     with pytest.raises(SystemExit) as exit_info:
-        cli.parse(["--help"])
+        cli.parse(["--help=all"])
     assert exit_info.value.code == 0
     text, err = capsys.readouterr()
     assert err == ""
@@ -508,14 +557,26 @@ def test_help_names_everything(capsys):
                     break
                 head.append(line[2:])
             assert " ".join(head) in words
-    for family in FAMILIES:
-        section = text[text.index(f"env, family {family}:") :].splitlines()
-        for path, key in Schema(family).by_path.items():
-            place = section if path.startswith("env.") else lines
+    for family, algorithm in [*((name, "mg2l") for name in FAMILIES), *ALGORITHMS]:
+        schema = Schema(family, algorithm)
+        env = text[text.index(f"env, family {family}:") :].splitlines()
+        algo = text[text.index(f"algo, {algorithm}:") :].splitlines()
+        for path, key in schema.by_path.items():
+            place = {"env": env, "algo": algo}.get(path.partition(".")[0], lines)
             heading = next(line for line in place if line.startswith(f"  {key.name}  "))
             assert key.kind.split(" |")[0] in heading
             assert f"default {cli._shown(key.default)}" in words
             assert key.help.replace("``", "") in words
+
+
+def test_help_is_of_the_chosen_environment_and_algorithm():
+    text = cli.help_text(["--algo=focal", "--env=rware-layout"])
+    for shown in ("algo, focal:", "distance_floor", "env, family rware-layout:", "sensor_range"):
+        assert shown in text
+    for other in ("algo, mg2l:", "bounded_by", "env, family mpe-spread:", "n_landmarks"):
+        assert other not in text
+        assert other in cli.help_text(["--algo=focal", "--env=rware-layout", "--help=all"])
+    assert len(text.splitlines()) < 400
 
 
 def test_help_shows_what_the_chosen_files_set():

@@ -26,7 +26,7 @@ def test_it_makes_up_what_other_tasks_would_have_paid_and_tells_it_apart(monkeyp
     assert last["corro/bound"] > first["corro/bound"] + 0.2
     assert last["corro/accuracy"] > 1.3 / 8
     drawn = inference.moments()[0].standardise(inference.contexts(torch.tensor([0])).gather())
-    made_up = inference.generator.make_up(drawn, 20)
+    made_up = inference.generator.generate(drawn, 20)
     given = inference.generator.given
     assert torch.equal(
         made_up[..., :given], drawn.unsqueeze(-2)[..., :given].expand_as(made_up[..., :given])

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mg2l.algorithms.encoder import TaskEncoder, TransitionAggregator, TransitionMoments
+from mg2l.algorithms.mg2l.config import MG2LConfig
+from mg2l.algorithms.mg2l.encoder import TaskEncoder, TransitionAggregator
 from mg2l.algorithms.mg2l.objective import Objective
-from mg2l.config.sections import EncoderConfig
+from mg2l.algorithms.transition_encoder import TransitionMoments
 from mg2l.estimators.gaussian import STD_FLOOR
 from mg2l.nn.aggregators import GaussianProduct, PIAHead
 
@@ -30,7 +31,7 @@ CONTEXTS, LENGTH, AGENTS, FEATURES = 3, 7, 4, 5
 def make_encoder(form=("pia", 0), agents=AGENTS, **values):
     torch.manual_seed(0)
     aggregator, blocks = form
-    config = EncoderConfig(
+    config = MG2LConfig(
         context_dim=8, n_heads=2, hidden_sizes_mlp=[16], aggregator=aggregator, n_blocks=blocks,
         **values,
     )  # fmt: skip
@@ -348,7 +349,7 @@ def test_every_parameter_is_registered_and_gets_a_gradient(form):
 
 def test_deeper_transition_encoders():
     torch.manual_seed(0)
-    config = EncoderConfig(context_dim=8, hidden_sizes_mlp=[12, 10, 6])
+    config = MG2LConfig(context_dim=8, hidden_sizes_mlp=[12, 10, 6])
     aggregator = TransitionAggregator(config, FEATURES)
     sizes = [layer.weight.shape for layer in aggregator.layers if isinstance(layer, nn.Linear)]
     assert sizes == [(12, FEATURES), (10, 12), (6, 10)]
@@ -359,4 +360,4 @@ def test_a_transition_encoder_needs_a_layer():
     with pytest.raises(
         ValueError, match=r"hidden_sizes_mlp must have at least one layer, got \[\]"
     ):
-        EncoderConfig(hidden_sizes_mlp=[])
+        MG2LConfig(hidden_sizes_mlp=[])

@@ -329,7 +329,7 @@ def test_the_example_trains_on_an_unmodified_package(tmp_path, monkeypatch):
     assert train.train(*cli.parse([*words, *overrides(values)])) == 0
     (folder,) = tmp_path.glob("*/*/*")
     assert len(read_metrics(folder / "metrics.jsonl")) == 2
-    for name in [name for name in sys.modules if name.startswith("mg2l_family_")]:
+    for name in [name for name in sys.modules if name.startswith("mg2l_plugin_")]:
         del sys.modules[name]
 
 

@@ -83,12 +83,9 @@ def countdown(monkeypatch):
 
 
 def learner_of(algo: str, **values: Any) -> Learner:
-    schema = loading.Schema("countdown")
-    own = schema.flatten(loading._read(loading.find("algo", algo)))
     sizes = {**TINY, "max_ep_len": 12, "n_rollout_threads": 6, "data_chunk_length": 4}
-    learner = Learner(
-        schema.build({**own, **schema.flatten({**sizes, **values})}), torch.device("cpu")
-    )
+    config = loading.load_config(algo=algo, env="countdown", overrides={**sizes, **values})
+    learner = Learner(config, torch.device("cpu"))
     learner.prepare()
     return learner
 

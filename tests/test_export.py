@@ -18,15 +18,13 @@ import torch
 from method_helpers import TINY, overrides, tiny_learner
 
 from mg2l import cli, evaluate, export, train
-from mg2l.algorithms.context import ContextInference
-from mg2l.algorithms.encoder import TransitionMoments
-from mg2l.algorithms.mappo import MAPPO
+from mg2l.algorithms.agent import AgentNetwork, ContextAgent, Standardise
+from mg2l.algorithms.transition_encoder import TransitionMoments
 from mg2l.config import files as loading
 from mg2l.core.schema import ConfigError
-from mg2l.deploy import alone
 from mg2l.deploy.agent import FORMAT, Agent, Context
-from mg2l.deploy.alone import LocalInference, Policy, Standardise, infer_alone
-from mg2l.deploy.answers import Answer, Answers
+from mg2l.deploy.policy import Policy
+from mg2l.deploy.reference import Reference, References
 from mg2l.evaluation.meta_test import MetaTest
 from mg2l.experience.replay import Context as Contexts
 from mg2l.experience.rollout import Rollout
@@ -34,7 +32,7 @@ from mg2l.training import tree
 from mg2l.training.learner import Learner
 
 ROOT = Path(__file__).resolve().parents[1]
-CENTRALISED = {"mg2l-global-only": "told_actors=global", "mate-cen": "mate_encoding=joint"}
+CENTRALISED = {"mg2l-global-only": "actor_latent=global", "mate-cen": "all agents act on a belief"}
 CHUNKS = {"data_chunk_length": 5}
 DISCRETE: dict[str, Any] = {
     "algo": "rl2",
@@ -110,18 +108,18 @@ def check_follows(agent: Agent, rollout: Rollout) -> None:
 def test_networks_of_one_agent_compute_what_the_learner_does(values):
     learner = build(**values)
     before = copy.deepcopy(learner.networks())
-    answers = Answers(learner)
+    references = References(learner)
     difference = tree.first_difference(learner.networks(), before)
     assert not difference  # keys, shapes, dtypes
     for name, module in learner.networks().items():
         assert all(torch.equal(value, before[name][key]) for key, value in module.items())
     for index in range(learner.env.num_agents):
-        networks: list[tuple[export.Network, list[Answer]]] = [
-            (Policy(learner.actor, index), answers.policy(index))
+        networks: list[tuple[AgentNetwork, list[Reference]]] = [
+            (Policy(learner.actor, index), references.policy(index))
         ]
-        inference = infer_alone(learner.inference, index)
+        inference = learner.inference.agent_network(index)
         if inference is not None:
-            networks.append((inference, answers.inference(index)))
+            networks.append((inference, references.inference(index)))
         for network, expected in networks:
             assert len(expected) >= 3
             for answer in expected:
@@ -347,13 +345,13 @@ OTHERS = [
 @pytest.mark.parametrize("values", OTHERS, ids=named)
 def test_inference_as_files(tmp_path, values):
     learner = build(**values)
-    network = infer_alone(learner.inference, 1)
-    assert isinstance(network, LocalInference)
-    deviation = export.write_network(network, Answers(learner).inference(1), tmp_path / "inference")
+    network = learner.inference.agent_network(1)
+    assert isinstance(network, ContextAgent)
+    references = References(learner).inference(1)
+    deviation = export.write_network(network, references, tmp_path / "inference")
     assert deviation <= export.TOLERANCE
     shapes = [i.type.tensor_type.shape for i in onnx.load(tmp_path / "inference.onnx").graph.input]
     sizes = [d.dim_value for d in shapes[0].dim]
-    assert isinstance(learner.inference, ContextInference)
     width = learner.inference.transitions.width
     assert sizes == [0, 10 if values["algo"] == "mg2l-rnn" else 0, width]
 
@@ -363,7 +361,7 @@ def test_inference_as_files(tmp_path, values):
 
 @pytest.mark.parametrize(("algo", "why"), CENTRALISED.items())
 def test_teams_that_share_what_they_see_are_refused(algo, why, tmp_path):
-    with pytest.raises(ConfigError, match=f"cannot act alone: {why}.*everybody's transitions"):
+    with pytest.raises(ConfigError, match=f"not executed decentrally: {why}.*joint transitions"):
         export.write_team(build(algo), tmp_path / "export")
     assert not list(tmp_path.iterdir())
 
@@ -380,17 +378,14 @@ def test_refusals(learner, tmp_path, monkeypatch):
         patch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else 1)
         with pytest.raises(ConfigError, match=r'package onnx; .* pip install "mg2l\[export\]"$'):
             export.write_team(learner, tmp_path / "export")
-    monkeypatch.delitem(alone._KINDS, MAPPO)
-    with pytest.raises(ConfigError, match="not known how an agent of MAPPO"):
-        export.write_team(build("mappo"), tmp_path / "export")
 
 
 def test_a_deviation_is_seen(learner, tmp_path):
     network = Policy(learner.actor, 0)
-    answers = Answers(learner).policy(1)  # of another agent
-    assert export.write_network(network, answers, tmp_path / "policy") > export.TOLERANCE
-    answers[-1].outputs[0][0, 0] = float("nan")
-    assert export._deviation(network, answers, tmp_path / "policy") == float("inf")
+    references = References(learner).policy(1)  # of another agent
+    assert export.write_network(network, references, tmp_path / "policy") > export.TOLERANCE
+    references[-1].outputs[0][0, 0] = float("nan")
+    assert export._deviation(network, references, tmp_path / "policy") == float("inf")
 
 
 def test_agents_refuse(run, tmp_path):

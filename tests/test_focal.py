@@ -4,14 +4,13 @@ import pytest
 import torch
 from learning_helpers import paid_learner
 
-from mg2l.algorithms.focal import FOCAL, distance_metric_loss
-from mg2l.config.sections import EncoderConfig
+from mg2l.algorithms.focal import FOCAL, FOCALConfig, distance_metric_loss
 from mg2l.experience.replay import Context
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
 def test_the_loss_is_a_loop_over_pairs(power):
-    config = EncoderConfig(distance_power=power, distance_floor=0.2, distance_weight=0.7)
+    config = FOCALConfig(distance_power=power, distance_floor=0.2, distance_weight=0.7)
     z, tasks = torch.randn(2, 6, 3), torch.tensor([0, 1, 0, 2, 1, 0])
     losses, within, between = [], [], []
     for agent in range(2):
@@ -34,7 +33,7 @@ def test_the_loss_is_a_loop_over_pairs(power):
 def test_gradients_are_finite_where_contexts_coincide():
     z = torch.zeros(4, 3, requires_grad=True)
     for power in (1.0, 2.0):
-        config = EncoderConfig(distance_power=power)
+        config = FOCALConfig(distance_power=power)
         loss, _, _ = distance_metric_loss(z, torch.tensor([0, 0, 1, 1]), config)
         (gradient,) = torch.autograd.grad(loss, z)
         assert torch.isfinite(gradient).all()

@@ -78,7 +78,7 @@ def test_the_loss_of_the_mixture_is_an_expectation_over_agents(monkeypatch):
     rollout, _ = collect(learner)
     transitions, first = inference.transitions(rollout), rollout.episode_start[:-1]
     state = inference.noise.get_state()
-    loss, metrics = inference.elbo(transitions, first)
+    loss, metrics = inference.negative_elbo(transitions, first)
     inference.noise.set_state(state)
     q = inference.beliefs(transitions, first)
     z = q.sample(inference.noise)

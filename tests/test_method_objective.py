@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from mg2l.algorithms.encoder import Encoding, TaskEncoder
+from mg2l.algorithms.base import Encoding
 from mg2l.algorithms.losses import leave_one_out
+from mg2l.algorithms.mg2l.config import MG2LConfig
+from mg2l.algorithms.mg2l.encoder import TaskEncoder
 from mg2l.algorithms.mg2l.objective import Objective
-from mg2l.config.sections import EncoderConfig
 from mg2l.estimators.gaussian import Gaussian, kl_between, kl_to_standard
 
 TASKS, AGENTS, LENGTH, FEATURES = 3, 2, 4, 5
@@ -18,7 +19,7 @@ ORDER = torch.tensor([2, 0, 1, 1, 0, 2, 2])  # neither sorted nor balanced, and 
 
 
 def config_of(**values):
-    return EncoderConfig(context_dim=8, n_heads=2, hidden_sizes_mlp=[16], **values)
+    return MG2LConfig(context_dim=8, n_heads=2, hidden_sizes_mlp=[16], **values)
 
 
 def make(seed=0, **values):

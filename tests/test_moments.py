@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mg2l.algorithms.encoder import TransitionMoments
+from mg2l.algorithms.transition_encoder import TransitionMoments
 from mg2l.nn.moments import RunningMoments, batch_moments
 from mg2l.nn.normaliser import PopArt, ValueNorm
 from mg2l.nn.stacked import StackedLinear

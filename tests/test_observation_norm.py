@@ -25,8 +25,8 @@ from mg2l.config import files as loading
 from mg2l.config.sections import PolicyConfig
 from mg2l.core.schema import ConfigError
 from mg2l.deploy.agent import Agent
-from mg2l.deploy.alone import Policy
-from mg2l.deploy.answers import Answers
+from mg2l.deploy.policy import Policy
+from mg2l.deploy.reference import References
 from mg2l.envs import registry
 from mg2l.envs.base import StepResult
 from mg2l.evaluation.meta_test import PeriodicTest
@@ -233,11 +233,11 @@ def standardising(values: dict[str, Any]) -> Learner:
 @pytest.mark.parametrize("values", RUNNING, ids=str)
 def test_an_agent_on_its_own_standardises_as_the_learner_does(values):
     learner = standardising(values)
-    answers = Answers(learner)
+    references = References(learner)
     for index in range(learner.env.num_agents):
         policy = Policy(learner.actor, index)
-        for answer in answers.policy(index):
-            for got, wanted in zip(policy(**answer.inputs), answer.outputs, strict=True):
+        for one in references.policy(index):
+            for got, wanted in zip(policy(**one.inputs), one.outputs, strict=True):
                 torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
 
 

@@ -11,11 +11,12 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from mg2l.algorithms.encoder import TaskEncoder
 from mg2l.algorithms.mg2l.algorithm import MG2L
+from mg2l.algorithms.mg2l.config import MG2LConfig
+from mg2l.algorithms.mg2l.encoder import TaskEncoder
 from mg2l.algorithms.mg2l.objective import Objective
 from mg2l.config import files as loading
-from mg2l.config.sections import EncoderConfig, PolicyConfig, PPOConfig
+from mg2l.config.sections import PolicyConfig, PPOConfig
 from mg2l.estimators.gaussian import Gaussian, kl_between, kl_to_standard
 from mg2l.nn.distributions import GaussianHead
 from mg2l.nn.policy import Actor
@@ -60,7 +61,7 @@ AGGREGATORS = ["pia", "transformer", "rnn", "gaussian_product", "mean"]
 def test_local_inference_sees_one_agent_only(aggregator: Any, blocks: int) -> None:
     """The original swapped the axes of time and agents."""
     torch.manual_seed(0)
-    config = EncoderConfig(context_dim=8, aggregator=aggregator, n_blocks=blocks)
+    config = MG2LConfig(context_dim=8, aggregator=aggregator, n_blocks=blocks)
     encoder = TaskEncoder(config, agents=3, transition=5)
     context = torch.randn(2, 7, 3, 5)
     other = context.clone()
@@ -75,7 +76,7 @@ def test_local_inference_sees_one_agent_only(aggregator: Any, blocks: int) -> No
 @pytest.mark.parametrize("aggregator", [name for name in AGGREGATORS if name != "rnn"])
 def test_a_context_is_a_set(aggregator: Any) -> None:
     torch.manual_seed(0)
-    encoder = TaskEncoder(EncoderConfig(context_dim=8, aggregator=aggregator, n_blocks=1), 2, 5)
+    encoder = TaskEncoder(MG2LConfig(context_dim=8, aggregator=aggregator, n_blocks=1), 2, 5)
     context = torch.randn(2, 7, 2, 5)
     shuffled = context[:, torch.randperm(7)]
     torch.testing.assert_close(
@@ -89,9 +90,7 @@ def test_local_loss_pairs_each_query_with_its_own_task(keys: Any, negatives: Any
     """The original paired agent-major with batch-major rows, which mixed the tasks."""
     torch.manual_seed(0)
     noise = torch.Generator().manual_seed(0)
-    config = EncoderConfig(
-        context_dim=8, keys=keys, negatives=negatives, normalize_transitions=False
-    )
+    config = MG2LConfig(context_dim=8, keys=keys, negatives=negatives, normalize_transitions=False)
     encoder = TaskEncoder(config, agents=2, transition=3)
     objective = Objective(config, 3, encoder, noise)
     optimiser = torch.optim.Adam(objective.parameters(), 1e-2)
@@ -116,7 +115,7 @@ def test_local_loss_pairs_each_query_with_its_own_task(keys: Any, negatives: Any
 def test_local_loss_trains_the_local_heads_alone(objective_name: Any) -> None:
     """In the form of the paper; by default it trains what leads to them, too."""
     torch.manual_seed(0)
-    config = EncoderConfig(
+    config = MG2LConfig(
         context_dim=8, local_objective=objective_name, keys="context", local_to_encoder=False
     )
     encoder = TaskEncoder(config, agents=2, transition=5)

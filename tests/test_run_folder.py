@@ -138,7 +138,7 @@ def test_what_cannot_be_built_is_said_before_there_is_a_folder(
     if error is not None:
         monkeypatch.setattr(train, "Learner", Mock(side_effect=error))
     config = dataclasses.replace(
-        config, gpu_id=-1, encoder=dataclasses.replace(config.encoder, obs="cnn")
+        config, gpu_id=-1, policy=dataclasses.replace(config.policy, obs="cnn")
     )
     with pytest.raises(ConfigError, match=line) as caught:
         train.train(config, options)

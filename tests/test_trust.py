@@ -53,7 +53,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = {name: family for name, family in registry._families.items() if name != "own"}
     monkeypatch.setattr(registry, "_families", kept)
     monkeypatch.setattr(registry, "_origins", {})
-    for name in [name for name in sys.modules if name.startswith("mg2l_family_")]:
+    for name in [name for name in sys.modules if name.startswith("mg2l_plugin_")]:
         monkeypatch.delitem(sys.modules, name)
 
 

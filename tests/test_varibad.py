@@ -8,7 +8,7 @@ from learning_helpers import iterate, paid_learner
 from method_helpers import collect
 
 from mg2l.algorithms.belief import BeliefStream
-from mg2l.algorithms.varibad import VariBAD, _before
+from mg2l.algorithms.varibad import VariBAD, previous_belief
 from mg2l.estimators.gaussian import Gaussian, kl_between, kl_to_standard
 from mg2l.experience.rollout import Step
 from mg2l.training.learner import Learner
@@ -20,12 +20,12 @@ def varibad(patch: pytest.MonkeyPatch, **values: Any) -> tuple[Learner, VariBAD]
     return learner, learner.inference
 
 
-def test_the_prior_of_a_belief_is_the_one_before(monkeypatch):
+def test_the_prior_of_a_belief_is_the_oneprevious_belief(monkeypatch):
     q = Gaussian(torch.randn(2, 6, 3, 4), torch.rand(2, 6, 3, 4) + 0.1)
     first = torch.zeros(6, 3, dtype=torch.bool)
     first[0] = True
     first[3, 1] = True
-    prior = _before(q, first)
+    prior = previous_belief(q, first)
     kl = kl_between(q, prior)
     for t in range(6):
         for b in range(3):
@@ -42,7 +42,7 @@ def test_the_bound_decodes_the_whole_trajectory_from_every_belief(monkeypatch):
     first = torch.zeros(20, 8, dtype=torch.bool)
     first[0] = True
     state = inference.noise.get_state()
-    loss, metrics = inference.elbo(transitions, first)
+    loss, metrics = inference.negative_elbo(transitions, first)
     inference.noise.set_state(state)
     q = inference.beliefs(transitions, first)
     z = q.sample(inference.noise)

@@ -101,5 +101,5 @@ def _pickle_by_value(value: Any) -> None:
         getattr(v, "__module__", None) or getattr(v, "__name__", "") for v in vars(module).values()
     }
     imports_us = any(str(owner).partition(".")[0] == "mg2l" for owner in owners)
-    if imports_us or module.__name__.startswith("mg2l_family_"):
+    if imports_us or module.__name__.startswith("mg2l_plugin_"):
         cloudpickle.register_pickle_by_value(module)

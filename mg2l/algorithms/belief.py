@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mg2l.algorithms.base import CriticLatent, TaskInference
-from mg2l.algorithms.encoder import TransitionMoments
+from mg2l.algorithms.agent import AgentNetwork, Standardise, slice_agent
+from mg2l.algorithms.base import CriticLatent, LatentSource, LearnedConfig, LearnedInference
+from mg2l.algorithms.transition_encoder import TransitionMoments
+from mg2l.config.algorithms import AlgorithmConfig
 from mg2l.config.sections import Config
-from mg2l.core.schema import ConfigError, check_steps
+from mg2l.core.schema import ConfigError, bounded, check_steps
 from mg2l.estimators.gaussian import STD_FLOOR, Gaussian
 from mg2l.experience.finite import require_finite
 from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import ContextReplay
 from mg2l.experience.rollout import Rollout, Step
-from mg2l.experience.transitions import Transitions
 from mg2l.nn.stacked import StackedGRU, StackedLinear, StackedMLP
 
 
@@ -41,7 +42,7 @@ class BeliefEncoder(nn.Module):
         self.head = StackedLinear(groups, hidden, 2 * outputs, 1.0)
 
     def initial_state(self, rows: int) -> Tensor:
-        """The state before anything was seen, ``[G, rows, 1, H]``."""
+        """The state before the first transition, ``[G, rows, 1, H]``."""
         return torch.zeros(self.groups, rows, 1, self.hidden, device=self.head.weight.device)
 
     def forward(self, x: Tensor, state: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,9 +59,9 @@ class BeliefEncoder(nn.Module):
 
     def read_out(self, features: Tensor) -> Gaussian:
         """``[G, *, H]`` to a Gaussian ``[G, *, D]``; zeros are the belief before anything."""
-        mean, spread = self.head(features.flatten(1, -2)).chunk(2, -1)
+        mean, raw_std = self.head(features.flatten(1, -2)).chunk(2, -1)
         shape = (*features.shape[:-1], -1)
-        return Gaussian(mean.view(shape), F.softplus(spread).view(shape) + STD_FLOOR)
+        return Gaussian(mean.view(shape), F.softplus(raw_std).view(shape) + STD_FLOOR)
 
 
 def belief_latent(belief: Gaussian) -> Tensor:
@@ -81,51 +82,76 @@ class Decoder(nn.Module):
         return decoded.view(*x.shape[:-1], -1)
 
 
-class BeliefInference(TaskInference):
+@dataclass
+class BeliefConfig(LearnedConfig):
+    """Keys of the algorithms whose agents form a belief step by step."""
+
+    belief_hidden: int = bounded(64, ge=1, le=8192)
+    """Width of the GRU."""
+
+    decoder_sizes_mlp: list[int] = bounded([64, 64], ge=1, le=8192)  # noqa: RUF009
+    """Hidden layers of the decoders, all of one width."""
+
+    belief_reset: Literal["episode", "task"] = "episode"
+    """When a belief is reset: with every episode, or with every rollout, which has one task."""
+
+    kept_trajectories: int = bounded(32, ge=1, le=1_000_000)
+    """Latest trajectories that updates learn from, each a rollout of one environment."""
+
+    update_trajectories: int = bounded(32, ge=1, le=1_000_000)
+    """Trajectories in an update."""
+
+    observation_weight: float = bounded(1.0, ge=0)
+    """Weight of the error of decoded next observations, in units of their variance."""
+
+    reward_weight: float = bounded(1.0, ge=0)
+    """Weight of the error of decoded rewards, in units of their variance."""
+
+    kl_weight: float = bounded(0.1, ge=0)
+    """Weight of the KL to the prior or to the previous belief [nats]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes = self.decoder_sizes_mlp
+        if not sizes or len(set(sizes)) > 1:
+            raise ValueError(f"decoder_sizes_mlp must be of one width, as in [64, 64]; got {sizes}")
+
+
+class BeliefInference(LearnedInference):
     """Beliefs of actors and critics in the course of a rollout, and training on trajectories.
 
-    An actor is told mean and log-variance of its belief, ``[2 D]``, a critic those of all agents.
-    Neither loss of PPO trains the encoder. A subclass says what a belief must explain (`elbo`).
+    An actor's latent is mean and log-variance of its belief, ``[2 D]``, a critic's those of all
+    agents. Neither loss of PPO trains the encoder. A subclass says what a belief must explain
+    (`negative_elbo`).
 
     Args:
         spec: the run and the sizes of its environment.
-        joint: one belief from everybody's transitions instead of one per agent from its own.
+        joint: one belief from the joint transitions of the team instead of one per agent.
     """
 
-    optimiser: torch.optim.Optimizer
+    config_class: type[AlgorithmConfig] = BeliefConfig
+    options: BeliefConfig
+    latent_source: LatentSource = "belief"
 
     def __init__(self, spec: ProblemSpec, joint: bool = False) -> None:
         super().__init__(spec)
-        config = spec.config
-        self.options, self.belief, self.joint = config.encoder, config.belief, joint
-        self.max_norm = config.ppo.max_grad_norm if config.ppo.use_max_grad_norm else math.inf
-        self.transitions = Transitions(spec)
-        self.noise, self.draws, self.device = spec.noise, spec.draws, spec.device
-        self.forgets = self.belief.belief_reset == "episode"
-        width, steps = spec.transition, config.rollout_steps
-        self.actor_latent_dim = 2 * self.options.context_dim
+        self.joint, options = joint, self.options
+        self.forgets = options.belief_reset == "episode"
+        width, steps = spec.transition, spec.config.rollout_steps
+        self.actor_latent_dim = 2 * options.context_dim
         self.critic_latent_dim = self.agents * self.actor_latent_dim
         self.moments = TransitionMoments(width)
         groups, inputs = (1, self.agents * width) if joint else (self.agents, width)
-        self.encoder = BeliefEncoder(
-            groups, inputs, self.belief.belief_hidden, self.options.context_dim
-        )
-        # Of one "task" all trajectories, each with a column that says where an episode begins.
+        self.encoder = BeliefEncoder(groups, inputs, options.belief_hidden, options.context_dim)
+        # Trajectories of all tasks alike, each with a column that marks where an episode starts.
         self.kept = ContextReplay(
-            1, self.belief.kept_trajectories * steps, steps, self.agents, width + 1, self.device
-        )
-        self._eps = config.ppo.opti_eps
-
-    def train_all(self) -> None:
-        """Move all networks to the device, and make their optimiser."""
-        self.to(self.device)
-        self.optimiser = torch.optim.Adam(
-            self.parameters(), self.options.lr, eps=self._eps, fused=True
+            1, options.kept_trajectories * steps, steps, self.agents, width + 1, self.device
         )
 
     @classmethod
     def check_config(cls, config: Config) -> None:
-        belief = config.belief
+        belief = config.algo
+        assert isinstance(belief, BeliefConfig)
         if belief.update_trajectories > belief.kept_trajectories:
             raise ConfigError(
                 f"update_trajectories={belief.update_trajectories} exceeds kept_trajectories="
@@ -137,16 +163,16 @@ class BeliefInference(TaskInference):
             episodes_per_task=config.rollout.episodes_per_task,
         )
 
-    # What is believed.
+    # Inference.
 
     def inputs(self, standardised: Tensor) -> Tensor:
-        """What the encoders read of transitions ``[T, B, A, F]``: ``[G, T, B, inputs]``."""
+        """Inputs of the encoders, from transitions ``[T, B, A, F]``: ``[G, T, B, inputs]``."""
         if self.joint:
             return standardised.flatten(2).unsqueeze(0)
         return standardised.permute(2, 0, 1, 3)
 
     def beliefs(self, standardised: Tensor, first: Tensor) -> Gaussian:
-        """What is believed before each transition, when its action is chosen: ``[G, T, B, D]``.
+        """The belief before each transition, when its action is chosen: ``[G, T, B, D]``.
 
         Args:
             standardised: ``[T, B, A, F]``.
@@ -158,6 +184,28 @@ class BeliefInference(TaskInference):
         before = torch.cat([torch.zeros_like(after[:, :1]), after[:, :-1]], 1)
         return encoder.read_out(before * (~first)[None, :, :, None])
 
+    def initial_belief_state(self, rows: int) -> Tensor:
+        return self.encoder.initial_state(rows)
+
+    def belief_step(self, transition: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        rows = self.moments.standardise(transition.transpose(0, 1).unsqueeze(0))
+        start = state.new_zeros((1, state.shape[1]), dtype=torch.bool)
+        features, state = self.encoder(self.inputs(rows), state, start)
+        return belief_latent(self.encoder.read_out(features[:, 0])), state
+
+    @property
+    def decentralised(self) -> bool:
+        return not self.joint
+
+    def agent_network(self, agent: int) -> BeliefAgent:
+        if self.joint:
+            raise ValueError("all agents act on a belief from the joint transitions of the team")
+        return BeliefAgent(self.moments, slice_agent(self.encoder, agent))
+
+    def agent_manifest(self) -> dict[str, Any]:
+        belief = {"shape": [1, self.options.belief_hidden], "reset": self.options.belief_reset}
+        return {"belief": belief}
+
     def actor_latent(self, tasks: np.ndarray, steps: int) -> BeliefStream:
         return BeliefStream(self, len(tasks))
 
@@ -166,12 +214,12 @@ class BeliefInference(TaskInference):
 
     # Training.
 
-    def elbo(self, transitions: Tensor, first: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def negative_elbo(self, transitions: Tensor, first: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss on trajectories, and its metrics.
 
         Args:
             transitions: ``[T, B, A, F]``, standardised.
-            first: ``[T, B]`` bool, a belief begins anew before a transition.
+            first: ``[T, B]`` bool, a belief is reset before a transition.
         """
         raise NotImplementedError
 
@@ -180,39 +228,26 @@ class BeliefInference(TaskInference):
         require_finite("transitions", transitions.sum(), {"transitions": transitions})
         if self.options.normalize_transitions:
             self.moments.update(transitions)
-        begins = rollout.episode_start[:-1].clone()
+        resets = rollout.episode_start[:-1].clone()
         if not self.forgets:
-            begins[1:] = False
-        column = begins[:, :, None, None].expand(-1, -1, self.agents, 1).to(transitions.dtype)
+            resets[1:] = False
+        column = resets[:, :, None, None].expand(-1, -1, self.agents, 1).to(transitions.dtype)
         trajectories = torch.cat([transitions, column], -1)
         for environment in range(trajectories.shape[1]):
             self.kept.add(0, trajectories[:, environment])
 
-    def update(self) -> dict[str, Any]:
-        found: dict[str, list[Tensor]] = {}
-        for _ in range(self.options.ae_updates_per_iter):
-            for name, value in self._update_once().items():
-                found.setdefault(name, []).append(value.detach())
-        return {name: float(torch.stack(values).mean()) for name, values in found.items()}
-
     def trajectories(self) -> tuple[Tensor, Tensor]:
-        """Standardised transitions ``[T, B, A, F]`` of kept trajectories, and where they begin."""
+        """Standardised transitions ``[T, B, A, F]`` of kept trajectories, and resets ``[T, B]``."""
         held = int(self.kept.sizes)
-        count = min(held, self.belief.update_trajectories)
+        count = min(held, self.options.update_trajectories)
         which = torch.randperm(held, generator=self.draws)[:count].to(self.device)
         drawn = self.kept.data[0, which].transpose(0, 1)
         return self.moments.standardise(drawn[..., :-1]), drawn[:, :, 0, -1] > 0
 
-    def _update_once(self) -> dict[str, Tensor]:
+    def loss(self, measure_gap: bool) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
         transitions, first = self.trajectories()
-        loss, metrics = self.elbo(transitions, first)
-        require_finite("loss/belief", loss, {"transitions": transitions})
-        self.optimiser.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters(), self.max_norm)
-        require_finite("grad_norm/encoder", norm, {"transitions": transitions})
-        self.optimiser.step()
-        return metrics | {"loss/belief": loss, "grad_norm/encoder": norm}
+        loss, metrics = self.negative_elbo(transitions, first)
+        return loss, metrics | {"loss/belief": loss}, {"transitions": transitions}
 
     def buffers_state(self) -> dict[str, Any]:
         return {"kept": self.kept.state_dict()} if int(self.kept.added) else {}
@@ -233,7 +268,7 @@ class BeliefStream:
         self.inference = inference
         self.state = inference.encoder.initial_state(num_envs)
         self.features = torch.zeros_like(self.state[:, :, 0])
-        self.resume = torch.zeros(1, num_envs, dtype=torch.bool, device=self.state.device)
+        self.no_reset = torch.zeros(1, num_envs, dtype=torch.bool, device=self.state.device)
 
     @torch.no_grad()
     def current(self) -> Tensor:
@@ -245,8 +280,44 @@ class BeliefStream:
         inference = self.inference
         rows = inference.transitions.join(*step[:4])
         x = inference.inputs(inference.moments.standardise(rows.unsqueeze(0)))
-        features, self.state = inference.encoder(x, self.state, self.resume)
+        features, self.state = inference.encoder(x, self.state, self.no_reset)
         self.features = features[:, 0]
         if inference.forgets:
             kept = (~step.done)[None, :, None]
             self.features, self.state = self.features * kept, self.state * kept.unsqueeze(-1)
+
+
+class BeliefAgent(AgentNetwork):
+    """One step of the belief ``q(z^i | transitions so far)`` of one agent.
+
+    Args:
+        moments: by which transitions are standardised.
+        encoder: of this agent, see `slice_agent`.
+    """
+
+    outputs = ("told", "next_state")
+
+    def __init__(self, moments: TransitionMoments, encoder: BeliefEncoder) -> None:
+        super().__init__()
+        self.standardise, self.encoder = Standardise(moments), encoder
+
+    def forward(self, transition: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in a transition.
+
+        Args:
+            transition: ``[B, F]``.
+            state: ``[B, 1, H]`` before it; zeros at the beginning.
+
+        Returns:
+            What the policy is conditioned on from now on, ``[B, 2 D]``, and the next state.
+        """
+        rows = self.standardise(transition)[None, None]
+        start = torch.zeros(1, transition.shape[0], dtype=torch.bool)
+        features, state = self.encoder(rows, state.unsqueeze(0), start)
+        return self._latent(features[:, 0]), state[0]
+
+    def initial_latent(self) -> Tensor:
+        return self._latent(torch.zeros(1, 1, self.encoder.hidden))[0]
+
+    def _latent(self, features: Tensor) -> Tensor:
+        return belief_latent(self.encoder.read_out(features))[0]

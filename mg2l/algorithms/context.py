@@ -2,59 +2,103 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mg2l.algorithms.base import CriticLatent, TaskInference
-from mg2l.algorithms.encoder import Encoding, TransitionMoments
+from mg2l.algorithms.base import (
+    CriticLatent,
+    Encoding,
+    LatentSource,
+    LearnedConfig,
+    LearnedInference,
+)
+from mg2l.algorithms.transition_encoder import TransitionMoments
+from mg2l.config.algorithms import AlgorithmConfig
 from mg2l.config.sections import Config
-from mg2l.core.schema import ConfigError, check_steps
+from mg2l.core.schema import ConfigError, bounded, check_steps
 from mg2l.estimators.gaussian import Gaussian
 from mg2l.experience.finite import require_finite
 from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import Context, ContextReplay
 from mg2l.experience.rollout import Rollout
-from mg2l.experience.transitions import Transitions
 
 DRIFT_CONTEXTS = 16
 """Contexts per task from which metrics are taken."""
 
 
-class ContextInference(TaskInference):
-    """The context replay and its exploration, what is told from it, and training on it.
+@dataclass
+class ContextConfig(LearnedConfig):
+    """Keys of the algorithms that infer the task from contexts."""
 
-    A subclass says what it infers (`infer`), what critics are told and may train, and what it
-    learns from contexts (`loss`).
+    hidden_sizes_mlp: list[int] = bounded([64, 64, 64], ge=1, le=8192)  # noqa: RUF009
+    """Hidden layers of the transition encoder and of the local inference networks."""
+
+    ae_batch_size: int = bounded(100, ge=1, le=1_000_000)
+    """Transitions in a context from which the latents of actors and critics are inferred."""
+
+    context_episodes: int = bounded(10, ge=1, le=1_000_000)
+    """Episodes, or where they end early stretches of ``max_ep_len`` steps, that the transitions of
+    such a context are drawn from."""
+
+    update_contexts: int = bounded(160, ge=1, le=1_000_000)
+    """Contexts that an encoder update learns from."""
+
+    update_transitions: int = bounded(10, ge=1, le=1_000_000)
+    """Transitions in a context that an encoder update learns from. Short ones must be recognised by
+    what single transitions say, long ones can be by the average layout of their episodes."""
+
+    update_episodes: int = bounded(1, ge=1, le=1_000_000)
+    """Episodes that the transitions of such a context are drawn from."""
+
+    n_init_updates: int = bounded(500, ge=0, le=1_000_000_000)
+    """Encoder updates on the first exploration rollouts, before any policy acts on what is
+    inferred."""
+
+    ae_buffer_size: int = bounded(100_000, ge=1, le=100_000_000)
+    """Transitions kept per task in the context replay."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.hidden_sizes_mlp:
+            raise ValueError("hidden_sizes_mlp must have at least one layer, got []")
+
+
+class ContextInference(LearnedInference):
+    """The context replay and its exploration, latents inferred from it, and training on it.
+
+    A subclass says what it infers (`infer`), what critics are conditioned on and may train, and
+    what it learns from contexts (`loss`).
     """
 
+    config_class: type[AlgorithmConfig] = ContextConfig
+    options: ContextConfig
+    latent_source: LatentSource = "context"
     explores = True
-    optimiser: torch.optim.Optimizer
+
+    prior: Literal["normal", "sphere"] = "normal"
+    """Where draws of the prior lie: as they are, or projected to the sphere of radius sqrt(D)."""
 
     def __init__(self, spec: ProblemSpec) -> None:
         super().__init__(spec)
-        config = spec.config
-        self.options, self.rollout = config.encoder, config.rollout
-        self.max_norm = config.ppo.max_grad_norm if config.ppo.use_max_grad_norm else math.inf
-        self.tasks, self.transitions = spec.tasks.n_train, Transitions(spec)
-        self.noise, self.draws = spec.noise, spec.draws
+        self.rollout, self.tasks = spec.config.rollout, spec.tasks.n_train
         self.actor_latent_dim = self.critic_latent_dim = self.options.context_dim
         self.replay = ContextReplay(
             self.tasks,
             self.options.ae_buffer_size,
-            config.env.max_ep_len,
+            spec.config.env.max_ep_len,
             self.agents,
             spec.transition,
             spec.device,
         )
-        self._eps = config.ppo.opti_eps
 
     @classmethod
     def check_config(cls, config: Config) -> None:
-        steps, options = config.env.max_ep_len, config.encoder
+        steps, options = config.env.max_ep_len, config.algo
+        assert isinstance(options, ContextConfig)
         if options.ae_buffer_size < steps:
             raise ConfigError(
                 f"ae_buffer_size={options.ae_buffer_size} holds no episode of max_ep_len={steps} "
@@ -69,24 +113,16 @@ class ContextInference(TaskInference):
             update_contexts=options.update_contexts, update_transitions=options.update_transitions
         )
 
-    # What a subclass is.
-
-    def infer(self, context: Context) -> Encoding:
-        """What is inferred from contexts, for acting on: of agent i from its own transitions."""
-        raise NotImplementedError
+    # Inference.
 
     def moments(self) -> list[TransitionMoments]:
-        """What must know the moments of all transitions explored."""
-        raise NotImplementedError
-
-    def loss(self, measure_gap: bool) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
-        """Loss on contexts drawn anew, its metrics, and what it was computed from."""
+        """Moments of all transitions explored, by which networks standardise their inputs."""
         raise NotImplementedError
 
     def recognise(self, context: Context, tasks: Tensor) -> dict[str, float]:
-        """Share of the contexts whose task is recognised, ``accuracy/global`` and ``/local``.
+        """Fraction of the contexts whose task is recognised, ``accuracy/global`` and ``/local``.
 
-        By the nearest of the training tasks' mean representations in the replay.
+        The nearest of the training tasks' mean representations in the replay is taken for it.
         """
         ids = torch.arange(self.tasks).repeat_interleave(DRIFT_CONTEXTS)
         known, found = self.infer(self.contexts(ids)), self.infer(context)
@@ -102,10 +138,10 @@ class ContextInference(TaskInference):
             accuracies[f"accuracy/{'global' if level == 'task' else level}"] = float(hits.mean())
         return accuracies
 
-    # What actors and critics are told.
+    # Conditioning.
 
     def latent_of(self, q: Gaussian) -> Tensor:
-        """What is told of a Gaussian: its mean, or a sample."""
+        """The latent of a Gaussian: its mean, or a sample."""
         return q.sample(self.noise) if self.rollout.act_on == "sample" else q.mean
 
     def contexts(self, tasks: Tensor) -> Context:
@@ -131,19 +167,32 @@ class ContextInference(TaskInference):
         return tasks[:count]
 
     def latent_for_actors(self, encoding: Encoding) -> Tensor:
-        """What actors are told of B contexts, ``[B, A, D]``."""
+        """Latents of the actors after B contexts, ``[B, A, D]``."""
         return self.latent_of(encoding.local)
 
     def latent_for_critic(self, encoding: Encoding) -> Tensor:
-        """What critics are told of B contexts, ``[B, D]``."""
+        """Latent of the critics after B contexts, ``[B, D]``."""
         return self.latent_of(encoding.task)
+
+    @property
+    def context_length(self) -> int:
+        return self.options.ae_batch_size
+
+    def agent_manifest(self) -> dict[str, Any]:
+        context = {
+            "length": self.context_length,
+            "capacity": self.options.ae_buffer_size,
+            "prior": self.prior,
+            "act_on": self.rollout.act_on,
+        }
+        return {"context": context}
 
     @torch.no_grad()
     def actor_latent(self, tasks: np.ndarray, steps: int) -> Tensor:
         rows = steps if self.rollout.context_refresh == "step" else 1
         ids = torch.as_tensor(tasks)
-        told = [self.latent_for_actors(self.infer(self.contexts(ids))) for _ in range(rows)]
-        return torch.stack(told)
+        latents = [self.latent_for_actors(self.infer(self.contexts(ids))) for _ in range(rows)]
+        return torch.stack(latents)
 
     @torch.no_grad()
     def critic_latent(self, tasks: np.ndarray, rollout: Rollout) -> CriticLatent:
@@ -153,7 +202,7 @@ class ContextInference(TaskInference):
     # Exploration.
 
     def project(self, z: Tensor) -> Tensor:
-        """Put draws of the prior ``[*, D]`` where representations live."""
+        """Project draws of the prior ``[*, D]`` to where representations live."""
         return z
 
     def sample_prior(self, num_envs: int) -> Tensor:
@@ -164,7 +213,7 @@ class ContextInference(TaskInference):
 
     def add_exploration(self, rollout: Rollout, tasks: np.ndarray) -> dict[str, float]:
         transitions = self.transitions(rollout)
-        # Here and not at the loss: by then policies have acted on what was inferred from them.
+        # Checked here, before policies act on what is inferred from them.
         require_finite("transitions", transitions.sum(), {"transitions": transitions})
         metrics = self._recognised(transitions, tasks) if self.ready() else {}
         if self.options.normalize_transitions:
@@ -178,7 +227,7 @@ class ContextInference(TaskInference):
 
     @torch.no_grad()
     def _recognised(self, transitions: Tensor, tasks: np.ndarray) -> dict[str, float]:
-        """Share of the contexts from transitions ``[T, N, A, F]`` whose task is recognised.
+        """Fraction of the contexts from transitions ``[T, N, A, F]`` whose task is recognised.
 
         The transitions have never been trained on: accuracy on the replay says little, since it
         can be memorised.
@@ -203,32 +252,9 @@ class ContextInference(TaskInference):
 
     # Training.
 
-    def train_with(self, parameters: list[nn.Parameter]) -> None:
-        """Make the optimiser, of the encoder's ``lr``."""
-        self.trained = parameters
-        self.optimiser = torch.optim.Adam(parameters, self.options.lr, eps=self._eps, fused=True)
-
     def pretrain(self) -> None:
         for _ in range(self.options.n_init_updates):
             self._update_once()
-
-    def update(self) -> dict[str, Any]:
-        found: dict[str, list[Tensor]] = {}
-        for left in reversed(range(self.options.ae_updates_per_iter)):
-            for name, value in self._update_once(measure_gap=left == 0).items():
-                found.setdefault(name, []).append(value.detach())
-        return {name: float(torch.stack(values).mean()) for name, values in found.items()}
-
-    def _update_once(self, measure_gap: bool = False) -> dict[str, Tensor]:
-        loss, metrics, batch = self.loss(measure_gap)
-        require_finite("loss/encoder", loss, batch)
-        self.optimiser.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.trained, self.max_norm)
-        require_finite("grad_norm/encoder", norm, batch)
-        metrics["grad_norm/encoder"] = norm
-        self.optimiser.step()
-        return metrics
 
     def buffers_state(self) -> dict[str, Any]:
         return {"replay": self.replay.state_dict()} if self.ready() else {}
@@ -238,10 +264,10 @@ class ContextInference(TaskInference):
 
 
 class InferredCriticLatent(CriticLatent):
-    """Encoded anew each time it is asked for, so that the value loss reaches the encoder.
+    """Encoded again each time it is asked for, so that the value loss reaches the encoder.
 
     Args:
-        infer: what critics are told, with its graph.
+        infer: computes the latent, with its graph.
     """
 
     def __init__(self, infer: Any) -> None:
@@ -249,5 +275,5 @@ class InferredCriticLatent(CriticLatent):
         self._infer = infer
 
     def __call__(self) -> Tensor:
-        told: Tensor = self._infer()
-        return told
+        latent: Tensor = self._infer()
+        return latent

@@ -7,6 +7,7 @@ Learning*, ICML 2022, arXiv:2206.10442, for several agents.
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mg2l.algorithms.base import CriticLatent
-from mg2l.algorithms.context import ContextInference, InferredCriticLatent
-from mg2l.algorithms.encoder import Encoding, TransitionEncoder, TransitionMoments
+from mg2l.algorithms.agent import ContextAgent, slice_agent
+from mg2l.algorithms.base import CriticLatent, Encoding
+from mg2l.algorithms.context import ContextConfig, ContextInference, InferredCriticLatent
 from mg2l.algorithms.losses import info_nce, pair_scores
+from mg2l.algorithms.transition_encoder import TransitionEncoder, TransitionMoments
+from mg2l.config.algorithms import register_algorithm
 from mg2l.config.sections import Config
-from mg2l.core.schema import ConfigError, check_steps
+from mg2l.core.schema import ConfigError, bounded, check_steps
 from mg2l.estimators.gaussian import STD_FLOOR, Gaussian, kl_to_standard
 from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import Context
 from mg2l.experience.rollout import Rollout
 from mg2l.nn.aggregators import PIAHead
+
+
+@dataclass
+class CORROConfig(ContextConfig):
+    """Transitions contrasted with generated ones of other tasks (Yuan & Lu, 2022)."""
+
+    temperature: float = bounded(0.2, gt=0)
+    """Divisor of the scores."""
+
+    generated_negatives: int = bounded(16, ge=1, le=100_000)
+    """Transitions of other tasks that are generated for each that is contrasted."""
+
+    generator_dim: int = bounded(8, ge=1, le=8192)
+    """Width of the generator's latent variable, which stands for the task."""
 
 
 def _mlp(sizes: list[int]) -> nn.Sequential:
@@ -38,7 +55,7 @@ class Generator(nn.Module):
     """Conditional VAE of rewards and next observations over all tasks, ``p(r, o' | o, a, l)``.
 
     Trained on ``|(r, o') - decoded|^2 / 2 + KL(q(l | o, a, r, o') || N(0, I))``; with ``l`` from
-    the prior it makes up what ``(o, a)`` might have led to in some task.
+    the prior it generates what ``(o, a)`` might have led to in some task.
 
     Args:
         spec: the sizes.
@@ -54,17 +71,17 @@ class Generator(nn.Module):
         self.decoder = _mlp([self.given + width, *hidden, spec.observation + 1])
 
     def loss(self, transitions: Tensor) -> Tensor:
-        """Negative evidence bound [nats], but for a constant, of standardised ``[*, F]``."""
-        mean, spread = self.encoder(transitions).chunk(2, -1)
-        q = Gaussian(mean, F.softplus(spread) + STD_FLOOR)
+        """Negative evidence bound [nats] of standardised ``[*, F]``, up to a constant."""
+        mean, raw_std = self.encoder(transitions).chunk(2, -1)
+        q = Gaussian(mean, F.softplus(raw_std) + STD_FLOOR)
         given, outcome = transitions[..., : self.given], transitions[..., self.given :]
-        found = self.decoder(torch.cat([given, q.sample(self.noise)], -1))
-        error = 0.5 * (found - outcome).square().sum(-1)
+        decoded = self.decoder(torch.cat([given, q.sample(self.noise)], -1))
+        error = 0.5 * (decoded - outcome).square().sum(-1)
         bound: Tensor = (error + kl_to_standard(q)).mean()
         return bound
 
     @torch.no_grad()
-    def make_up(self, transitions: Tensor, count: int) -> Tensor:
+    def generate(self, transitions: Tensor, count: int) -> Tensor:
         """Transitions ``[*, count, F]`` with the same observations and actions."""
         given = transitions[..., : self.given].unsqueeze(-2)
         given = given.expand(*transitions.shape[:-1], count, self.given)
@@ -77,19 +94,22 @@ class CORRO(ContextInference):
     """Transition encoder by InfoNCE, attention over transitions by the value loss.
 
     For a transition ``x`` of a task, another one ``x'`` of it, and ``x_j`` that have the
-    observation and action of ``x`` but made-up reward and next observation (eq. 7 of the paper),
+    observation and action of ``x`` but generated reward and next observation (eq. 7 of the paper),
 
     ``L = -E log(e^{s(x, x')} / (e^{s(x, x')} + sum_j e^{s(x, x_j)}))``,
 
     with the cosine of their codes over ``temperature`` as ``s``.
 
-    Decentralised: an actor is told what the attention makes of its own agent's transitions alone.
+    Decentralised: an actor's latent is what the attention reads from its own agent's transitions.
     """
+
+    config_class = CORROConfig
+    options: CORROConfig
 
     def __init__(self, spec: ProblemSpec) -> None:
         super().__init__(spec)
         options, width = self.options, self.options.context_dim
-        self.codes = TransitionEncoder(options, spec.transition, width)
+        self.codes = TransitionEncoder(options.hidden_sizes_mlp, spec.transition, width)
         self.generator = Generator(spec, options.hidden_sizes_mlp, options.generator_dim)
         self.attention = PIAHead(width, width, spec.path)
         self.to(spec.device)
@@ -98,7 +118,8 @@ class CORRO(ContextInference):
     @classmethod
     def check_config(cls, config: Config) -> None:
         super().check_config(config)
-        options = config.encoder
+        options = config.algo
+        assert isinstance(options, CORROConfig)
         if options.update_transitions < 2:  # one of a context is contrasted with another
             raise ConfigError(
                 f"corro needs update_transitions of at least 2, got {options.update_transitions}"
@@ -114,11 +135,13 @@ class CORRO(ContextInference):
 
     def infer(self, context: Context) -> Encoding:
         codes = self.codes(context).detach()  # [B, A, T, D]: the attention alone learns from it
-        local, everybodys = self.attention(codes), self.attention(codes.flatten(1, 2))
+        local, joint = self.attention(codes), self.attention(codes.flatten(1, 2))
         return Encoding(
-            Gaussian(everybodys, torch.zeros_like(everybodys)),
-            Gaussian(local, torch.zeros_like(local)),
+            Gaussian(joint, torch.zeros_like(joint)), Gaussian(local, torch.zeros_like(local))
         )
+
+    def agent_network(self, agent: int) -> CORROAgent:
+        return CORROAgent(self, agent)
 
     def critic_latent(self, tasks: np.ndarray, rollout: Rollout) -> CriticLatent:
         context = self.contexts(torch.as_tensor(tasks))
@@ -132,27 +155,45 @@ class CORRO(ContextInference):
         drawn = self.short_contexts(tasks).gather()  # [B, T, A, F]
         # Half of a context's transitions are contrasted, the other half are their positives.
         half = drawn.shape[1] // 2
-        ours = drawn[:, :half]
+        contrasted = drawn[:, :half]
         moments = self.codes.moments
-        standardised = moments.standardise(ours)
-        made_up = moments.restore(
-            self.generator.make_up(standardised, self.options.generated_negatives)
+        standardised = moments.standardise(contrasted)
+        generated = moments.restore(
+            self.generator.generate(standardised, self.options.generated_negatives)
         )
         codes = self.codes(drawn[:, : 2 * half]).transpose(1, 2)  # [B, T, A, D]
         query, positive = codes[:, :half], codes[:, half:]
-        # As contexts: of B half T "contexts", each with as many transitions as are made up.
-        negatives = self.codes(made_up.flatten(0, 1).transpose(1, 2)).unflatten(0, ours.shape[:2])
+        # Encoded as B half T contexts, each of the transitions that are generated for one.
+        negatives = self.codes(generated.flatten(0, 1).transpose(1, 2)).unflatten(
+            0, contrasted.shape[:2]
+        )
         keys = torch.cat([positive.unsqueeze(-2), negatives], -2)  # [B, T, A, 1 + negatives, D]
         scores = pair_scores(
             query.flatten(0, 2), keys.flatten(0, 2), "cosine", self.options.temperature,
             own_keys=True,
         )  # fmt: skip
         first = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
-        found = info_nce(scores, first)
+        bound = info_nce(scores, first)
         generator = self.generator.loss(standardised)
         metrics = {
-            "corro/bound": found.bound,
-            "corro/accuracy": found.accuracy,
+            "corro/bound": bound.bound,
+            "corro/accuracy": bound.accuracy,
             "corro/generator": generator,
         }
-        return generator - found.bound, metrics, {"transitions": drawn, "tasks": tasks}
+        return generator - bound.bound, metrics, {"transitions": drawn, "tasks": tasks}
+
+
+class CORROAgent(ContextAgent):
+    """Codes of the transitions of one agent, and the attention over them."""
+
+    def __init__(self, inference: CORRO, agent: int) -> None:
+        super().__init__(inference.codes.moments)
+        self.codes = slice_agent(inference.codes, agent)
+        self.attention = slice_agent(inference.attention, agent)
+
+    def infer(self, context: Tensor) -> Gaussian:
+        mean = self.attention(self.codes(context))
+        return Gaussian(mean, torch.zeros_like(mean))
+
+
+register_algorithm("corro", CORRO)

@@ -7,21 +7,39 @@ agents. (The regularisation of the policy is for offline data, of which there is
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mg2l.algorithms.context import ContextInference
-from mg2l.algorithms.encoder import Encoding, TransitionEncoder, TransitionMoments
-from mg2l.config.sections import EncoderConfig
+from mg2l.algorithms.agent import ContextAgent, slice_agent
+from mg2l.algorithms.base import Encoding
+from mg2l.algorithms.context import ContextConfig, ContextInference
+from mg2l.algorithms.transition_encoder import TransitionEncoder, TransitionMoments
+from mg2l.config.algorithms import register_algorithm
+from mg2l.core.schema import bounded
 from mg2l.estimators.gaussian import Gaussian
 from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import Context
 
 
+@dataclass
+class FOCALConfig(ContextConfig):
+    """Distance metric learning (Li et al., 2021)."""
+
+    distance_power: float = bounded(2.0, gt=0)
+    """Exponent n of the term that separates tasks, 1 / (distance^n + ``distance_floor``)."""
+
+    distance_floor: float = bounded(0.1, gt=0)
+    """Bounds that term where two tasks coincide."""
+
+    distance_weight: float = bounded(1.0, ge=0)
+    """Weight of separating tasks against keeping the contexts of one task together."""
+
+
 def distance_metric_loss(
-    z: Tensor, tasks: Tensor, config: EncoderConfig
+    z: Tensor, tasks: Tensor, config: FOCALConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean over all pairs of the distance metric loss (eq. 12 of the paper).
 
@@ -40,8 +58,8 @@ def distance_metric_loss(
     same = tasks.unsqueeze(0) == tasks.unsqueeze(1)
     pair = ~torch.eye(len(tasks), dtype=torch.bool, device=tasks.device)
     power = squares.clamp(min=1e-12).pow(config.distance_power / 2)
-    apart = config.distance_weight / (power + config.distance_floor)
-    losses = torch.where(same, squares, apart)
+    repulsion = config.distance_weight / (power + config.distance_floor)
+    losses = torch.where(same, squares, repulsion)
 
     def mean(x: Tensor, kept: Tensor) -> Tensor:
         return (x * kept).sum((-2, -1)).mean() / kept.sum().clamp(min=1)
@@ -50,17 +68,20 @@ def distance_metric_loss(
 
 
 class FOCAL(ContextInference):
-    """``z^i``: the mean over agent i's transitions of a bounded embedding; z: over everybody's.
+    """``z^i``: the mean of a bounded embedding over agent i's transitions; z: over joint ones.
 
     The distance metric loss of the agents' ``z^i`` trains the embedding, and nothing else does.
 
-    Decentralised: an actor is told ``z^i`` of its own agent's transitions alone.
+    Decentralised: an actor's latent is ``z^i``, of its own agent's transitions alone.
     """
+
+    config_class = FOCALConfig
+    options: FOCALConfig
 
     def __init__(self, spec: ProblemSpec) -> None:
         super().__init__(spec)
         self.embedding = TransitionEncoder(
-            self.options, spec.transition, self.options.context_dim, spec.vision
+            self.options.hidden_sizes_mlp, spec.transition, self.options.context_dim, spec.vision
         ).to(spec.device)
         self.train_with(list(self.embedding.parameters()))
 
@@ -69,11 +90,13 @@ class FOCAL(ContextInference):
 
     def infer(self, context: Context) -> Encoding:
         local = torch.tanh(self.embedding(context)).mean(2)  # [B, A, D]
-        everybodys = local.mean(1)
+        joint = local.mean(1)
         return Encoding(
-            Gaussian(everybodys, torch.zeros_like(everybodys)),
-            Gaussian(local, torch.zeros_like(local)),
+            Gaussian(joint, torch.zeros_like(joint)), Gaussian(local, torch.zeros_like(local))
         )
+
+    def agent_network(self, agent: int) -> FOCALAgent:
+        return FOCALAgent(self, agent)
 
     def loss(self, measure_gap: bool) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
         tasks = self.update_tasks()
@@ -82,3 +105,18 @@ class FOCAL(ContextInference):
         loss, within, between = distance_metric_loss(z, tasks.to(z.device), self.options)
         metrics = {"focal/loss": loss, "focal/within": within, "focal/between": between}
         return loss, metrics, {"context": context, "tasks": tasks}
+
+
+class FOCALAgent(ContextAgent):
+    """The embedding, applied to the transitions of one agent."""
+
+    def __init__(self, inference: FOCAL, agent: int) -> None:
+        super().__init__(inference.embedding.moments)
+        self.embedding = slice_agent(inference.embedding, agent)
+
+    def infer(self, context: Tensor) -> Gaussian:
+        mean = torch.tanh(self.embedding(context)).mean(2)
+        return Gaussian(mean, torch.zeros_like(mean))
+
+
+register_algorithm("focal", FOCAL)

@@ -1,4 +1,4 @@
-"""Losses of the task encoder. All information is in nats."""
+"""Contrastive bounds on the information about the task. All information is in nats."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class InfoNCE(NamedTuple):
     """Lower bound on the mutual information [nats], at most ``log K``."""
 
     accuracy: Tensor
-    """Share of the queries whose positive scores highest."""
+    """Fraction of the queries whose positive scores highest."""
 
 
 def pair_scores(

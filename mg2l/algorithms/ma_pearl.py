@@ -6,6 +6,7 @@ Probabilistic Context Variables*, ICML 2019, arXiv:1903.08254, for several agent
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mg2l.algorithms.base import CriticLatent
-from mg2l.algorithms.context import ContextInference, InferredCriticLatent
-from mg2l.algorithms.encoder import Encoding, TransitionEncoder, TransitionMoments
+from mg2l.algorithms.agent import ContextAgent, slice_agent
+from mg2l.algorithms.base import CriticLatent, Encoding
+from mg2l.algorithms.context import ContextConfig, ContextInference, InferredCriticLatent
+from mg2l.algorithms.transition_encoder import TransitionEncoder, TransitionMoments
+from mg2l.config.algorithms import register_algorithm
+from mg2l.core.schema import bounded
 from mg2l.estimators.gaussian import Gaussian, kl_to_standard
 from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import Context
 from mg2l.experience.rollout import Rollout
 
 _VARIANCE_FLOOR = 1e-7
+
+
+@dataclass
+class MAPearlConfig(ContextConfig):
+    """Products of Gaussian factors (Rakelly et al., 2019)."""
+
+    kl_weight: float = bounded(0.1, ge=0)
+    """Weight of KL(q(z|c) || N(0, I)) [nats]."""
 
 
 def product_of_gaussians(means: Tensor, variances: Tensor) -> Gaussian:
@@ -35,9 +47,9 @@ def product_of_gaussians(means: Tensor, variances: Tensor) -> Gaussian:
 
 
 def posterior(factors: Tensor) -> Gaussian:
-    """Product of Gaussians whose raw means and spreads are ``[*, T, 2 D]``: ``[*, D]``."""
-    means, spreads = factors.chunk(2, -1)
-    return product_of_gaussians(means, F.softplus(spreads) + _VARIANCE_FLOOR)
+    """Product of Gaussians, raw means and standard deviations ``[*, T, 2 D]``: ``[*, D]``."""
+    means, raw_stds = factors.chunk(2, -1)
+    return product_of_gaussians(means, F.softplus(raw_stds) + _VARIANCE_FLOOR)
 
 
 class MAPearl(ContextInference):
@@ -47,15 +59,18 @@ class MAPearl(ContextInference):
     the value loss of PPO for that of an off-policy critic). The critic's ``c`` are all agents'
     transitions.
 
-    Decentralised: an actor is told a sample of the product of its own agent's factors alone.
+    Decentralised: an actor's latent is a sample of the product of its own agent's factors alone.
     """
+
+    config_class = MAPearlConfig
+    options: MAPearlConfig
 
     def __init__(self, spec: ProblemSpec) -> None:
         super().__init__(spec)
         width = self.options.context_dim
-        self.factors = TransitionEncoder(self.options, spec.transition, 2 * width, spec.vision).to(
-            spec.device
-        )
+        self.factors = TransitionEncoder(
+            self.options.hidden_sizes_mlp, spec.transition, 2 * width, spec.vision
+        ).to(spec.device)
         self.train_with(list(self.factors.parameters()))
 
     def moments(self) -> list[TransitionMoments]:
@@ -65,6 +80,9 @@ class MAPearl(ContextInference):
         factors = self.factors(context)  # [B, A, T, 2 D]
         return Encoding(posterior(factors.flatten(1, 2)), posterior(factors))
 
+    def agent_network(self, agent: int) -> MAPearlAgent:
+        return MAPearlAgent(self, agent)
+
     def trained_by_critic(self) -> list[nn.Parameter]:
         return self.trained
 
@@ -72,7 +90,7 @@ class MAPearl(ContextInference):
         return _Posterior(self, self.contexts(torch.as_tensor(tasks)))
 
     def update(self) -> dict[str, Any]:
-        """Nothing: the value loss has trained all. How far posteriors are from the prior."""
+        """The value loss has trained all; measures how far posteriors are from the prior."""
         with torch.no_grad():
             encoding = self.infer(self.contexts(torch.arange(self.tasks)))
         return {
@@ -81,7 +99,7 @@ class MAPearl(ContextInference):
         }
 
     def pretrain(self) -> None:
-        """Nothing: there is no value loss yet."""
+        """Does nothing: there is no value loss yet."""
 
 
 class _Posterior(InferredCriticLatent):
@@ -99,3 +117,17 @@ class _Posterior(InferredCriticLatent):
     def penalty(self) -> Tensor:
         assert self._q is not None
         return self.inference.options.kl_weight * kl_to_standard(self._q).mean()
+
+
+class MAPearlAgent(ContextAgent):
+    """Product of the factors of one agent's transitions."""
+
+    def __init__(self, inference: MAPearl, agent: int) -> None:
+        super().__init__(inference.factors.moments)
+        self.factors = slice_agent(inference.factors, agent)
+
+    def infer(self, context: Tensor) -> Gaussian:
+        return posterior(self.factors(context))
+
+
+register_algorithm("ma-pearl", MAPearl)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from mg2l.algorithms.base import TaskInference
+from mg2l.config.algorithms import register_algorithm
 
 
 class MAPPO(TaskInference):
-    """What inference must beat."""
+    """The baseline that task inference must beat."""
+
+
+register_algorithm("mappo", MAPPO)

@@ -6,12 +6,26 @@ Multi-Agent Reinforcement Learning*, 2022, arXiv:2207.02249.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from mg2l.algorithms.belief import BeliefInference, Decoder
+from mg2l.algorithms.belief import BeliefConfig, BeliefInference, Decoder
+from mg2l.config.algorithms import register_algorithm
 from mg2l.estimators.gaussian import kl_to_standard
 from mg2l.experience.problem import ProblemSpec
+
+
+@dataclass
+class MATEConfig(BeliefConfig):
+    """Multi-agent task embeddings (Schaefer et al., 2022)."""
+
+    mate_encoding: Literal["own", "joint", "mixed"] = "own"
+    """Whose transitions an embedding is made of, and whose are decoded from it: each agent's own;
+    those of the whole team; or each agent's own, from a mixture of which those of the team are
+    decoded."""
 
 
 class MATE(BeliefInference):
@@ -26,35 +40,40 @@ class MATE(BeliefInference):
     The embedding is the one that was acted on, so a decoder predicts what it has not seen.
 
     - ``own`` (independent MATE): encoder and decoder per agent, from and of its own transitions.
-    - ``joint`` (centralised): one of each, from and of everybody's. Inference is centralised: at
-      meta-test, too, all agents are told an embedding of everybody's transitions.
-    - ``mixed``: encoders per agent, from its own transitions; one decoder of everybody's, from the
-      embedding of agent ``i`` with probability ``w_i``, a softmax of all observations. The loss is
-      the expectation over ``i``.
+    - ``joint`` (centralised): one of each, from and of the joint transitions of the team. Inference
+      is centralised at meta-test, too.
+    - ``mixed``: encoders per agent, from its own transitions; one decoder of the joint ones, from
+      the embedding of agent ``i`` with probability ``w_i``, a softmax of all observations. The loss
+      is the expectation over ``i``.
 
     Decentralised but for ``joint``: an agent infers from its own transitions alone.
     """
 
+    config_class = MATEConfig
+    options: MATEConfig
+
     def __init__(self, spec: ProblemSpec) -> None:
-        self.kind = spec.config.belief.mate_encoding
-        super().__init__(spec, joint=self.kind == "joint")
-        self.everybodys = self.kind != "own"
-        groups, team = (1, self.agents) if self.everybodys else (self.agents, 1)
+        assert isinstance(spec.config.algo, MATEConfig)
+        kind = spec.config.algo.mate_encoding
+        super().__init__(spec, joint=kind == "joint")
+        self.decodes_team = kind != "own"
+        groups, team = (1, self.agents) if self.decodes_team else (self.agents, 1)
         known = team * (spec.observation + spec.action) + self.options.context_dim
-        sizes = self.belief.decoder_sizes_mlp
+        sizes = self.options.decoder_sizes_mlp
         self.decoder = Decoder(groups, known, sizes, team * (spec.observation + 1))
         self.mixer: Decoder | None = None
-        if self.kind == "mixed":
+        if kind == "mixed":
             self.mixer = Decoder(1, team * spec.observation, sizes[:1], self.agents)
-        self.train_all()
+        self.to(self.device)
+        self.train_with(list(self.parameters()))
 
-    def elbo(self, transitions: Tensor, first: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def negative_elbo(self, transitions: Tensor, first: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         q = self.beliefs(transitions, first)
         z = q.sample(self.noise)  # [G, T, B, D]
         observations, actions, rewards, finals = (
             part.movedim(2, 0) for part in self.transitions.split(transitions)
         )
-        if self.everybodys:
+        if self.decodes_team:
             observations, actions, rewards, finals = (
                 part.movedim(0, 2).flatten(2).unsqueeze(0)
                 for part in (observations, actions, rewards, finals)
@@ -66,10 +85,10 @@ class MATE(BeliefInference):
         else:
             decoded = self.decoder(decoded)
         sizes = [finals.shape[-1], rewards.shape[-1]]
-        finals_found, rewards_found = decoded.split(sizes, -1)
+        decoded_finals, decoded_rewards = decoded.split(sizes, -1)
         errors = {
-            "belief/observation_error": (finals_found - finals).square().mean(-1),
-            "belief/reward_error": (rewards_found - rewards).square().mean(-1),
+            "belief/observation_error": (decoded_finals - finals).square().mean(-1),
+            "belief/reward_error": (decoded_rewards - rewards).square().mean(-1),
         }
         if self.mixer is not None:
             weights = torch.softmax(self.mixer(observations), -1)[0].movedim(-1, 0)  # [A, T, B]
@@ -77,8 +96,11 @@ class MATE(BeliefInference):
         metrics = {name: error.mean() for name, error in errors.items()}
         metrics["belief/kl"] = kl_to_standard(q).mean()
         loss = (
-            self.belief.observation_weight * metrics["belief/observation_error"]
-            + self.belief.reward_weight * metrics["belief/reward_error"]
+            self.options.observation_weight * metrics["belief/observation_error"]
+            + self.options.reward_weight * metrics["belief/reward_error"]
             + self.options.kl_weight * metrics["belief/kl"]
         )
         return loss, metrics
+
+
+register_algorithm("mate", MATE)

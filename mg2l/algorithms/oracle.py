@@ -7,13 +7,16 @@ import torch
 from torch import Tensor
 
 from mg2l.algorithms.base import CriticLatent, TaskInference
+from mg2l.config.algorithms import register_algorithm
 from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.rollout import Rollout
 
 
 class Oracle(TaskInference):
-    """What inference can reach at best: everybody knows the task."""
+    """What inference can reach at best: all agents and critics know the task."""
 
+    latent_source = "features"
+    knows_task = True
     features: Tensor
 
     def __init__(self, spec: ProblemSpec) -> None:
@@ -23,8 +26,11 @@ class Oracle(TaskInference):
         self.actor_latent_dim = self.critic_latent_dim = features.shape[1]
 
     def actor_latent(self, tasks: np.ndarray, steps: int) -> Tensor:
-        told = self.features[torch.as_tensor(tasks, device=self.features.device)]
-        return told[None, :, None].expand(-1, -1, self.agents, -1)
+        latent = self.features[torch.as_tensor(tasks, device=self.features.device)]
+        return latent[None, :, None].expand(-1, -1, self.agents, -1)
 
     def critic_latent(self, tasks: np.ndarray, rollout: Rollout) -> CriticLatent:
         return CriticLatent(self.features[torch.as_tensor(tasks, device=self.features.device)])
+
+
+register_algorithm("oracle", Oracle)

@@ -6,16 +6,18 @@ Reinforcement Learning*, 2016, arXiv:1611.02779, for several agents.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from mg2l.algorithms.base import CriticLatent, TaskInference
+from mg2l.config.algorithms import register_algorithm
 from mg2l.config.sections import Config
 from mg2l.core.schema import ConfigError
 from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.rollout import Rollout, Step
-from mg2l.experience.transitions import Transitions
 from mg2l.nn.moments import RunningMoments
 
 
@@ -26,12 +28,13 @@ class RL2(TaskInference):
     all that is in the state of its GRU (``use_recurrent_policy``), which lasts for all episodes of
     a task (``recurrent_reset: task``, ``episodes_per_task``). There is no loss but PPO's.
 
-    Decentralised: an agent remembers what happened to itself alone. The critic reads everybody's.
+    Decentralised: an agent remembers its own steps alone. The critic reads those of all agents.
     """
+
+    latent_source = "last_step"
 
     def __init__(self, spec: ProblemSpec) -> None:
         super().__init__(spec)
-        self.transitions, self.device = Transitions(spec), spec.device
         self.rewards = RunningMoments(1)
         self.actor_latent_dim = spec.action + 2
         self.critic_latent_dim = self.agents * self.actor_latent_dim
@@ -40,6 +43,10 @@ class RL2(TaskInference):
     def check_config(cls, config: Config) -> None:
         if not (config.policy.use_recurrent_policy or config.policy.use_naive_recurrent_policy):
             raise ConfigError("rl2 needs use_recurrent_policy=true, got false")
+
+    def agent_manifest(self) -> dict[str, Any]:
+        moments = {"reward_mean": float(self.rewards.mean), "reward_std": float(self.rewards.std)}
+        return {"told": moments}
 
     def actor_latent(self, tasks: np.ndarray, steps: int) -> LastStep:
         return LastStep(self, len(tasks))
@@ -70,3 +77,6 @@ class LastStep:
         done = step.done[:, None, None].expand(*step.rewards.shape, 1).to(step.rewards.dtype)
         rewards = self.rewards.standardise(step.rewards.unsqueeze(-1))
         self.last = torch.cat([self.transitions.actions(step.actions), rewards, done], -1)
+
+
+register_algorithm("rl2", RL2)

@@ -6,12 +6,27 @@ Bayes-Adaptive Deep RL via Meta-Learning*, ICLR 2020, arXiv:1910.08348, for seve
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from mg2l.algorithms.belief import BeliefInference, Decoder
+from mg2l.algorithms.belief import BeliefConfig, BeliefInference, Decoder
+from mg2l.config.algorithms import register_algorithm
+from mg2l.core.schema import bounded
 from mg2l.estimators.gaussian import Gaussian, kl_between
 from mg2l.experience.problem import ProblemSpec
+
+
+@dataclass
+class VariBADConfig(BeliefConfig):
+    """Beliefs that explain past and future (Zintgraf et al., 2020)."""
+
+    elbo_terms: int = bounded(10, ge=1, le=1_000_000)
+    """Steps of a trajectory at whose beliefs the bound is evaluated in an update."""
+
+    decoded_steps: int = bounded(20, ge=1, le=1_000_000)
+    """Steps, past and to come, that are decoded from each of these beliefs."""
 
 
 class VariBAD(BeliefInference):
@@ -27,21 +42,25 @@ class VariBAD(BeliefInference):
     Decentralised: an agent infers from its own transitions alone, in all episodes of a task.
     """
 
+    config_class = VariBADConfig
+    options: VariBADConfig
+
     def __init__(self, spec: ProblemSpec) -> None:
         super().__init__(spec)
         before = spec.observation + spec.action + self.options.context_dim
         after = before + spec.observation
-        sizes = self.belief.decoder_sizes_mlp
+        sizes = self.options.decoder_sizes_mlp
         self.dynamics = Decoder(self.agents, before, sizes, spec.observation)
         self.reward = Decoder(self.agents, after, sizes, 1)
-        self.train_all()
+        self.to(self.device)
+        self.train_with(list(self.parameters()))
 
-    def elbo(self, transitions: Tensor, first: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def negative_elbo(self, transitions: Tensor, first: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         q = self.beliefs(transitions, first)  # [A, T, B, D]
         steps = len(transitions)
         terms, decoded = (
             torch.randperm(steps, generator=self.draws)[:count].to(self.device)
-            for count in (self.belief.elbo_terms, self.belief.decoded_steps)
+            for count in (self.options.elbo_terms, self.options.decoded_steps)
         )
         z = q.sample(self.noise)[:, terms].unsqueeze(2)  # [A, terms, 1, B, D]
         shape = (-1, len(terms), len(decoded), -1, -1)
@@ -50,24 +69,27 @@ class VariBAD(BeliefInference):
             part[decoded].movedim(2, 0).unsqueeze(1).expand(shape)
             for part in self.transitions.split(transitions)
         )
-        finals_found = self.dynamics(torch.cat([observations, actions, z], -1))
-        rewards_found = self.reward(torch.cat([observations, actions, finals, z], -1))
+        decoded_finals = self.dynamics(torch.cat([observations, actions, z], -1))
+        decoded_rewards = self.reward(torch.cat([observations, actions, finals, z], -1))
         metrics = {
-            "belief/observation_error": (finals_found - finals).square().mean(),
-            "belief/reward_error": (rewards_found - rewards).square().mean(),
-            "belief/kl": kl_between(q, _before(q, first)).mean(),
+            "belief/observation_error": (decoded_finals - finals).square().mean(),
+            "belief/reward_error": (decoded_rewards - rewards).square().mean(),
+            "belief/kl": kl_between(q, previous_belief(q, first)).mean(),
         }
         loss = (
-            self.belief.observation_weight * metrics["belief/observation_error"]
-            + self.belief.reward_weight * metrics["belief/reward_error"]
+            self.options.observation_weight * metrics["belief/observation_error"]
+            + self.options.reward_weight * metrics["belief/reward_error"]
             + self.options.kl_weight * metrics["belief/kl"]
         )
         return loss, metrics
 
 
-def _before(q: Gaussian, first: Tensor) -> Gaussian:
-    """The belief one step earlier, ``N(0, I)`` where one begins: both ``[A, T, B, D]``."""
-    begins = first[None, :, :, None]
+def previous_belief(q: Gaussian, first: Tensor) -> Gaussian:
+    """The belief one step earlier, ``N(0, I)`` after a reset: both ``[A, T, B, D]``."""
+    resets = first[None, :, :, None]
     return Gaussian(
-        q.mean.roll(1, 1).masked_fill(begins, 0.0), q.std.roll(1, 1).masked_fill(begins, 1.0)
+        q.mean.roll(1, 1).masked_fill(resets, 0.0), q.std.roll(1, 1).masked_fill(resets, 1.0)
     )
+
+
+register_algorithm("varibad", VariBAD)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
+from mg2l.config import algorithms
 from mg2l.config.files import (
     CONFIGS,
     DEFAULTS,
@@ -180,8 +181,8 @@ def _read_words(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     overrides = []
     words = iter(argv)
     for word in words:
-        if word in ("-h", "--help"):
-            options["help"] = ""
+        if word in ("-h", "--help", "--help=all"):
+            options["help"] = word.partition("=")[2]
             continue
         if not word.startswith("-"):
             overrides.append(word)
@@ -206,8 +207,12 @@ def _read_words(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _key_names() -> set[str]:
-    """Leaf names of every key of every family."""
-    return {name for family in registry.names() for name in Schema(family).by_name}
+    """Leaf names of every key of every family and algorithm."""
+    families = {key.name for name in registry.names() for key in keys(registry.config_class(name))}
+    own = {
+        key.name for name in algorithms.names() for key in keys(algorithms.load(name).config_class)
+    }
+    return {*Schema(DEFAULTS["env"]).by_name, *families, *own}
 
 
 def _stem(name: str) -> str:
@@ -324,21 +329,31 @@ def _files(kind: str) -> list[str]:
             note = note or _summary(section)
         mark = "  [default]" if name == DEFAULTS[kind] else ""
         lines.append(f"  --{kind}={name}{mark}" + (f"\n{_wrap(note, 6)}" if note else ""))
+    own: dict[str, type] = {}
     if kind == "env":
-        lines += [
-            f"  --env={name}\n{_wrap(_summary(registry.config_class(name)), 6)}"
-            for name in sorted({*registry.names()} - {*available(kind)})
-        ]
+        own = {name: registry.config_class(name) for name in registry.names()}
+    elif kind == "algo":
+        own = {name: algorithms.load(name) for name in algorithms.names()}
+        shipped = {load_config(algo=name).algo_name for name in available(kind)}
+        own = {name: algorithm for name, algorithm in own.items() if name not in shipped}
+    lines += [
+        f"  --{kind}={name}\n{_wrap(_summary(section), 6)}"
+        for name, section in sorted(own.items())
+        if name not in available(kind)
+    ]
     return lines
 
 
 def help_text(argv: Sequence[str] = ()) -> str:
-    """All options, files and keys, with the values that the files chosen by ``argv`` set.
+    """Options, files and keys, with the values that the files chosen by ``argv`` set.
+
+    Keys are those of every run and of the chosen environment and algorithm; with ``--help=all``
+    those of every other environment family and algorithm, too.
 
     Raises:
         ConfigError: ``argv`` chooses a file that cannot be read.
     """
-    options, _ = _read_words(argv)
+    options = {"help": ""} | _read_words(argv)[0]
     names = {kind: options.get(kind, DEFAULTS[kind]) for kind in KINDS}
     sources: Sources = read_sources(**names)
     chosen = sources.merged()
@@ -360,19 +375,26 @@ def help_text(argv: Sequence[str] = ()) -> str:
         "  --resume-previous  where the last checkpoint is damaged, use the one before it",
         f"  --trust  {TRUST}",
         "  --help  this text; 'here' is what --expt, --algo and --env on this command line set",
+        "  --help=all  the keys of all other environments and algorithms, too",
         "",
     ]
     for kind, title in [("env", "Environments"), ("algo", "Algorithms"), ("expt", "Experiments")]:
         lines += [title, *_files(kind), ""]
     lines += [f"Keys (here: {choice})", "", "run"]
     lines += [_key_lines(key, chosen) for key in keys(Config)]
-    for group, section in sources.schema.groups.items():
-        if group != "env":
-            lines += ["", _wrap(f"{group}: {_summary(section)}", 0)]
-            lines += [_key_lines(key, chosen) for key in keys(section, group)]
-    for family in registry.names():
-        section = registry.config_class(family)
-        lines += ["", _wrap(f"env, family {family}: {_summary(section)}", 0)]
-        here = chosen if family == sources.schema.family else {}
-        lines += [_key_lines(key, here) for key in keys(section, "env")]
+    schema = sources.schema
+    for group, section in schema.groups.items():
+        about = {"env": f"env, family {schema.family}", "algo": f"algo, {schema.algorithm}"}
+        lines += ["", _wrap(f"{about.get(group, group)}: {_summary(section)}", 0)]
+        lines += [_key_lines(key, chosen) for key in keys(section, group)]
+    if options["help"] == "all":
+        others = [
+            *((f"env, family {name}", "env", registry.config_class(name))
+              for name in registry.names() if name != schema.family),
+            *((f"algo, {name}", "algo", algorithms.load(name).config_class)
+              for name in algorithms.names() if name != schema.algorithm),
+        ]  # fmt: skip
+        for title, group, section in others:
+            lines += ["", _wrap(f"{title}: {_summary(section)}", 0)]
+            lines += [_key_lines(key, {}) for key in keys(section, group)]
     return "\n".join(lines)

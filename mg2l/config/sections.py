@@ -1,6 +1,7 @@
 """The schema of a run: what every key means, its type, default and bounds.
 
-YAML files under ``configs/`` hold values only; ``mg2l.cli`` reads them and the command line.
+The keys of an environment family and of an algorithm stand with these, in classes of their own.
+YAML files under ``configs/`` hold values only; ``mg2l.config.files`` reads them.
 Leaf names are unique over all groups, so ``clip_param=0.3`` and ``ppo.clip_param=0.3`` are the
 same override.
 """
@@ -10,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mg2l.config import algorithms as registry
-from mg2l.core.schema import Section, bounded, check_steps, one_of
+from mg2l.config import algorithms
+from mg2l.config.algorithms import AlgorithmConfig
+from mg2l.core.schema import Section, bounded, check_steps
 from mg2l.envs.base import EnvConfig
 
 
@@ -147,6 +149,11 @@ class PolicyConfig(Section):
     algo_hidden_size: int = bounded(256, ge=1, le=8192)
     """Width of the hidden layers."""
 
+    obs: Literal["mlp", "cnn"] = "mlp"
+    """How observations are read that begin with an image: as flat numbers, or through two
+    convolutions in actors, critics and the encoders of single transitions (of ``mg2l``,
+    ``ma-pearl`` and ``focal``)."""
+
     layer_N: int = bounded(1, ge=0, le=1000)
     """Hidden layers after the first."""
 
@@ -198,204 +205,12 @@ class PolicyConfig(Section):
 
 
 @dataclass
-class EncoderConfig(Section):
-    """Multi-level task encoder and its losses (Zhao et al., 2025, sections III and IV)."""
-
-    context_dim: int = bounded(16, ge=1, le=8192)
-    """Width D of a task representation."""
-
-    obs: Literal["mlp", "cnn"] = "mlp"
-    """How observations are read that begin with an image: as flat numbers, or through two
-    convolutions in actors, critics and the encoders of single transitions (``mg2l``, ``ma-pearl``,
-    ``focal``)."""
-
-    hidden_sizes_mlp: list[int] = bounded([64, 64, 64], ge=1, le=8192)  # noqa: RUF009
-    """Hidden layers of the transition encoder and of the local inference networks."""
-
-    aggregator: Literal["pia", "transformer", "rnn", "gaussian_product", "mean"] = "pia"
-    """How a context's transitions become one vector."""
-
-    n_blocks: int = bounded(0, ge=0, le=1000)
-    """Self-attention blocks before the permutation-invariant attention head (or in the
-    transformer aggregator)."""
-
-    n_heads: int = bounded(4, ge=1, le=8192)
-    """Attention heads of a block; divides ``context_dim``."""
-
-    dist: Literal["gaussian", "deterministic"] = "gaussian"
-    """Representation as a Gaussian, or as a point."""
-
-    bounded_by: Literal["sphere", "none"] = "sphere"
-    """What keeps representations in bounds: means on the sphere of radius sqrt(D), where the prior
-    N(0, I) lives, or nothing."""
-
-    normalize_transitions: bool = True
-    """Standardise transitions with the moments of all that were explored."""
-
-    keys: Literal["task", "context"] = "task"
-    """What a representation is contrasted with: a learned key per training task, or the
-    representations of other contexts."""
-
-    negatives: Literal["shared", "independent"] = "shared"
-    """With ``keys: context``: one fresh context per task for all queries, or own ones for every
-    query."""
-
-    contrast: Literal["mean", "sample"] = "mean"
-    """What of a Gaussian is contrasted: its mean, or a sample."""
-
-    score: Literal["dot", "cosine", "bilinear"] = "cosine"
-    """Score of a query and a key in InfoNCE."""
-
-    temperature: float = bounded(0.2, gt=0)
-    """Divisor of the scores."""
-
-    kl_weight: float = bounded(0.1, ge=0)
-    """Weight of KL(q(z|c) || N(0, I)) [nats]."""
-
-    global_objective: Literal["mi", "none"] = "mi"
-    """What trains the global representation beside KL and value loss: the bound on its information
-    about the task, or nothing. In the latter case the local losses train learned keys."""
-
-    local_objective: Literal["conditional_mi", "mi", "kl", "none"] = "conditional_mi"
-    """What trains the local inference networks: the bound on the conditional mutual information
-    reduction, the information about the global representation, closeness to it, or nothing."""
-
-    local_query: Literal["own", "joint"] = "own"
-    """With ``conditional_mi``: what is contrasted, an agent's own representation, as it must do
-    without the global one when it acts, or both together (the literal form)."""
-
-    local_to_encoder: bool = True
-    """The local losses also train transition encoder and aggregation; in the paper they do not."""
-
-    told_actors: Literal["local", "global"] = "local"
-    """What actors are told: each its own representation, or all of them the global one, for which
-    execution must be centralised."""
-
-    told_critics: Literal["local", "global"] = "global"
-    """What critics are told: the global representation, or all agents' own."""
-
-    target_decay: float = bounded(0.99, ge=0, lt=1)
-    """Decay per update of the slow copy of the encoder that actors listen to, and critics that do
-    not train it, and that encodes the keys of ``keys: context`` (He et al., 2020,
-    arXiv:1911.05722); 0 is no copy."""
-
-    distance_power: float = bounded(2.0, gt=0)
-    """FOCAL: n of what keeps tasks apart, 1 / (distance^n + ``distance_floor``)."""
-
-    distance_floor: float = bounded(0.1, gt=0)
-    """FOCAL: what bounds the above where two tasks coincide."""
-
-    distance_weight: float = bounded(1.0, ge=0)
-    """FOCAL: weight of keeping tasks apart against keeping a task's contexts together."""
-
-    generated_negatives: int = bounded(16, ge=1, le=100_000)
-    """CORRO: transitions of other tasks that are made up for each that is contrasted."""
-
-    generator_dim: int = bounded(8, ge=1, le=8192)
-    """CORRO: width of the variable that stands for the task where transitions are made up."""
-
-    lr: float = bounded(2e-3, gt=0)
-    """Learning rate of the encoder."""
-
-    critic_to_encoder: bool = True
-    """The value loss also trains transition encoder, aggregation and global inference."""
-
-    ae_batch_size: int = bounded(100, ge=1, le=1_000_000)
-    """Transitions in a context from which actors and critics are told of the task."""
-
-    context_episodes: int = bounded(10, ge=1, le=1_000_000)
-    """Episodes, or where they end early stretches of ``max_ep_len`` steps, that the transitions of
-    such a context are drawn from."""
-
-    update_contexts: int = bounded(160, ge=1, le=1_000_000)
-    """Contexts that an encoder update learns from."""
-
-    update_transitions: int = bounded(10, ge=1, le=1_000_000)
-    """Transitions in a context that an encoder update learns from. Short ones must be recognised by
-    what single transitions say, long ones can be by the average layout of their episodes."""
-
-    update_episodes: int = bounded(1, ge=1, le=1_000_000)
-    """Episodes that the transitions of such a context are drawn from."""
-
-    ae_updates_per_iter: int = bounded(50, ge=0, le=1_000_000)
-    """Encoder updates per iteration."""
-
-    n_init_updates: int = bounded(500, ge=0, le=1_000_000_000)
-    """Encoder updates on the first exploration rollouts, before any policy acts on what is
-    inferred."""
-
-    train_ae_interval: int = bounded(1, ge=1)
-    """Iterations between two rounds of encoder updates."""
-
-    ae_buffer_size: int = bounded(100_000, ge=1, le=100_000_000)
-    """Transitions kept per task in the context replay."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.hidden_sizes_mlp:
-            raise ValueError("hidden_sizes_mlp must have at least one layer, got []")
-        if self.told_critics == "local" and self.critic_to_encoder:
-            raise ValueError(
-                "told_critics=local and critic_to_encoder=true exclude each other; set "
-                "critic_to_encoder=false"
-            )
-        attends = self.aggregator == "transformer" or (self.aggregator == "pia" and self.n_blocks)
-        if attends and self.context_dim % self.n_heads:
-            raise ValueError(f"n_heads={self.n_heads} must divide context_dim={self.context_dim}")
-
-
-@dataclass
-class BeliefConfig(Section):
-    """Beliefs that follow an episode step by step.
-
-    Their width, weight of the KL, learning rate and updates per iteration are the encoder's.
-    """
-
-    mate_encoding: Literal["own", "joint", "mixed"] = "own"
-    """Whose transitions an embedding of MATE is made of, and what is decoded from it: each agent's
-    own; everybody's; or each agent's own, from a mixture of which everybody's are decoded."""
-
-    belief_hidden: int = bounded(64, ge=1, le=8192)
-    """Width of the GRU."""
-
-    decoder_sizes_mlp: list[int] = bounded([64, 64], ge=1, le=8192)  # noqa: RUF009
-    """Hidden layers of the decoders, all of one width."""
-
-    belief_reset: Literal["episode", "task"] = "episode"
-    """Where a belief begins anew: with every episode, or with every rollout, of one task."""
-
-    observation_weight: float = bounded(1.0, ge=0)
-    """Weight of the error of decoded next observations, in units of their variance."""
-
-    reward_weight: float = bounded(1.0, ge=0)
-    """Weight of the error of decoded rewards, in units of their variance."""
-
-    kept_trajectories: int = bounded(32, ge=1, le=1_000_000)
-    """Trajectories, each a rollout of one environment, that updates learn from: the latest."""
-
-    update_trajectories: int = bounded(32, ge=1, le=1_000_000)
-    """Trajectories in an update."""
-
-    elbo_terms: int = bounded(10, ge=1, le=1_000_000)
-    """Steps of a trajectory at whose beliefs VariBAD's bound is evaluated in an update."""
-
-    decoded_steps: int = bounded(20, ge=1, le=1_000_000)
-    """Steps, past and to come, that are decoded from each of these beliefs."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        sizes = self.decoder_sizes_mlp
-        if not sizes or len(set(sizes)) > 1:
-            raise ValueError(f"decoder_sizes_mlp must be of one width, as in [64, 64]; got {sizes}")
-
-
-@dataclass
 class Config(Section):
     """One training run."""
 
-    algo_name: str = one_of("mg2l", registry.names())
-    """What actors and critics are told of the task: ``mappo`` nothing, ``oracle`` the task, the
-    others what they infer."""
+    algo_name: str = "mg2l"
+    """What actors and critics know of the task: with ``mappo`` nothing, with ``oracle`` the task,
+    with the others what they infer."""
 
     seed: int = bounded(0, ge=0, le=2**32 - 1)
     """Seed of everything random."""
@@ -454,11 +269,12 @@ class Config(Section):
     env: EnvConfig = field(default_factory=EnvConfig)
     """The environment family's own keys."""
 
+    algo: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    """The algorithm's own keys: an instance of its ``config_class``."""
+
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    belief: BeliefConfig = field(default_factory=BeliefConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -468,7 +284,15 @@ class Config(Section):
             raise ValueError("main_save_path must name a folder, got ''")
         if not self.eval_shots:
             raise ValueError("eval_shots must have at least one number of episodes, got []")
-        registry.load(self.algo_name).check_config(self)
+        algorithm = algorithms.load(self.algo_name)
+        if type(self.algo) is AlgorithmConfig:
+            self.algo = algorithm.config_class()
+        if type(self.algo) is not algorithm.config_class:
+            raise ValueError(
+                f"algo_name={self.algo_name} needs an algo of {algorithm.config_class.__name__}, "
+                f"got one of {type(self.algo).__name__}"
+            )
+        algorithm.check_config(self)
         rollout, length = self.rollout, self.env.max_ep_len
         copies, divisor = rollout.n_rollout_threads, rollout.rollout_threads_divisor
         if copies % divisor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import inspect
 import itertools
 import math
@@ -74,11 +75,6 @@ def bounded(
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
-
-
-def one_of(default: str, choices: Iterable[str]) -> Any:
-    """A text field that must be one of ``choices``, where a ``Literal`` cannot list them."""
-    return field(default=default, metadata={"choices": tuple(choices)})
 
 
 def check_steps(**factors: int) -> None:
@@ -169,14 +165,6 @@ def check_value(name: str, hint: Any, value: Any, bounds: Bounds | None = None) 
     return value
 
 
-def _hints(section: type[Section]) -> dict[str, Any]:
-    hints = get_type_hints(section)
-    for item in fields(section):
-        if "choices" in item.metadata:
-            hints[item.name] = Literal.__getitem__(item.metadata["choices"])
-    return hints
-
-
 def _bounds(item: Field[Any], hint: Any) -> Bounds | None:
     """Bounds of a field; no integer is without an upper one."""
     bounds: Bounds | None = item.metadata.get("bounds")
@@ -201,7 +189,7 @@ class Section:
     """
 
     def __post_init__(self) -> None:
-        hints = _hints(type(self))
+        hints = get_type_hints(type(self))
         for item in fields(self):
             if not _is_section(hints[item.name]):
                 value = getattr(self, item.name)
@@ -244,6 +232,7 @@ class Key:
         return check_value(self.name, self.hint, value, self.bounds)
 
 
+@functools.cache
 def _docs(section: type) -> dict[str, str]:
     """Help of each field: the string literal below it, from the class that states it."""
     found: dict[str, str] = {}
@@ -269,7 +258,8 @@ def _docs(section: type) -> dict[str, str]:
 
 def keys(section: type[Section], group: str = "") -> list[Key]:
     """The keys of a section, its groups' left out, in the order they are written."""
-    hints, docs = _hints(section), _docs(section)
+    cls: Any = section
+    hints, docs = get_type_hints(section), _docs(cls)
     found = []
     for item in fields(section):
         if _is_section(hints[item.name]):
@@ -286,4 +276,4 @@ def keys(section: type[Section], group: str = "") -> list[Key]:
 
 def groups(section: type[Section]) -> dict[str, type[Section]]:
     """Groups of a section and their classes."""
-    return {name: hint for name, hint in _hints(section).items() if _is_section(hint)}
+    return {name: hint for name, hint in get_type_hints(section).items() if _is_section(hint)}

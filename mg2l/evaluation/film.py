@@ -16,8 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mg2l.algorithms.belief import BeliefInference
-from mg2l.algorithms.context import ContextInference
 from mg2l.envs import video
 from mg2l.evaluation.meta_test import MetaTest, first_steps
 from mg2l.evaluation.picture import Course, Drawing
@@ -38,9 +36,6 @@ SHOTS = 5
 
 PICTURES = 200
 """Of a film at most: a longer one shows every second step, or third, ..."""
-
-MAPPED = (ContextInference, BeliefInference)
-"""Algorithms whose agents infer something that a map can show."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ class Studio:
     def __init__(self, learner: Learner, seed: int, deterministic: bool = False) -> None:
         self.learner, self.seed, self.deterministic = learner, seed, deterministic
         self.tasks = learner.env.tasks
-        self.known = self._known() if isinstance(learner.inference, MAPPED) else None
+        self.known = self._known() if learner.inference.representation_dim else None
 
     def film(self, task: int) -> Iterator[NDArray[np.uint8]]:
         """Pictures of a task, ``[height, width, 3]`` each."""
@@ -163,7 +158,7 @@ class Studio:
     def _numbers(self, told: Tensor | None) -> NDArray[np.float64]:
         """``[T, N, A, D]`` of what actors are told: a representation, or the mean of a belief."""
         assert told is not None
-        width = self.learner.config.encoder.context_dim
+        width = self.learner.inference.representation_dim
         found: NDArray[np.float64] = told[..., :width].double().cpu().numpy()
         return found
 

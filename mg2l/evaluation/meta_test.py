@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mg2l.algorithms.context import ContextInference
-from mg2l.algorithms.mg2l.algorithm import MG2L
+from mg2l.algorithms.base import TaskInference
 from mg2l.envs import registry
 from mg2l.envs.finite import require_finite
 from mg2l.envs.random_actions import random_actions
@@ -78,16 +77,12 @@ class MetaTest:
     @property
     def infers(self) -> bool:
         """Whether the algorithm infers the task from contexts."""
-        return isinstance(self.inference, ContextInference)
+        return self.inference.infers_from_contexts
 
     @property
     def prioritises(self) -> bool:
-        """Whether it can say how much each transition tells of the task."""
-        return (
-            isinstance(self.inference, MG2L)
-            and self.inference.options.aggregator == "pia"
-            and self.inference.options.told_actors == "local"
-        )
+        """Whether actors act on what weights the transitions of their own agents."""
+        return self.inference.has_priorities and self.inference.decentralised
 
     @torch.no_grad()
     def play(self, shots: int, sampling: Sampling = "uniform") -> Scored:
@@ -201,16 +196,15 @@ class MetaTest:
         """``[N, T, A, F]``: T transitions of each agent's own, uniformly or by their priority."""
         inference = self._context_inference()
         count, held, agents, features = experience.shape
-        length = inference.options.ae_batch_size
+        length = inference.context_length
         if sampling == "priority":
-            assert isinstance(inference, MG2L)
-            weights = inference.acting.aggregator.priorities(experience)  # [N, A, S]
+            weights = inference.priorities(experience)  # [N, A, S]
             drawn = torch.multinomial(
-                weights.flatten(0, 1).cpu(), length, replacement=True, generator=inference.draws
+                weights.flatten(0, 1).cpu(), length, replacement=True, generator=self.learner.draws
             )
             index = drawn.view(count, agents, length).transpose(1, 2)
         else:
-            index = torch.randint(held, (count, length, 1), generator=inference.draws)
+            index = torch.randint(held, (count, length, 1), generator=self.learner.draws)
             index = index.expand(-1, -1, agents)
         index = index.unsqueeze(-1).expand(-1, -1, -1, features).to(experience.device)
         return experience.gather(1, index)
@@ -240,8 +234,8 @@ class MetaTest:
         sequence = np.random.SeedSequence([self.seed, episode + 1])
         return [int(seed) for seed in sequence.generate_state(len(self.ids))]
 
-    def _context_inference(self) -> ContextInference:
-        if not isinstance(self.inference, ContextInference):
+    def _context_inference(self) -> TaskInference:
+        if not self.infers:
             name = self.learner.config.algo_name
             raise ValueError(f"{name} does not infer the task from contexts")
         return self.inference

@@ -304,7 +304,7 @@ def check_moments(name: str, optimiser: torch.optim.Optimizer) -> None:
 
 def _vision(config: Config, env: VectorEnv) -> Vision | None:
     """Where the image lies in an observation, if it is to be read as one."""
-    if config.encoder.obs == "mlp":
+    if config.policy.obs == "mlp":
         return None
     if env.image is None:
         raise ConfigError("obs=cnn needs observations that begin with an image; these do not")

@@ -1,4 +1,4 @@
-"""MG2L: everybody's experience tells the critic what the task is, each agent's own tells its actor.
+"""MG2L: critics know the task by the team's joint experience, each actor by its agent's own.
 
 Zhao, Fu, Chai, Zhu, Zhao, *Meta Learning Task Representation in Multiagent Reinforcement
 Learning: From Global Inference to Local Inference*, IEEE TNNLS 36(8), 2025.
@@ -14,10 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mg2l.algorithms.base import CriticLatent
+from mg2l.algorithms.agent import ContextAgent, slice_agent
+from mg2l.algorithms.base import CriticLatent, Encoding
 from mg2l.algorithms.context import DRIFT_CONTEXTS, ContextInference, InferredCriticLatent
-from mg2l.algorithms.encoder import Encoding, TaskEncoder, TransitionMoments
+from mg2l.algorithms.mg2l.config import MG2LConfig
+from mg2l.algorithms.mg2l.encoder import TaskEncoder
 from mg2l.algorithms.mg2l.objective import Objective
+from mg2l.algorithms.transition_encoder import TransitionMoments
+from mg2l.config.algorithms import register_algorithm
+from mg2l.estimators.gaussian import Gaussian
 from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import Context
 from mg2l.experience.rollout import Rollout
@@ -27,9 +32,11 @@ class MG2L(ContextInference):
     """Multi-level task encoder and its training.
 
     Decentralised: at meta-test each agent infers from its own transitions alone. Not so with
-    ``told_actors: global``, where all share what is inferred from everybody's.
+    ``actor_latent: global``, where all share what is inferred from joint transitions.
     """
 
+    config_class = MG2LConfig
+    options: MG2LConfig
     means: Tensor
 
     def __init__(self, spec: ProblemSpec) -> None:
@@ -46,17 +53,19 @@ class MG2L(ContextInference):
         if options.target_decay > 0:
             self.target = copy.deepcopy(self.encoder).requires_grad_(False)
         self.train_with([p for p in self.objective.parameters() if p.requires_grad])
-        if options.told_critics == "local":
+        if options.critic_latent == "local":
             self.critic_latent_dim = self.agents * options.context_dim
+        if options.bounded_by == "sphere":
+            self.prior = "sphere"
         # Mean representation of each task at the last update, global first: [K, 1 + A, D].
         shape = (self.tasks, 1 + self.agents, options.context_dim)
         self.register_buffer("means", torch.zeros(shape, device=device))
 
-    # What actors and critics are told.
+    # Conditioning.
 
     @property
     def acting(self) -> TaskEncoder:
-        """The encoder that actors listen to, and critics that do not train it."""
+        """The encoder of the actors' latents, and of critics' where these do not train it."""
         return self.encoder if self.target is None else self.target
 
     def infer(self, context: Context) -> Encoding:
@@ -71,12 +80,12 @@ class MG2L(ContextInference):
         return self.encoder.project(z)
 
     def latent_for_actors(self, encoding: Encoding) -> Tensor:
-        if self.options.told_actors == "local":
+        if self.decentralised:
             return super().latent_for_actors(encoding)
         return self.latent_of(encoding.task).unsqueeze(1).expand(-1, self.agents, -1)
 
     def latent_for_critic(self, encoding: Encoding) -> Tensor:
-        if self.options.told_critics == "global":
+        if self.options.critic_latent == "global":
             return super().latent_for_critic(encoding)
         return self.latent_of(encoding.local).flatten(1)
 
@@ -91,16 +100,44 @@ class MG2L(ContextInference):
             return []
         return [*self.encoder.aggregator.parameters(), *self.encoder.over_agents.parameters()]
 
+    @property
+    def has_priorities(self) -> bool:
+        return self.options.aggregator == "pia"
+
+    def priorities(self, context: Context | Tensor) -> Tensor:
+        return self.acting.aggregator.priorities(context)
+
+    @torch.no_grad()
+    def information(self, context: Context, tasks: Tensor) -> dict[str, float]:
+        bounds = self.objective(context, tasks, self._keys(tasks), self.acting)[1]
+        return {name: float(bound) for name, bound in bounds.items() if name.startswith("mi/")}
+
+    # Decentralised execution.
+
+    @property
+    def decentralised(self) -> bool:
+        return self.options.actor_latent == "local"
+
+    def agent_network(self, agent: int) -> MG2LAgent:
+        if not self.decentralised:
+            raise ValueError(
+                "actor_latent=global: all agents act on what is inferred from joint transitions"
+            )
+        return MG2LAgent(self, agent)
+
     # Training.
 
+    def _keys(self, tasks: Tensor) -> Context | None:
+        """Contexts that become keys for queries of the tasks ``[B]``, where keys are encoded."""
+        return self.contexts(self.objective.key_tasks(tasks)) if self.objective.needs_keys else None
+
     def recognise(self, context: Context, tasks: Tensor) -> dict[str, float]:
-        """By the key that scores highest."""
+        """The task of the key that scores highest is taken for the context's."""
         if self.options.global_objective == "none":
             return super().recognise(context, tasks)
-        keys = None
-        if self.objective.needs_keys:
-            keys = self.contexts(self.objective.key_tasks(tasks))
-        metrics = self.objective(context, tasks, keys, self.acting, measure_gap=False)[1]
+        metrics = self.objective(context, tasks, self._keys(tasks), self.acting, measure_gap=False)[
+            1
+        ]
         return {name: float(metrics[name]) for name in ("accuracy/global", "accuracy/local")}
 
     def loss(self, measure_gap: bool) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
@@ -131,7 +168,7 @@ class MG2L(ContextInference):
 
     @torch.no_grad()
     def _measure(self) -> dict[str, Any]:
-        """How tight and how far apart the tasks' representations are, and how far they moved."""
+        """Distances of representations within and between tasks, and how far they moved."""
         ids = torch.arange(self.tasks).repeat_interleave(DRIFT_CONTEXTS)
         encoding = self.infer(self.contexts(ids))
         z = torch.cat([encoding.task.mean.unsqueeze(1), encoding.local.mean], 1)
@@ -139,12 +176,29 @@ class MG2L(ContextInference):
         means = z.mean(1)
         metrics: dict[str, Any] = {"z/spread": float((z - means.unsqueeze(1)).norm(dim=-1).mean())}
         if self.tasks > 1:
-            apart = torch.cdist(means.transpose(0, 1), means.transpose(0, 1))
+            distances = torch.cdist(means.transpose(0, 1), means.transpose(0, 1))
             pairs = self.tasks * (self.tasks - 1) * (1 + self.agents)
-            metrics["z/distance"] = float(apart.sum() / pairs)
+            metrics["z/distance"] = float(distances.sum() / pairs)
         if bool(self.means.any()):
             cosine = F.cosine_similarity(means, self.means, dim=-1)
             metrics["drift/global"] = {str(k): float(c) for k, c in enumerate(cosine[:, 0])}
             metrics["drift/local"] = {str(k): float(c) for k, c in enumerate(cosine[:, 1:].mean(1))}
         self.means.copy_(means)
         return metrics
+
+
+class MG2LAgent(ContextAgent):
+    """Local inference of one agent."""
+
+    def __init__(self, inference: MG2L, agent: int) -> None:
+        super().__init__(inference.acting.aggregator.moments)
+        self.encoder = slice_agent(inference.acting, agent)
+        del self.encoder.over_agents
+        # torch specialises a GRU to the length that it is exported with.
+        self.fixed_length = inference.options.aggregator == "rnn"
+
+    def infer(self, context: Tensor) -> Gaussian:
+        return self.encoder.infer_local(context)
+
+
+register_algorithm("mg2l", MG2L)

@@ -1,13 +1,14 @@
-"""What the task encoder is trained for. All information is in nats."""
+"""Losses of the task encoder. All information is in nats."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from mg2l.algorithms.encoder import Encoding, TaskEncoder
+from mg2l.algorithms.base import Encoding
 from mg2l.algorithms.losses import info_nce, leave_one_out, pair_scores
-from mg2l.config.sections import EncoderConfig
+from mg2l.algorithms.mg2l.config import MG2LConfig
+from mg2l.algorithms.mg2l.encoder import TaskEncoder
 from mg2l.estimators.gaussian import Gaussian, kl_between, kl_to_standard
 from mg2l.experience.replay import Context
 from mg2l.ops.path import NATIVE, Path
@@ -33,7 +34,7 @@ class Objective(nn.Module):
 
     def __init__(
         self,
-        config: EncoderConfig,
+        config: MG2LConfig,
         tasks: int,
         encoder: TaskEncoder,
         noise: torch.Generator,
@@ -88,11 +89,11 @@ class Objective(nn.Module):
             bound = info_nce(self._scores(z, self._global_keys(key)), positive)
             loss = -bound.bound
             metrics |= {"mi/global": bound.bound, "accuracy/global": bound.accuracy}
-        kl = kl_to_standard(self._spread(query.task)).mean()
+        kl = kl_to_standard(self._for_kl(query.task)).mean()
         loss = loss + config.kl_weight * kl
         metrics |= {"loss/global": loss, "kl/global": kl}
-        local, about_local = self._local(query, key, z.detach(), positive)
-        metrics |= about_local
+        local, local_metrics = self._local(query, key, z.detach(), positive)
+        metrics |= local_metrics
         if measure_gap and len(tasks) > 1 and config.dist == "gaussian":
             with torch.no_grad():
                 upper = leave_one_out(query.task, query.task.sample(self.noise), self.path)
@@ -122,11 +123,11 @@ class Objective(nn.Module):
         if config.local_objective == "none":
             loss = z.new_zeros(())
         elif config.local_objective == "kl":
-            told = self._spread(query.task)
-            wide = Gaussian(told.mean.detach().unsqueeze(1), told.std.detach().unsqueeze(1))
-            loss = total(kl_between(self._spread(query.local), wide).mean(0))
+            task = self._for_kl(query.task)
+            target = Gaussian(task.mean.detach().unsqueeze(1), task.std.detach().unsqueeze(1))
+            loss = total(kl_between(self._for_kl(query.local), target).mean(0))
         else:
-            kl = total(kl_to_standard(self._spread(query.local)).mean(0))
+            kl = total(kl_to_standard(self._for_kl(query.local)).mean(0))
             loss = config.kl_weight * kl - total(bound.bound)
         metrics["loss/local"] = loss
         return loss, metrics
@@ -134,8 +135,8 @@ class Objective(nn.Module):
     def _pick(self, q: Gaussian) -> Tensor:
         return q.sample(self.noise) if self.config.contrast == "sample" else q.mean
 
-    def _spread(self, q: Gaussian) -> Gaussian:
-        """As the KL terms take it: a point counts as ``N(point, I)``, or they were infinite."""
+    def _for_kl(self, q: Gaussian) -> Gaussian:
+        """What enters the KL terms: for a point ``N(point, I)``, as they would be infinite."""
         return Gaussian(q.mean, torch.ones_like(q.std)) if self.config.dist != "gaussian" else q
 
     def _global_keys(self, key: Encoding | None) -> Tensor:
@@ -146,7 +147,7 @@ class Objective(nn.Module):
         return self._arranged(self._pick(key.task))
 
     def _local_keys(self, key: Encoding | None) -> Tensor:
-        """Keys of the agents' own representations, cut off where they are not their own."""
+        """Keys of the agents' own representations, detached where these should not train them."""
         if self.config.local_objective == "mi":
             assert key is not None
             return self._arranged(self._pick(key.task)).detach()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mg2l.config.sections import EncoderConfig
+from mg2l.algorithms.base import Encoding
+from mg2l.algorithms.mg2l.config import MG2LConfig
+from mg2l.algorithms.transition_encoder import TransitionEncoder
 from mg2l.estimators.gaussian import STD_FLOOR, Gaussian
 from mg2l.experience.replay import Context, as_context
 from mg2l.nn.aggregators import (
@@ -20,106 +21,10 @@ from mg2l.nn.aggregators import (
     Recurrent,
     Transformer,
 )
-from mg2l.nn.moments import RunningMoments
 from mg2l.nn.stacked import StackedLinear
-from mg2l.nn.vision import ImageEncoder, Vision
+from mg2l.nn.vision import Vision
 from mg2l.ops.path import NATIVE, Path
 from mg2l.ops.results import EncodedContext
-
-
-class Encoding(NamedTuple):
-    """What an encoder says of B contexts."""
-
-    task: Gaussian
-    """Global representation ``z``, ``[B, D]``."""
-
-    local: Gaussian
-    """Each agent's own representation ``z^i``, ``[B, A, D]``; its gradients stop at ``x^i``."""
-
-
-class TransitionMoments(RunningMoments):
-    """Moments of every feature of all transitions explored so far.
-
-    They are taken over agents too, so that the agents' transitions stay comparable.
-
-    Args:
-        features: width F of a transition.
-    """
-
-    def __init__(self, features: int) -> None:
-        super().__init__(features)
-
-    def update(self, rows: Tensor, kept: Tensor | None = None) -> None:
-        """Merge transitions ``[*, F]``, of which those count that ``kept`` ``[*]`` holds."""
-        super().update(rows.flatten(0, -2), None if kept is None else kept.flatten())
-
-    def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """A layer on standardised transitions as a layer on transitions as they are.
-
-        Args:
-            weight: ``[H, F]``.
-            bias: ``[H]``.
-
-        Returns:
-            Weight and bias that give the same; unchanged before the first update.
-        """
-        scaled = weight.double() / self.std.double()
-        shift = scaled @ self.mean.double()
-        return scaled.to(weight.dtype), (bias.double() - shift).to(bias.dtype)
-
-
-class TransitionEncoder(nn.Module):
-    """Features of single transitions, which are standardised first; shared by all agents.
-
-    Args:
-        config: hidden layers.
-        transition: width F of a transition.
-        outputs: width of the layer after the hidden ones.
-        vision: where the image lies in an observation, if it is read as one.
-    """
-
-    def __init__(
-        self, config: EncoderConfig, transition: int, outputs: int, vision: Vision | None = None
-    ) -> None:
-        super().__init__()
-        self.image = None if vision is None else ImageEncoder(vision)
-        inputs = transition + (0 if self.image is None else 2 * self.image.gain)
-        sizes = [inputs, *config.hidden_sizes_mlp]
-        self.moments = TransitionMoments(transition)
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
-        self.output = nn.Linear(sizes[-1], outputs)
-
-    def forward(self, context: Context | Tensor) -> Tensor:
-        """``[B, A, T, outputs]`` of B contexts."""
-        features: Tensor = self.output(self._hidden(context))
-        return features
-
-    def _layers(self) -> list[tuple[Tensor, Tensor]]:
-        """Weight and bias of every hidden layer, the first one on transitions as they are."""
-        layers: list[tuple[Tensor, Tensor]] = [
-            (x.weight, x.bias) for x in self.layers if isinstance(x, nn.Linear)
-        ]
-        if self.image is not None:  # what comes from images is standardised before
-            return layers
-        return [self.moments.fold(*layers[0]), *layers[1:]]
-
-    def _hidden(self, context: Context | Tensor) -> Tensor:
-        """Hidden features ``[B, A, T, H]`` of standardised transitions."""
-        hidden = as_context(context).gather()
-        if self.image is not None:
-            hidden = self._see(hidden)
-        for weight, bias in self._layers():
-            hidden = F.gelu(F.linear(hidden, weight, bias))
-        return hidden.transpose(1, 2)
-
-    def _see(self, transitions: Tensor) -> Tensor:
-        """Transitions ``[*, F]``, standardised, the images of both observations as features."""
-        assert self.image is not None
-        width = self.image.vision.observation
-        rows = self.moments.standardise(transitions).flatten(0, -2).unsqueeze(0)
-        before, between, after = rows.split([width, rows.shape[-1] - 2 * width, width], -1)
-        seen = [self.image.see(before), between, self.image.see(after)]
-        return torch.cat(seen, -1).view(*transitions.shape[:-1], -1)
 
 
 class TransitionAggregator(TransitionEncoder):
@@ -130,13 +35,13 @@ class TransitionAggregator(TransitionEncoder):
 
     def __init__(
         self,
-        config: EncoderConfig,
+        config: MG2LConfig,
         transition: int,
         path: Path = NATIVE,
         vision: Vision | None = None,
     ) -> None:
         width = config.context_dim
-        super().__init__(config, transition, width, vision)
+        super().__init__(config.hidden_sizes_mlp, transition, width, vision)
         self.path = path
         self.blocks = nn.Sequential()
         self.aggregate: nn.Module
@@ -181,7 +86,7 @@ class TransitionAggregator(TransitionEncoder):
         )
 
     def priorities(self, context: Context | Tensor) -> Tensor:
-        """How much each transition says of the task: B contexts -> ``[B, A, T]``, summing to 1.
+        """Attention weight of each transition: B contexts -> ``[B, A, T]``, summing to 1.
 
         Raises:
             ValueError: the aggregator has no attention head.
@@ -196,12 +101,12 @@ class TransitionAggregator(TransitionEncoder):
 
 
 class LocalInference(nn.Module):
-    """``x^i -> (mu^i, sigma^i)``; without ``local_to_encoder``, on inputs cut off from the graph.
+    """``x^i -> (mu^i, sigma^i)``; without ``local_to_encoder``, inputs are detached.
 
     There is one network per agent, or one for all of them where they share it.
     """
 
-    def __init__(self, config: EncoderConfig, agents: int, share: bool) -> None:
+    def __init__(self, config: MG2LConfig, agents: int, share: bool) -> None:
         super().__init__()
         self.to_encoder = config.local_to_encoder
         groups = 1 if share else agents
@@ -213,7 +118,7 @@ class LocalInference(nn.Module):
         self.head = StackedLinear(groups, sizes[-1], 2 * config.context_dim, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x``: ``[B, A, D]``; returns ``[B, A, 2 D]``, raw means and spreads."""
+        """``x``: ``[B, A, D]``; returns ``[B, A, 2 D]``, raw means and standard deviations."""
         hidden = (x if self.to_encoder else x.detach()).transpose(0, 1)
         for layer in self.layers:
             hidden = F.gelu(layer(hidden))
@@ -222,7 +127,7 @@ class LocalInference(nn.Module):
 
 
 class TaskEncoder(nn.Module):
-    """Global inference from everybody's experience, local inference from each agent's own.
+    """Global inference from joint experience, local inference from each agent's own.
 
     Args:
         config: sizes and aggregator.
@@ -235,7 +140,7 @@ class TaskEncoder(nn.Module):
 
     def __init__(
         self,
-        config: EncoderConfig,
+        config: MG2LConfig,
         agents: int,
         transition: int,
         path: Path = NATIVE,
@@ -262,19 +167,19 @@ class TaskEncoder(nn.Module):
         return self._gaussian(self.over_agents(self.aggregator(context)))
 
     def project(self, z: Tensor) -> Tensor:
-        """Put points ``[*, D]`` where representations live.
+        """Project points ``[*, D]`` to where representations live.
 
-        That is on the sphere of radius ``sqrt(D)``, around which ``N(0, I)`` concentrates, or
+        That is the sphere of radius ``sqrt(D)``, around which ``N(0, I)`` concentrates, or
         anywhere.
         """
         if self.config.bounded_by == "none":
             return z
-        placed: Tensor = F.normalize(z, dim=-1) * z.shape[-1] ** 0.5
-        return placed
+        projected: Tensor = F.normalize(z, dim=-1) * z.shape[-1] ** 0.5
+        return projected
 
     def _gaussian(self, raw: Tensor) -> Gaussian:
-        mean, spread = raw.chunk(2, -1)
+        mean, raw_std = raw.chunk(2, -1)
         mean = self.project(mean)
         if self.config.dist == "deterministic":
             return Gaussian(mean, torch.zeros_like(mean))
-        return Gaussian(mean, F.softplus(spread) + STD_FLOOR)
+        return Gaussian(mean, F.softplus(raw_std) + STD_FLOOR)

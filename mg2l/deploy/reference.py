@@ -1,4 +1,4 @@
-"""What a learner's networks compute at meta-test, to compare those of single agents with."""
+"""Reference outputs: what a learner's networks compute at meta-test, in float64."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mg2l.algorithms.belief import BeliefInference, belief_latent
-from mg2l.algorithms.context import ContextInference
+from mg2l.algorithms.base import TaskInference
 from mg2l.evaluation.meta_test import MetaTest
 from mg2l.experience.replay import Context
 from mg2l.experience.rollout import Rollout
@@ -28,22 +27,22 @@ STEPS = 8
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Inputs of a network by name, and in float64 what it must return."""
+class Reference:
+    """Inputs of a network by name, and in float64 the outputs that it must have."""
 
     inputs: dict[str, Tensor]
     outputs: tuple[Tensor, ...]
 
-    def of(self, agent: int, rows: int | None = None) -> Answer:
-        """One agent's part, or its first rows, of an answer for all: tensors ``[A, B, ...]``."""
-        return Answer(
+    def slice(self, agent: int, rows: int | None = None) -> Reference:
+        """One agent's part, or its first rows, of a reference for all: tensors ``[A, B, ...]``."""
+        return Reference(
             {name: value[agent, :rows] for name, value in self.inputs.items()},
             tuple(value[agent, :rows] for value in self.outputs),
         )
 
 
-class Answers:
-    """Answers on what agents meet in a small meta-test under the prior.
+class References:
+    """Reference outputs on what agents meet in a small meta-test under the prior.
 
     Args:
         learner: nothing of it is changed.
@@ -56,27 +55,27 @@ class Answers:
         try:
             rollout = test.play(0).rollout
             self._policies = _of_policies(learner, rollout)
-            self._inferences: list[Answer] = []
-            if isinstance(inference, ContextInference):
+            self._inferences: list[Reference] = []
+            if inference.latent_source == "context":
                 with learner.isolated_rng(0):
                     experience = test.explore(1)
                 assert experience is not None
                 self._inferences = _of_contexts(inference, experience)
-            elif isinstance(inference, BeliefInference):
+            elif inference.latent_source == "belief":
                 self._inferences = _of_beliefs(inference, rollout)
         finally:
             test.close()
 
-    def policy(self, agent: int) -> list[Answer]:
+    def policy(self, agent: int) -> list[Reference]:
         """Of an agent's policy: batches ``[B, ...]`` of one, two and many."""
-        return [self._policies.of(agent, rows) for rows in (1, 2, None)]
+        return [self._policies.slice(agent, rows) for rows in (1, 2, None)]
 
-    def inference(self, agent: int) -> list[Answer]:
+    def inference(self, agent: int) -> list[Reference]:
         """Of what an agent infers the task with: batches of contexts, or step by step."""
-        return [answer.of(agent) for answer in self._inferences]
+        return [reference.slice(agent) for reference in self._inferences]
 
 
-class _Exactly(nn.Module):
+class _InFloat64(nn.Module):
     """A function of networks, in float64.
 
     Args:
@@ -91,7 +90,7 @@ class _Exactly(nn.Module):
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         return self.function(*inputs)
 
-    def answer(self, **inputs: Tensor) -> Answer:
+    def reference(self, **inputs: Tensor) -> Reference:
         """Inputs in the order of the function's arguments."""
         exact = {
             name: value.double() if value.is_floating_point() else value
@@ -100,10 +99,10 @@ class _Exactly(nn.Module):
         wide = tuple(value.double() for value in inputs.values())
         # A module may be part of two, and would be changed twice where weights are tied.
         found: tuple[Tensor, ...] = functional_call(self, exact, wide, tie_weights=False)
-        return Answer(inputs, found)
+        return Reference(inputs, found)
 
 
-def _of_policies(learner: Learner, rollout: Rollout) -> Answer:
+def _of_policies(learner: Learner, rollout: Rollout) -> Reference:
     actor = learner.actor
 
     def rows(values: Tensor) -> Tensor:
@@ -127,39 +126,31 @@ def _of_policies(learner: Learner, rollout: Rollout) -> Answer:
         mean = actor.head.mean(features)
         return (mean, actor.head.log_std.exp().expand_as(mean), *memory)
 
-    return _Exactly(actor, act).answer(**inputs)
+    return _InFloat64(actor, act).reference(**inputs)
 
 
-def _of_contexts(inference: ContextInference, experience: Tensor) -> list[Answer]:
+def _of_contexts(inference: TaskInference, experience: Tensor) -> list[Reference]:
     """Contexts of one and of several transitions, drawn from ``experience`` ``[N, S, A, F]``."""
 
     def infer(context: Tensor) -> tuple[Tensor, ...]:
         local = inference.infer(Context(context.movedim(0, 2))).local
         return local.mean.transpose(0, 1), local.std.transpose(0, 1)
 
-    exactly, found = _Exactly(inference, infer), []
+    exact, found = _InFloat64(inference, infer), []
     count, held = experience.shape[:2]
-    whole = inference.options.ae_batch_size
+    whole = inference.context_length
     generator = torch.Generator().manual_seed(0)
     for batch, length in ((1, 1), (2, min(7, whole)), (1, whole), (count, whole)):
         index = torch.randint(held, (batch, length, 1, 1), generator=generator)
         index = index.expand(-1, -1, *experience.shape[2:]).to(experience.device)
         context = experience[:batch].gather(1, index)
-        found.append(exactly.answer(context=context.movedim(2, 0)))
+        found.append(exact.reference(context=context.movedim(2, 0)))
     return found
 
 
-def _of_beliefs(inference: BeliefInference, rollout: Rollout) -> list[Answer]:
-    encoder = inference.encoder
-
-    def follow(transition: Tensor, state: Tensor) -> tuple[Tensor, ...]:
-        rows = inference.moments.standardise(transition.transpose(0, 1).unsqueeze(0))
-        begins = state.new_zeros((1, state.shape[1]), dtype=torch.bool)
-        features, state = encoder(inference.inputs(rows), state, begins)
-        return belief_latent(encoder.read_out(features[:, 0])), state
-
-    exactly, found = _Exactly(inference, follow), []
-    state = encoder.initial_state(rollout.rewards.shape[1])
+def _of_beliefs(inference: TaskInference, rollout: Rollout) -> list[Reference]:
+    exact, found = _InFloat64(inference, inference.belief_step), []
+    state = inference.initial_belief_state(rollout.rewards.shape[1])
     for t in range(min(len(rollout.rewards), STEPS)):
         transition = inference.transitions.join(
             rollout.observations[t],
@@ -167,6 +158,6 @@ def _of_beliefs(inference: BeliefInference, rollout: Rollout) -> list[Answer]:
             rollout.rewards[t],
             rollout.final_observations[t],
         ).transpose(0, 1)
-        found.append(exactly.answer(transition=transition, state=state))
+        found.append(exact.reference(transition=transition, state=state))
         state = found[-1].outputs[1].float()
     return found

@@ -1,0 +1,92 @@
+"""Keys of MG2L and its ablations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mg2l.algorithms.context import ContextConfig
+from mg2l.core.schema import bounded
+
+
+@dataclass
+class MG2LConfig(ContextConfig):
+    """Multi-level task encoder and its losses (Zhao et al., 2025, sections III and IV)."""
+
+    aggregator: Literal["pia", "transformer", "rnn", "gaussian_product", "mean"] = "pia"
+    """How a context's transitions become one vector."""
+
+    n_blocks: int = bounded(0, ge=0, le=1000)
+    """Self-attention blocks before the permutation-invariant attention head (or in the
+    transformer aggregator)."""
+
+    n_heads: int = bounded(4, ge=1, le=8192)
+    """Attention heads of a block; divides ``context_dim``."""
+
+    dist: Literal["gaussian", "deterministic"] = "gaussian"
+    """Representation as a Gaussian, or as a point."""
+
+    bounded_by: Literal["sphere", "none"] = "sphere"
+    """What keeps representations in bounds: means on the sphere of radius sqrt(D), where the prior
+    N(0, I) lives, or nothing."""
+
+    keys: Literal["task", "context"] = "task"
+    """What a representation is contrasted with: a learned key per training task, or the
+    representations of other contexts."""
+
+    negatives: Literal["shared", "independent"] = "shared"
+    """With ``keys: context``: one fresh context per task for all queries, or own ones for every
+    query."""
+
+    contrast: Literal["mean", "sample"] = "mean"
+    """What of a Gaussian is contrasted: its mean, or a sample."""
+
+    score: Literal["dot", "cosine", "bilinear"] = "cosine"
+    """Score of a query and a key in InfoNCE."""
+
+    temperature: float = bounded(0.2, gt=0)
+    """Divisor of the scores."""
+
+    kl_weight: float = bounded(0.1, ge=0)
+    """Weight of KL(q(z|c) || N(0, I)) [nats]."""
+
+    global_objective: Literal["mi", "none"] = "mi"
+    """What trains the global representation beside KL and value loss: the bound on its information
+    about the task, or nothing. In the latter case the local losses train learned keys."""
+
+    local_objective: Literal["conditional_mi", "mi", "kl", "none"] = "conditional_mi"
+    """What trains the local inference networks: the bound on the conditional mutual information
+    reduction, the information about the global representation, closeness to it, or nothing."""
+
+    local_query: Literal["own", "joint"] = "own"
+    """With ``conditional_mi``: what is contrasted, an agent's own representation, as it must do
+    without the global one when it acts, or both together (the literal form)."""
+
+    local_to_encoder: bool = True
+    """The local losses also train transition encoder and aggregation; in the paper they do not."""
+
+    actor_latent: Literal["local", "global"] = "local"
+    """What actors are conditioned on: each on its own representation, or all of them on the global
+    one, for which execution must be centralised."""
+
+    critic_latent: Literal["local", "global"] = "global"
+    """What critics are conditioned on: the global representation, or those of all agents."""
+
+    target_decay: float = bounded(0.99, ge=0, lt=1)
+    """Decay per update of the slow copy of the encoder (He et al., 2020, arXiv:1911.05722), from
+    which come the latents of actors, those of critics that do not train the encoder, and the keys
+    of ``keys: context``; 0 is no copy."""
+
+    critic_to_encoder: bool = True
+    """The value loss also trains transition encoder, aggregation and global inference."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.critic_latent == "local" and self.critic_to_encoder:
+            raise ValueError(
+                "critic_latent=local and critic_to_encoder=true exclude each other; set "
+                "critic_to_encoder=false"
+            )
+        attends = self.aggregator == "transformer" or (self.aggregator == "pia" and self.n_blocks)
+        if attends and self.context_dim % self.n_heads:
+            raise ValueError(f"n_heads={self.n_heads} must divide context_dim={self.context_dim}")

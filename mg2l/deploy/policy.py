@@ -1,0 +1,56 @@
+"""The policy of a single agent, sliced out of those of all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mg2l.algorithms.agent import AgentNetwork, slice_agent
+from mg2l.nn.distributions import CategoricalHead
+from mg2l.nn.policy import Actor
+
+
+class Policy(AgentNetwork):
+    """``pi^i(a^i | o^i, z^i)``.
+
+    Args:
+        actor: policies of all agents.
+        agent: i.
+    """
+
+    def __init__(self, actor: Actor, agent: int) -> None:
+        super().__init__()
+        self.body, self.head = slice_agent(actor.body, agent), slice_agent(actor.head, agent)
+        if self.body.identity is not None:
+            self.body.identity = self.body.identity[agent : agent + 1].clone()
+        discrete = isinstance(self.head, CategoricalHead)
+        drawn_from = ("logits",) if discrete else ("action_mean", "action_std")
+        self.outputs = drawn_from if self.body.gru is None else (*drawn_from, "next_state")
+
+    def forward(
+        self, observation: Tensor, told: Tensor | None = None, state: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """What an action is drawn from, and the next recurrent state.
+
+        Args:
+            observation: ``[B, O]``.
+            told: ``[B, D]`` latent, if the policy is conditioned on one.
+            state: ``[B, layers, H]``, if it is recurrent; zeros at the beginning.
+
+        Returns:
+            Logits ``[B, n]``, or mean and standard deviation ``[B, size]``.
+        """
+        joined = self.body.inputs(
+            observation.unsqueeze(0), None if told is None else told.unsqueeze(0)
+        )
+        first = None
+        if state is not None:  # whoever begins an episode gives zeros
+            first = torch.zeros(1, observation.shape[0], dtype=torch.bool)
+            state = state.unsqueeze(0)
+        features, state = self.body(joined, state, first)
+        if isinstance(self.head, CategoricalHead):
+            drawn_from = [self.head.logits(features)[0]]
+        else:
+            mean = self.head.mean(features)
+            drawn_from = [mean[0], self.head.log_std.exp().expand_as(mean)[0]]
+        return (*drawn_from, *([] if state is None else [state[0]]))
