@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mg2l.config import algorithms
+from mg2l.config.files import upgrade
 from mg2l.core.files import FileError, MissingFileError, read_json, read_yaml, require
 from mg2l.training.metrics import read_metrics, scalars
 
@@ -90,6 +92,12 @@ class Run:
             return int(self.config["seed"])
         found = re.search(r"-sd(\d+)", self.folder.name)
         return int(found[1]) if found else None
+
+    @property
+    def knows_task(self) -> bool:
+        """Whether its algorithm is given the task, a bound for those that infer it."""
+        name = str(self.config.get("algo_name"))
+        return algorithms.knows(name) and algorithms.load(name).knows_task
 
     @property
     def films(self) -> list[Path]:
@@ -223,7 +231,10 @@ def _config(folder: Path) -> dict[str, Any]:
     except MissingFileError:
         return {}
     require(found, {"seed?": int, "n_iters?": int}, path)
-    return found
+    try:
+        return upgrade(found)
+    except ValueError:  # values that no run can have are shown as they are
+        return found
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from mg2l.config.files import DEFAULTS
 from mg2l.evaluation import statistics
 
 COLOURS = (
@@ -25,9 +26,6 @@ DASHES = ("solid", "dash", "dot")
 
 BANDS = 8
 """Algorithms shown in a figure, at most, for intervals to be drawn along its curves."""
-
-FIRST = ("mg2l", "mappo", "oracle")
-"""Algorithms that come first, and so have the same colours on every page."""
 
 
 @dataclass
@@ -64,11 +62,13 @@ class Section:
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Algorithms as they are listed everywhere, those of several configurations side by side."""
+    """Algorithms as they are listed everywhere, the default one first.
+
+    Those of several configurations stand side by side.
+    """
 
     def place(name: str) -> tuple[int, str]:
-        algo = name.partition(" (")[0]
-        return FIRST.index(algo) if algo in FIRST else len(FIRST), name
+        return int(name.partition(" (")[0] != DEFAULTS["algo"]), name
 
     return sorted({*names}, key=place)
 

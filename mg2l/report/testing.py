@@ -86,8 +86,9 @@ def scores(algos: Algorithms, last: int, cut: int | None) -> Scores:
         if not found:
             continue
         what = f"return on {SPLITS[split]}, {shots[-1]} shots"
-        if "oracle" in found and random is not None:
-            floor, gain = random.mean(0), found["oracle"].mean(0) - random.mean(0)
+        bounds = [name for name in found if all(run.knows_task for run in algos[name])]
+        if len(bounds) == 1 and random is not None:
+            floor, gain = random.mean(0), found[bounds[0]].mean(0) - random.mean(0)
             if (gain > LEAST_GAIN).all():
                 normalised = {algo: (of_algo - floor) / gain for algo, of_algo in found.items()}
                 return Scores(normalised, f"normalised {what}", True)

@@ -21,6 +21,7 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError
 
+from mg2l.config.files import upgrade
 from mg2l.core.files import FileError, MissingFileError, parse_json, read_bytes, require
 from mg2l.training import tree
 
@@ -285,7 +286,7 @@ def load(
             raise ValueError(f"{TENSORS} is damaged: its hash does not agree")
         tensors = safetensors.torch.load(data)
         state = tree.unflatten(content["state"], tensors)
-        said = tree.unflatten(content["about"], {})
+        said = upgrade(tree.unflatten(content["about"], {}))
         for key in FINITE:
             if bad := tree.first_not_finite(state.get(key), key):
                 raise ValueError(f"{bad} holds NaN or infinity")
