@@ -23,7 +23,7 @@ for episode in range(SHOTS + 1):
     seen, info = env.reset(task_ids=[task])
     for agent in team:
         if agent.needs_features:
-            agent.tell(env.tasks.features[task])
+            agent.set_task(env.tasks.features[task])
         if agent.infers and episode == SHOTS:
             agent.infer()
         agent.reset()

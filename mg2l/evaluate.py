@@ -24,8 +24,9 @@ from mg2l import cli
 from mg2l.core.files import replacing, write_json
 from mg2l.core.schema import ConfigError
 from mg2l.envs import video
-from mg2l.evaluation import film, statistics
+from mg2l.evaluation import statistics
 from mg2l.evaluation.meta_test import MetaTest, Scored
+from mg2l.evaluation.video import write_videos
 from mg2l.training import checkpoint
 from mg2l.training.device import select_device
 from mg2l.training.learner import Learner
@@ -245,7 +246,7 @@ def films(run: Path, kind: str, seed: int, deterministic: bool, trust: bool) -> 
         raise ConfigError(f"{run / 'videos'}: must be a folder of the run, and no link")
     learner = load(run, trust=trust)
     try:
-        for path in film.write_films(learner, run / "videos", kind, seed, deterministic):
+        for path in write_videos(learner, run / "videos", kind, seed, deterministic):
             print(path)
     finally:
         learner.close()

@@ -38,7 +38,7 @@ from mg2l.envs import registry
 from mg2l.training import checkpoint
 from mg2l.training.learner import Learner
 
-FORMAT = 1
+FORMAT = 2
 """Of ``export.json``, as ``mg2l.deploy.agent`` reads it."""
 
 TOLERANCE = 1e-5
@@ -173,7 +173,7 @@ def describe(learner: Learner, network: AgentNetwork | None) -> dict[str, Any]:
             "width": edges[-1],
             "columns": dict(zip(names, itertools.pairwise(edges), strict=True)),
         },
-        "told": {"by": inference.latent_source, "width": inference.actor_latent_dim},
+        "latent": {"source": inference.latent_source, "width": inference.actor_latent_dim},
         "memory": None,
         "context": None,
         "belief": None,

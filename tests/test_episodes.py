@@ -21,8 +21,8 @@ from mg2l.config.files import CONFIGS, load_config
 from mg2l.core.schema import ConfigError
 from mg2l.envs import EnvConfig, TaskSet, registry
 from mg2l.envs.copies import CopiesEnv
-from mg2l.evaluation import film
 from mg2l.evaluation.meta_test import MetaTest, PeriodicTest
+from mg2l.evaluation.video import VideoRenderer
 from mg2l.experience.rollout import Rollout
 from mg2l.train import iterate
 from mg2l.training.learner import Learner
@@ -212,7 +212,7 @@ def test_evaluation_and_its_table(algo, tmp_path, monkeypatch):
     ],
 )
 def test_films_show_the_episodes_that_count(algo, phases):
-    held = film.Studio(learner_of(algo), 0).record(3)
+    held = VideoRenderer(learner_of(algo), 0).record(3)
     assert held.phases == phases
     steps = sum(length for _, length in phases)
     assert len(held.pictures) == len(held.rewards) == steps

@@ -61,14 +61,14 @@ def named(values: dict) -> str:
     return "-".join(str(value) for value in values.values())
 
 
-def collect(learner: Learner, told, episodes: int = 1) -> Rollout:
-    """Deterministic episodes of one copy of the last task, whose actors are told the same."""
+def collect(learner: Learner, latent, episodes: int = 1) -> Rollout:
+    """Deterministic episodes of one copy of the last task, whose actors are latent the same."""
     task = [len(learner.env.tasks) - 1]
     test = MetaTest(learner, task, 1, seed=3)
     steps = test.steps * episodes
-    if told == "as always":
-        told = learner.inference.actor_latent(test.ids, steps)
-    rollout = test.collector.collect(steps, test.ids, told, True, [3])
+    if latent == "as always":
+        latent = learner.inference.actor_latent(test.ids, steps)
+    rollout = test.collector.collect(steps, test.ids, latent, True, [3])
     test.close()
     return rollout
 
@@ -80,9 +80,9 @@ def numbers(rollout: Rollout, agent: int) -> dict[str, np.ndarray]:
     return {name: x[:, 0, agent].numpy() for name, x in values.items() if x is not None}
 
 
-def told(agent: Agent) -> np.ndarray:
-    assert agent.told is not None
-    return agent.told
+def latent_of(agent: Agent) -> np.ndarray:
+    assert agent.latent is not None
+    return agent.latent
 
 
 def check_follows(agent: Agent, rollout: Rollout) -> None:
@@ -93,7 +93,7 @@ def check_follows(agent: Agent, rollout: Rollout) -> None:
             agent.reset()
         mask = own["action_mask"][t] if "action_mask" in own else None
         if "latent" in own:
-            np.testing.assert_allclose(told(agent), own["latent"][t], atol=1e-5)
+            np.testing.assert_allclose(latent_of(agent), own["latent"][t], atol=1e-5)
         action = agent.act(own["observations"][t], mask)
         np.testing.assert_allclose(action, own["actions"][t], atol=1e-5)
         agent.observe(
@@ -222,7 +222,7 @@ def test_an_agent_explores_infers_and_acts(run, learner):
     draws = []
     for _ in range(3):
         agent.reset()
-        draws.append(told(agent))
+        draws.append(latent_of(agent))
         np.testing.assert_allclose(np.linalg.norm(draws[-1]), 8**0.5, rtol=1e-5)
     assert len({tuple(draw) for draw in draws}) == 3
     with pytest.raises(RuntimeError, match="nothing was observed yet"):
@@ -239,7 +239,7 @@ def test_an_agent_explores_infers_and_acts(run, learner):
     np.testing.assert_array_equal(z, mean)
     assert (std > 0).all()
     agent.reset()
-    assert agent.told is z
+    assert agent.latent is z
     check_follows(agent, collect(learner, torch.as_tensor(z).expand(1, 1, 2, 8)))
     agent.deterministic = False
     assert len({tuple(agent.act(own["observations"][0])) for _ in range(4)}) == 4
@@ -315,10 +315,10 @@ def test_a_told_team(tmp_path):
     assert agent.needs_features
     with pytest.raises(RuntimeError, match="call tell"):
         agent.act(np.zeros(10))
-    agent.tell(learner.env.tasks.features[-1])
+    agent.set_task(learner.env.tasks.features[-1])
     check_follows(agent, collect(learner, "as always"))
     with pytest.raises(ValueError, match="features must have shape"):
-        agent.tell([0.0])
+        agent.set_task([0.0])
     with pytest.raises(RuntimeError, match="oracle does not infer from contexts"):
         agent.infer()
 
@@ -327,8 +327,8 @@ def test_a_sampled_posterior(tmp_path):
     agent = exported(build("ma-pearl"), tmp_path / "export")
     agent.observe(np.zeros(10), np.zeros(2), 0.0, np.zeros(10))
     assert not np.array_equal(agent.infer(), agent.infer())
-    with pytest.raises(RuntimeError, match="told no features"):
-        agent.tell([0.0])
+    with pytest.raises(RuntimeError, match="takes no features"):
+        agent.set_task([0.0])
 
 
 OTHERS = [
@@ -399,7 +399,7 @@ def test_agents_refuse(run, tmp_path):
     with pytest.raises(ValueError, match=r"agent_0/policy.onnx is not what was exported"):
         Agent(folder, 0)
     text = (folder / "export.json").read_text()
-    (folder / "export.json").write_text(text.replace('"format": 1', '"format": 7'))
+    (folder / "export.json").write_text(text.replace('"format": 2', '"format": 7'))
     with pytest.raises(ValueError, match="must be of format 1, got 7"):
         Agent(folder, 1)
 
@@ -411,8 +411,8 @@ HOSTILE = {
     "link": (lambda m: leave(m, "link"), "must lie in"),
     "folder": (lambda m: leave(m, "agent_0"), "must be a file"),
     "no policy": (lambda m: m["agents"][0]["files"].pop("policy"), "has no policy"),
-    "wide": (lambda m: m["told"].update(width=10**12), r"told\.width must be an integer in"),
-    "negative": (lambda m: m["told"].update(width=-1), r"told\.width must be an integer in"),
+    "wide": (lambda m: m["latent"].update(width=10**12), r"latent\.width must be an integer in"),
+    "negative": (lambda m: m["latent"].update(width=-1), r"latent\.width must be an integer in"),
     "a text": (lambda m: m.update(observation="10"), "observation must be an integer"),
     "long": (lambda m: m["context"].update(capacity=2**40), r"context\.capacity must be"),
     "long contexts": (lambda m: m["context"].update(length=2**24), "x transition"),
@@ -420,12 +420,12 @@ HOSTILE = {
     "no context": (lambda m: m.pop("context"), "KeyError: 'context'"),
     "no inference": (lambda m: m["agents"][0]["files"].pop("inference"), "has no inference"),
     "nothing to infer from": (lambda m: m.update(context=None), "context must be described"),
-    "told by nobody": (lambda m: m["told"].pop("by"), "KeyError: 'by'"),
-    "told by somebody": (lambda m: m["told"].update(by=[]), r"told\.by must be one of"),
+    "latent by nobody": (lambda m: m["latent"].pop("source"), "KeyError: 'source'"),
+    "latent by somebody": (lambda m: m["latent"].update(source=[]), r"latent\.by must be one of"),
     "no prior": (lambda m: m["context"].pop("prior"), "KeyError: 'prior'"),
     "another prior": (lambda m: m["context"].update(prior=3), r"context\.prior must be one of"),
     "no act_on": (lambda m: m["context"].pop("act_on"), "KeyError: 'act_on'"),
-    "no spread": (lambda m: m["told"].update(reward_std=0), "reward_std must be numbers"),
+    "no spread": (lambda m: m["latent"].update(reward_std=0), "reward_std must be numbers"),
     "texts as bounds": (lambda m: m["action"].update(low=["x", "y"]), "must hold numbers or null"),
     "a kind of action": (lambda m: m["action"].update(kind="x"), r"action\.kind must be one of"),
     "a list": (lambda m: m.update(agents=[[]]), "cannot be used: TypeError"),

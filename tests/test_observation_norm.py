@@ -281,11 +281,11 @@ class Thermostat(KnownEnv):
 def thermostat(patch: pytest.MonkeyPatch, bonus: float = 0.0, **values: Any) -> Learner:
     patch.setattr(Thermostat, "bonus", bonus)
     patch.setitem(registry._families, "warm", registry._Family(KnownConfig, Thermostat))
-    schema = loading.Schema("warm")
-    wanted = {**TINY, "algo_name": "mappo", "max_ep_len": 20, "n_rollout_threads": 32,
+    wanted = {**TINY, "max_ep_len": 20, "n_rollout_threads": 32,
               "n_iters": 12, "ppo_epoch": 15, "actor_lr": 3e-3, "critic_lr": 3e-3,
               "algo_hidden_size": 32, **values}  # fmt: skip
-    return Learner(schema.build(schema.flatten(wanted)), torch.device("cpu"))
+    config = loading.load_config(algo="mappo", env="warm", overrides=wanted)
+    return Learner(config, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("bonus", [0.0, 100.0, -1000.0])

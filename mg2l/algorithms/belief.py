@@ -295,7 +295,7 @@ class BeliefAgent(AgentNetwork):
         encoder: of this agent, see `slice_agent`.
     """
 
-    outputs = ("told", "next_state")
+    outputs = ("latent", "next_state")
 
     def __init__(self, moments: TransitionMoments, encoder: BeliefEncoder) -> None:
         super().__init__()

@@ -46,7 +46,7 @@ class RL2(TaskInference):
 
     def agent_manifest(self) -> dict[str, Any]:
         moments = {"reward_mean": float(self.rewards.mean), "reward_std": float(self.rewards.std)}
-        return {"told": moments}
+        return {"latent": moments}
 
     def actor_latent(self, tasks: np.ndarray, steps: int) -> LastStep:
         return LastStep(self, len(tasks))

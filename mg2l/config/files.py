@@ -419,8 +419,8 @@ def _import_code(
     except ConfigError as error:
         raise ConfigError(f"{path}: module {module} cannot be imported: {error}") from None
     except (Exception, SystemExit) as error:
-        told = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{path}: module {module} cannot be imported: {told}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{path}: module {module} cannot be imported: {reason}") from error
 
 
 def _family(mapping: dict[str, Any], path: Path, run: bool = False, trust: bool = True) -> str:

@@ -22,14 +22,14 @@ class RolloutConfig(Section):
     """How experience is collected."""
 
     n_rollout_threads: int = bounded(32, ge=1, le=65_536)
-    """Environment copies stepped together; each draws its own task for every iteration."""
+    """Sub-environments stepped together; each draws its own task for every iteration."""
 
     rollout_threads_divisor: int = bounded(1, ge=1, le=1000)
-    """Divides ``n_rollout_threads``: with 2, and ``episodes_per_task: 2``, half as many copies for
+    """Divides ``n_rollout_threads``: with 2, and ``episodes_per_task: 2``, half as many for
     twice as long take as many steps in an iteration as the environment says."""
 
     n_ae_rollout_threads: int = bounded(4, ge=1, le=65_536)
-    """Environment copies of an exploration rollout, whose transitions fill the context replay."""
+    """Sub-environments of an exploration rollout, whose transitions fill the context replay."""
 
     paired_exploration: bool = True
     """Explore in groups of one episode per task with one seed and one draw from the prior, so that
@@ -47,7 +47,7 @@ class RolloutConfig(Section):
     remembered of the first helps in the others. The number of steps grows accordingly."""
 
     context_refresh: Literal["step", "episode"] = "step"
-    """When each agent draws a fresh context and infers its representation anew."""
+    """When each agent draws a fresh context and infers its representation again."""
 
     act_on: Literal["mean", "sample"] = "mean"
     """What the actor is given of its inferred Gaussian: the mean, or a sample."""
@@ -185,7 +185,7 @@ class PolicyConfig(Section):
     """Layers of the GRU."""
 
     recurrent_reset: Literal["episode", "task"] = "episode"
-    """Where the GRU begins anew: with every episode, or with every rollout, which is one task's."""
+    """When the GRU is reset: with every episode, or with every rollout, which is one task's."""
 
     data_chunk_length: int = bounded(10, ge=1)
     """Steps through which a recurrent policy is trained back in time."""
@@ -294,13 +294,15 @@ class Config(Section):
             )
         algorithm.check_config(self)
         rollout, length = self.rollout, self.env.max_ep_len
-        copies, divisor = rollout.n_rollout_threads, rollout.rollout_threads_divisor
-        if copies % divisor:
+        num_envs, divisor = rollout.n_rollout_threads, rollout.rollout_threads_divisor
+        if num_envs % divisor:
             raise ValueError(
-                f"rollout_threads_divisor={divisor} must divide n_rollout_threads={copies}"
+                f"rollout_threads_divisor={divisor} must divide n_rollout_threads={num_envs}"
             )
         check_steps(
-            n_rollout_threads=copies, max_ep_len=length, episodes_per_task=rollout.episodes_per_task
+            n_rollout_threads=num_envs,
+            max_ep_len=length,
+            episodes_per_task=rollout.episodes_per_task,
         )
         envs, steps = self.rollout_envs, self.rollout_steps
         if self.policy.use_recurrent_policy and steps % self.policy.data_chunk_length:
@@ -321,7 +323,7 @@ class Config(Section):
 
     @property
     def rollout_envs(self) -> int:
-        """N: environment copies of a rollout."""
+        """N: sub-environments of a rollout."""
         return self.rollout.n_rollout_threads // self.rollout.rollout_threads_divisor
 
     @property

@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
         'exported agents need the package onnxruntime; install it with: pip install "mg2l[export]"'
     ) from error
 
-FORMAT = 1
+FORMAT = 2
 """Of ``export.json``."""
 
 MAX_MANIFEST = 2**24
@@ -89,14 +89,14 @@ def check(manifest: Any) -> None:
     if manifest["format"] != FORMAT:
         raise ValueError(f"must be of format {FORMAT}, got {manifest['format']!r}")
     size(manifest["observation"], "observation", 1)
-    told = manifest["told"]
-    word(told["by"], "told.by", "nothing", "features", "last_step", "context", "belief")
-    size(told["width"], "told.width", int(told["by"] != "nothing"))
-    if told["by"] in ("context", "belief") and manifest[told["by"]] is None:
-        raise ValueError(f"{told['by']} must be described, as told.by names it")
-    mean, std = told.get("reward_mean", 0.0), told.get("reward_std", 1.0)
+    latent = manifest["latent"]
+    word(latent["source"], "latent.source", "nothing", "features", "last_step", "context", "belief")
+    size(latent["width"], "latent.width", int(latent["source"] != "nothing"))
+    if latent["source"] in ("context", "belief") and manifest[latent["source"]] is None:
+        raise ValueError(f"{latent['source']} must be described, as latent.source names it")
+    mean, std = latent.get("reward_mean", 0.0), latent.get("reward_std", 1.0)
     if not (abs(mean) < np.inf and 0 < std < np.inf):
-        raise ValueError(f"told.reward_mean and reward_std must be numbers, got {mean} and {std}")
+        raise ValueError(f"latent.reward_mean and reward_std must be numbers, got {mean} and {std}")
     shape(manifest["memory"], "memory")
     shape(manifest["belief"], "belief")
     if manifest["context"] is not None:
@@ -118,7 +118,7 @@ def check(manifest: Any) -> None:
         size(entry["index"], "index")
         if "policy" not in entry["files"]:
             raise ValueError(f"agent {entry['index']} has no policy")
-        if told["by"] in ("context", "belief") and "inference" not in entry["files"]:
+        if latent["source"] in ("context", "belief") and "inference" not in entry["files"]:
             raise ValueError(f"agent {entry['index']} has no inference")
         np.array(entry.get("initial_belief", []), np.float32)
         for files in entry["files"].values():
@@ -177,10 +177,10 @@ class Network:
 
 
 class Agent:
-    """Agent ``index`` of an exported team; it sees nothing but what is its own.
+    """Agent ``index`` of an exported team, which observes nothing but its own experience.
 
-    It begins as at a task that it knows nothing of: told of it, where it infers from a context, a
-    draw from the prior that is held for an episode, until `infer` is called.
+    It starts with an unknown task: where it infers from a context, its latent is a draw from the
+    prior, held for an episode, until `infer` is called.
 
     Args:
         folder: what ``mg2l.export`` wrote.
@@ -189,9 +189,9 @@ class Agent:
         deterministic: act on the most likely action instead of a sample.
 
     Attributes:
-        told: ``[D]``, what the policy is told of the task; None for nothing.
+        latent: ``[D]``, what the policy is conditioned on besides observations, or None.
         infers: whether it infers the task from a context, when `infer` is called.
-        needs_features: whether it must be told features of its task by `tell`.
+        needs_features: whether it must be given features of its task by `set_task`.
 
     Raises:
         ValueError: the folder holds no such agent, another format, a file that has changed or lies
@@ -226,35 +226,35 @@ class Agent:
                 raise ValueError(f"{folder / files['onnx']} is no network: {error}") from None
         self.policy, self.inference = networks["policy"], networks.get("inference")
         self.initial = np.array(found[0].get("initial_belief", []), np.float32)
-        self.told: Array | None = None
+        self.latent: Array | None = None
         self.state: Array | None = None
         self.belief: Array | None = None
         self.rng, self.deterministic = np.random.default_rng(seed), deterministic
-        self.by: str = self.manifest["told"]["by"]
-        self.infers, self.needs_features = self.by == "context", self.by == "features"
+        self.source: str = self.manifest["latent"]["source"]
+        self.infers, self.needs_features = self.source == "context", self.source == "features"
         self.forget()
 
     # The course of events.
 
     def forget(self) -> None:
-        """Begin with a new task: forget all that was observed, inferred, remembered and told."""
+        """Start a new task: forget all that was observed, inferred, remembered or given."""
         self.inferred = False
-        self.told = None
+        self.latent = None
         if self.infers:
             self.context = Context(self.manifest["context"]["capacity"])
-        if self.by == "last_step":
-            self.told = np.zeros(self.manifest["told"]["width"], np.float32)
+        if self.source == "last_step":
+            self.latent = np.zeros(self.manifest["latent"]["width"], np.float32)
         self.state, self.observed = self._zeros("memory"), 0
         self._begin_belief()
         self._draw_prior()
 
     def reset(self) -> None:
         """Begin an episode, of the task at hand."""
-        if self.by == "last_step" and self.observed and self.told is not None:
-            self.told[-1] = 1  # an episode has ended
+        if self.source == "last_step" and self.observed and self.latent is not None:
+            self.latent[-1] = 1  # an episode has ended
         if self.manifest["memory"] is not None and self.manifest["memory"]["reset"] == "episode":
             self.state = self._zeros("memory")
-        if self.by == "belief" and self.manifest["belief"]["reset"] == "episode":
+        if self.source == "belief" and self.manifest["belief"]["reset"] == "episode":
             self._begin_belief()
         if not self.inferred:
             self._draw_prior()
@@ -272,13 +272,13 @@ class Agent:
 
         Raises:
             ValueError: observation or mask has another shape, or no action is allowed.
-            RuntimeError: it must be told features of its task first.
+            RuntimeError: it must be given features of its task first.
         """
         inputs = {"observation": self._row("observation", observation)[None]}
-        if self.by != "nothing":
-            if self.told is None:
+        if self.source != "nothing":
+            if self.latent is None:
                 raise RuntimeError("this agent acts on features of its task: call tell() first")
-            inputs["told"] = self.told[None]
+            inputs["latent"] = self.latent[None]
         if self.state is not None:
             inputs["state"] = self.state[None]
         found = self.policy(**inputs)
@@ -314,23 +314,23 @@ class Agent:
         self.observed += 1
         if self.infers and alive:
             self.context.add(row)
-        elif self.by == "belief":
+        elif self.source == "belief":
             assert self.inference is not None
             assert self.belief is not None
             found = self.inference(transition=row[None], state=self.belief[None])
-            self.told, self.belief = found["told"][0], found["next_state"][0]
-        elif self.by == "last_step":
+            self.latent, self.belief = found["latent"][0], found["next_state"][0]
+        elif self.source == "last_step":
             width, size = len(self._row("observation", observation)), self._action_width
-            described = self.manifest["told"]
+            described = self.manifest["latent"]
             mean, std = described.get("reward_mean", 0.0), described.get("reward_std", 1.0)
             paid = (float(row[width + size]) - mean) / std
-            self.told = np.append(row[width : width + size], [paid, 0]).astype(np.float32)
+            self.latent = np.append(row[width : width + size], [paid, 0]).astype(np.float32)
 
     def infer(self) -> Array:
         """Infer the task from what was observed since `forget`, and act on that from now on.
 
         Returns:
-            What the policy is told, ``[D]``.
+            The latent, ``[D]``.
 
         Raises:
             RuntimeError: nothing was observed, or the agent does not infer from contexts.
@@ -339,19 +339,19 @@ class Agent:
             raise RuntimeError(f"{self.manifest['algorithm']} does not infer from contexts")
         mean, std = self.represent(self.context.draw(self.manifest["context"]["length"], self.rng))
         sampled = self.manifest["context"]["act_on"] == "sample"
-        self.told, self.inferred = self._normal(mean, std) if sampled else mean, True
-        return self.told
+        self.latent, self.inferred = self._normal(mean, std) if sampled else mean, True
+        return self.latent
 
-    def tell(self, features: ArrayLike) -> None:
-        """Say what the task is, ``[D]``: only where ``needs_features``.
+    def set_task(self, features: ArrayLike) -> None:
+        """Set features of the task, ``[D]``: only where ``needs_features``.
 
         Raises:
-            RuntimeError: the agent acts on nothing that it could be told.
+            RuntimeError: the agent is not conditioned on features.
             ValueError: features have another shape.
         """
         if not self.needs_features:
-            raise RuntimeError(f"{self.manifest['algorithm']} is told no features of its task")
-        self.told = self._row("features", features)
+            raise RuntimeError(f"{self.manifest['algorithm']} takes no features of its task")
+        self.latent = self._row("features", features)
 
     # What it is made of.
 
@@ -391,7 +391,7 @@ class Agent:
 
     def _row(self, name: str, value: ArrayLike) -> Array:
         manifest = self.manifest
-        width = manifest["told"]["width"] if name == "features" else manifest["observation"]
+        width = manifest["latent"]["width"] if name == "features" else manifest["observation"]
         row = np.asarray(value, np.float32)
         if row.shape != (width,):
             raise ValueError(f"{name} must have shape ({width},), got {row.shape}")
@@ -405,16 +405,16 @@ class Agent:
         return mean + std * self.rng.standard_normal(mean.shape, np.float32)
 
     def _begin_belief(self) -> None:
-        if self.by == "belief":
-            self.told = self.initial
+        if self.source == "belief":
+            self.latent = self.initial
             self.belief = self._zeros("belief")
 
     def _draw_prior(self) -> None:
         if self.infers:
-            z = self.rng.standard_normal(self.manifest["told"]["width"], np.float32)
+            z = self.rng.standard_normal(self.manifest["latent"]["width"], np.float32)
             if self.manifest["context"]["prior"] == "sphere":
                 z *= np.float32(len(z) ** 0.5) / np.linalg.norm(z)
-            self.told = z
+            self.latent = z
 
     def _choose(self, logits: Array, mask: ArrayLike | None) -> int:
         if mask is not None:

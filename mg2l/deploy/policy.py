@@ -28,20 +28,20 @@ class Policy(AgentNetwork):
         self.outputs = drawn_from if self.body.gru is None else (*drawn_from, "next_state")
 
     def forward(
-        self, observation: Tensor, told: Tensor | None = None, state: Tensor | None = None
+        self, observation: Tensor, latent: Tensor | None = None, state: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         """What an action is drawn from, and the next recurrent state.
 
         Args:
             observation: ``[B, O]``.
-            told: ``[B, D]`` latent, if the policy is conditioned on one.
+            latent: ``[B, D]`` latent, if the policy is conditioned on one.
             state: ``[B, layers, H]``, if it is recurrent; zeros at the beginning.
 
         Returns:
             Logits ``[B, n]``, or mean and standard deviation ``[B, size]``.
         """
         joined = self.body.inputs(
-            observation.unsqueeze(0), None if told is None else told.unsqueeze(0)
+            observation.unsqueeze(0), None if latent is None else latent.unsqueeze(0)
         )
         first = None
         if state is not None:  # whoever begins an episode gives zeros

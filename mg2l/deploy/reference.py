@@ -111,15 +111,21 @@ def _of_policies(learner: Learner, rollout: Rollout) -> Reference:
 
     inputs = {"observation": rows(rollout.observations[:-1])}
     if rollout.latent is not None:
-        inputs["told"] = rows(rollout.latent)
+        inputs["latent"] = rows(rollout.latent)
     if rollout.states is not None:
         inputs["state"] = rows(rollout.states.transpose(1, 2))
 
-    def act(*given: Tensor) -> tuple[Tensor, ...]:
-        by_name = dict(zip(inputs, given, strict=True))
-        seen, state = by_name["observation"], by_name.get("state")
-        first = None if state is None else seen.new_zeros((1, seen.shape[1]), dtype=torch.bool)
-        features, state = actor.body(actor.body.inputs(seen, by_name.get("told")), state, first)
+    def act(*tensors: Tensor) -> tuple[Tensor, ...]:
+        by_name = dict(zip(inputs, tensors, strict=True))
+        observations, state = by_name["observation"], by_name.get("state")
+        first = (
+            None
+            if state is None
+            else observations.new_zeros((1, observations.shape[1]), dtype=torch.bool)
+        )
+        features, state = actor.body(
+            actor.body.inputs(observations, by_name.get("latent")), state, first
+        )
         memory = () if state is None else (state,)
         if isinstance(actor.head, CategoricalHead):
             return (actor.head.logits(features), *memory)

@@ -28,7 +28,7 @@ Sampling = Literal["uniform", "priority"]
 
 @dataclass(frozen=True)
 class Scored:
-    """The one episode of every copy that counts."""
+    """The one episode of every sub-environment that counts."""
 
     returns: Tensor
     """``[N, A]`` float64, sum of each agent's rewards."""
@@ -43,14 +43,14 @@ class Scored:
 class MetaTest:
     """A learner's policies and inference in environments of their own.
 
-    Every call of `play` begins from the same seed, so that different numbers of shots, ways of
+    Every call of `play` starts from the same seed, so that different numbers of shots, ways of
     sampling and algorithms meet the same episodes. The learner's streams of random numbers are as
     they were afterwards.
 
     Args:
         learner: what is tested; nothing of it is trained.
         task_ids: tasks to test on.
-        episodes: copies of the environment per task, which play one episode each.
+        episodes: sub-environments per task, which play one episode each.
         seed: the random seed.
         deterministic: act on the most likely action instead of a sample.
     """
@@ -86,34 +86,34 @@ class MetaTest:
 
     @torch.no_grad()
     def play(self, shots: int, sampling: Sampling = "uniform") -> Scored:
-        """An episode of every copy after ``shots`` episodes of exploration of its own.
+        """An episode of every sub-environment after ``shots`` episodes of exploration of its own.
 
-        Algorithms that are told step by step, or remember, live through them in one go.
+        Algorithms that infer step by step, or remember, play them all in one rollout.
 
         Args:
             shots: K.
             sampling: how transitions are drawn into a context.
         """
         if not self.infers:
-            return _scored(*self.live(shots))
+            return _scored(*self.play_through(shots))
         with self.learner.isolated_rng(self.seed):
             return _scored(self.act(self.infer(self.explore(shots), sampling)))
 
     @torch.no_grad()
-    def live(self, shots: int) -> tuple[Rollout, int]:
-        """``shots`` episodes and another one in one go, without contexts.
+    def play_through(self, shots: int) -> tuple[Rollout, int]:
+        """``shots`` episodes and another one in one rollout, without contexts.
 
         One alone where nothing is remembered of the others.
 
         Returns:
-            The rollout, and the number of each copy's last episode.
+            The rollout, and the number of each sub-environment's last episode.
         """
         with self.learner.isolated_rng(self.seed):
-            told = self.inference.actor_latent(self.ids, self.steps * (shots + 1))
+            latent = self.inference.actor_latent(self.ids, self.steps * (shots + 1))
             remembers = self.learner.actor.body.remembers_episodes
-            if isinstance(told, Tensor) or (told is None and not remembers):
-                return self.act(told), 0
-            return self._collect(shots + 1, told, 0), shots
+            if isinstance(latent, Tensor) or (latent is None and not remembers):
+                return self.act(latent), 0
+            return self._collect(shots + 1, latent, 0), shots
 
     @torch.no_grad()
     def play_online(self) -> Scored:
@@ -125,13 +125,13 @@ class MetaTest:
     def play_mismatched(self, shots: int) -> np.ndarray:
         """Return ``[K, K]`` of acting in task j (columns) on what task i showed (rows)."""
         with self.learner.isolated_rng(self.seed):
-            told = self.infer(self.explore(shots), "uniform")
+            latent = self.infer(self.explore(shots), "uniform")
             tasks = len(self.ids) // self.episodes
             found = np.zeros((tasks, tasks))
             for shift in range(tasks):
                 acting = np.roll(np.arange(tasks), -shift)
                 ids = self.ids.reshape(tasks, -1)[acting].reshape(-1)
-                returns = _scored(self._collect(1, told, -1, ids)).returns
+                returns = _scored(self._collect(1, latent, -1, ids)).returns
                 by_task = returns.view(tasks, -1).mean(1).cpu().numpy()
                 found[np.arange(tasks), acting] = by_task
         return found
@@ -140,7 +140,7 @@ class MetaTest:
         """An episode of actions drawn uniformly from their space.
 
         Returns:
-            Returns ``[N, A]`` and lengths ``[N]`` of every copy's episode.
+            Returns ``[N, A]`` and lengths ``[N]`` of the episodes of all sub-environments.
         """
         rng = np.random.default_rng(self.seed)
         info = self.env.reset(self._seeds(-1), self.ids)[1]
@@ -157,9 +157,9 @@ class MetaTest:
 
     @torch.no_grad()
     def explore(self, shots: int) -> Tensor | None:
-        """``[N, shots * T, A, F]``: each copy's own transitions, or None for no shot.
+        """``[N, shots * T, A, F]``: each sub-environment's transitions, or None for no shot.
 
-        Where episodes end early, T is the longest of all copies and shots, and each is repeated to
+        Where episodes end early, T is the longest of all, and each is repeated to
         that length: no episode counts for more than another.
         """
         episodes = [self.explore_once(shot) for shot in range(shots)]
@@ -170,17 +170,17 @@ class MetaTest:
 
     @torch.no_grad()
     def explore_once(self, shot: int) -> Rollout:
-        """An episode of every copy under a draw from the prior."""
-        told = self._context_inference().sample_prior(len(self.ids))
-        return self._collect(1, told, shot)
+        """An episode of every sub-environment under a draw from the prior."""
+        latent = self._context_inference().sample_prior(len(self.ids))
+        return self._collect(1, latent, shot)
 
     def transitions(self, rollout: Rollout) -> Tensor:
-        """What each copy's agents experienced in its first episode, ``[N, T, A, F]``."""
+        """Transitions of each sub-environment's first episode, ``[N, T, A, F]``."""
         return self._context_inference().transitions(rollout, episodes=1).transpose(0, 1)
 
     @torch.no_grad()
     def infer(self, experience: Tensor | None, sampling: Sampling) -> Tensor:
-        """What actors are told after their experience ``[N, S, A, F]``: ``[1, N, A, D]``.
+        """Latents of the actors after their experience ``[N, S, A, F]``: ``[1, N, A, D]``.
 
         A draw from the prior where there is none.
         """
@@ -209,28 +209,28 @@ class MetaTest:
         index = index.unsqueeze(-1).expand(-1, -1, -1, features).to(experience.device)
         return experience.gather(1, index)
 
-    def act(self, told: Tensor | LatentStream | None) -> Rollout:
+    def act(self, latent: Tensor | LatentStream | None) -> Rollout:
         """The episode that counts: the same one whatever was explored before.
 
         Args:
-            told: what actors are told, as `Collector.collect` takes it.
+            latent: of the actors, as `Collector.collect` takes it.
         """
-        return self._collect(1, told, -1)
+        return self._collect(1, latent, -1)
 
     def _collect(
         self,
         episodes: int,
-        told: Tensor | LatentStream | None,
+        latent: Tensor | LatentStream | None,
         episode: int,
         ids: np.ndarray | None = None,
     ) -> Rollout:
         ids = self.ids if ids is None else ids
         seeds = self._seeds(episode)
         steps = self.steps * episodes
-        return self.collector.collect(steps, ids, told, self.deterministic, seeds, episodes)
+        return self.collector.collect(steps, ids, latent, self.deterministic, seeds, episodes)
 
     def _seeds(self, episode: int) -> list[int]:
-        """Of every copy in an exploration episode, or in the one that counts (-1)."""
+        """Seeds of all sub-environments in an exploration episode; -1 is the one that counts."""
         sequence = np.random.SeedSequence([self.seed, episode + 1])
         return [int(seed) for seed in sequence.generate_state(len(self.ids))]
 
@@ -275,7 +275,7 @@ class PeriodicTest:
 
 
 class _Growing:
-    """Tells actors what they infer from this episode so far; at first a draw from the prior."""
+    """Latents inferred from this episode so far; at first a draw from the prior."""
 
     def __init__(self, test: MetaTest) -> None:
         self.test = test
@@ -292,7 +292,7 @@ class _Growing:
 
 
 def _scored(rollout: Rollout, number: int = 0) -> Scored:
-    """The episode of that number of every copy."""
+    """The episode of that number of every sub-environment."""
     episode = rollout.episode(number)
     return Scored(episode.returns, episode.lengths, rollout)
 

@@ -1,4 +1,4 @@
-"""Pictures of a film: an environment, a title, and beside it what each agent believes of the task.
+"""Pictures of a video: an environment, a title, and beside it what each agent believes of the task.
 
 Drawn with pillow, at twice the size and then halved, which smooths what pillow does not.
 """
@@ -30,7 +30,7 @@ _INK, _FAINT, _FRAME = "#1a1a1a", "#767676", "#d0d0d0"
 
 
 @dataclass(frozen=True)
-class Course:
+class Trajectory:
     """What is drawn beside the environment, of A agents in F pictures."""
 
     known: NDArray[np.float64]
@@ -43,42 +43,44 @@ class Course:
     """Of those tasks."""
 
     acts_on: NDArray[np.float64]
-    """``[F, A, D]`` what each agent is told while it acts."""
+    """``[F, A, D]`` representation that each agent acts on."""
 
     infers: NDArray[np.float64]
-    """``[F, A, D]`` what it infers from what it has seen so far."""
+    """``[F, A, D]`` what it infers from its transitions so far."""
 
 
 class Drawing:
-    """Draws the pictures of one film.
+    """Draws the pictures of one video.
 
     Every agent has a map of its own, the first two principal components of what it is known to
     infer in the tasks of training: representations of two agents need not agree. What lies outside
     a map stands at its edge.
 
     Args:
-        course: what to draw beside the environment, or None for the environment alone.
+        trajectory: what to draw beside the environment, or None for the environment alone.
     """
 
-    def __init__(self, course: Course | None) -> None:
-        self.course = course
-        agents = 0 if course is None else course.known.shape[1]
+    def __init__(self, trajectory: Trajectory | None) -> None:
+        self.trajectory = trajectory
+        agents = 0 if trajectory is None else trajectory.known.shape[1]
         self.columns, rows = min(agents, 2), -(-agents // 2)
         self.side = _SIDES[rows > 1]
-        legend = 0 if course is None else (len(course.names) + 5) * _ROW
+        legend = 0 if trajectory is None else (len(trajectory.names) + 5) * _ROW
         self.height = max(rows * self.side, legend, _SIDES[0])
-        self.maps = [] if course is None else [_Map(course, i, self.side) for i in range(agents)]
+        self.maps = (
+            [] if trajectory is None else [_Map(trajectory, i, self.side) for i in range(agents)]
+        )
 
     def __call__(
         self, picture: NDArray[np.uint8], title: str, subtitle: str, index: int
     ) -> NDArray[np.uint8]:
-        """One picture of the film, ``[height, width, 3]``.
+        """One picture of the video, ``[height, width, 3]``.
 
         Args:
             picture: ``[*, *, 3]`` of the environment.
             title: the first line.
             subtitle: the second.
-            index: of the picture in the film.
+            index: of the picture in the video.
         """
         from PIL import Image, ImageDraw
 
@@ -91,8 +93,8 @@ class Drawing:
             row, column = divmod(agent, self.columns)
             place = (width + column * self.side, _TITLE + row * self.side)
             canvas.paste(map_(index), place)
-        if self.course is not None:
-            legend = _legend(self.course.names, self.height)
+        if self.trajectory is not None:
+            legend = _legend(self.trajectory.names, self.height)
             canvas.paste(legend, (width + self.columns * self.side, _TITLE))
         draw = ImageDraw.Draw(canvas)
         draw.text((10, 5), title, _INK, _font(15))
@@ -103,14 +105,15 @@ class Drawing:
 class _Map:
     """One agent's map; everything but the markers is drawn once."""
 
-    def __init__(self, course: Course, agent: int, side: int) -> None:
+    def __init__(self, trajectory: Trajectory, agent: int, side: int) -> None:
         from PIL import Image, ImageDraw
 
         self.side = side
-        known = course.known[:, agent]
+        known = trajectory.known[:, agent]
         center, axes = principal_axes(known)
         points, self.acts_on, self.infers = (
-            (z - center) @ axes for z in (known, course.acts_on[:, agent], course.infers[:, agent])
+            (z - center) @ axes
+            for z in (known, trajectory.acts_on[:, agent], trajectory.infers[:, agent])
         )
         # Draws of the prior are left out: they can be far from all that is ever inferred.
         shown = np.concatenate([points, self.infers[1:]])
@@ -123,7 +126,7 @@ class _Map:
         edge = _SCALE * 6
         draw.rectangle((edge, edge, *[_SCALE * side - edge] * 2), None, _FRAME, _SCALE)
         draw.text((_SCALE * 13, _SCALE * 10), f"agent {agent}", _FAINT, _font(_SCALE * 12))
-        for point, task in zip(points, course.tasks.tolist(), strict=True):
+        for point, task in zip(points, trajectory.tasks.tolist(), strict=True):
             _dot(draw, self._place(point), task)
 
     def __call__(self, index: int) -> Any:

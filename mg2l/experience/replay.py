@@ -30,24 +30,24 @@ def as_context(context: Context | Tensor) -> Context:
 
 
 def active_transitions(transitions: Tensor, active: Tensor | None) -> Tensor:
-    """Transitions in which no agent is dead, for contexts.
+    """Transitions without those of dead agents, for contexts.
 
-    Where an agent was dead, the transitions that it lived through are repeated in turn. A context
+    Where an agent was dead, the transitions in which it was alive are repeated in turn. A context
     is a set drawn with replacement, each agent's on its own, so that this is to draw from its
     living transitions alone. An agent that was never alive has transitions of zeros.
 
     Args:
         transitions: ``[T, N, A, F]``.
-        active: ``[T, N, A]`` bool, who was alive; None is everybody.
+        active: ``[T, N, A]`` bool, who was alive; None is all of them.
     """
     if active is None or bool(active.all()):
         return transitions
-    lived = active.sum(0)
+    alive = active.sum(0)
     living_first = active.byte().argsort(dim=0, descending=True, stable=True)
     steps = torch.arange(len(active), device=active.device).view(-1, 1, 1)
-    index = living_first.gather(0, steps % lived.clamp(min=1))
+    index = living_first.gather(0, steps % alive.clamp(min=1))
     repeated = transitions.gather(0, index.unsqueeze(-1).expand_as(transitions))
-    return repeated * (lived > 0).unsqueeze(-1)
+    return repeated * (alive > 0).unsqueeze(-1)
 
 
 class ContextReplay:
@@ -55,7 +55,7 @@ class ContextReplay:
 
     Transitions are added a segment at a time: consecutive steps of one environment. A context is
     drawn from a few segments only. Drawn from the whole ring, contexts of one task would all
-    share its average layout, by which an encoder can tell the rings apart without learning
+    share its average layout, by which an encoder can recognise the rings without learning
     anything of the tasks.
 
     Args:

@@ -57,7 +57,7 @@ class Transitions:
         return active_transitions(transitions, kept)
 
     def split(self, transitions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``[*, F]`` taken apart: ``[*, O]``, ``[*, action]``, ``[*, 1]``, ``[*, O]``."""
+        """``[*, F]`` split: ``[*, O]``, ``[*, action]``, ``[*, 1]``, ``[*, O]``."""
         sizes = [self.observation, self.action, 1, self.observation]
         observations, actions, rewards, final_observations = transitions.split(sizes, -1)
         return observations, actions, rewards, final_observations

@@ -28,7 +28,7 @@ from mg2l.training.ppo import PPO
 from mg2l.training.random_state import random_state, set_random_state
 
 LR_FLOOR = 0.05
-"""Share of a learning rate that is left at the end of a run with linear decay."""
+"""Fraction of a learning rate that is left at the end of a run with linear decay."""
 
 
 class Learner:
@@ -287,7 +287,7 @@ class Learner:
 
 
 def check_moments(name: str, optimiser: torch.optim.Optimizer) -> None:
-    """Judge the state of an optimiser, which torch loads whatever it is.
+    """Validate the state of an optimiser, which torch loads whatever it is.
 
     Raises:
         ValueError: it holds something else than a moment or a count of steps per parameter.

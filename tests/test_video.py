@@ -11,9 +11,9 @@ from PIL import Image, ImageSequence
 
 from mg2l import cli, evaluate, train
 from mg2l.envs import video
-from mg2l.evaluation import film
+from mg2l.evaluation import video as team_video
 from mg2l.evaluation.meta_test import MetaTest, first_steps
-from mg2l.evaluation.picture import Course, Drawing
+from mg2l.evaluation.picture import Drawing, Trajectory
 from mg2l.training.learner import Learner
 
 STEPS = 10
@@ -79,8 +79,8 @@ def test_missing_packages_are_said_before_anything_is_evaluated(tmp_path, monkey
 
 
 def test_the_maps_change_while_the_team_explores_and_stand_still_while_it_acts(learner):
-    studio = film.Studio(learner, 0)
-    held, frames = studio.record(3), list(studio.film(3))
+    renderer = team_video.VideoRenderer(learner, 0)
+    held, frames = renderer.record(3), list(renderer.frames(3))
     assert held.phases == [("exploring", STEPS), ("acting", STEPS)]
     assert held.acts_on is not None
     assert held.infers is not None
@@ -97,8 +97,8 @@ def test_the_maps_change_while_the_team_explores_and_stand_still_while_it_acts(l
 
 
 def test_another_agents_data_do_not_move_a_marker(learner, monkeypatch):
-    studio = film.Studio(learner, 0)
-    plain = studio.record(3).infers
+    renderer = team_video.VideoRenderer(learner, 0)
+    plain = renderer.record(3).infers
     explore = MetaTest.explore_once
 
     def disturbed(test, shot):
@@ -108,7 +108,7 @@ def test_another_agents_data_do_not_move_a_marker(learner, monkeypatch):
         return rollout
 
     monkeypatch.setattr(MetaTest, "explore_once", disturbed)
-    other = studio.record(3).infers
+    other = renderer.record(3).infers
     assert plain is not None
     assert other is not None
     np.testing.assert_array_equal(plain[:, 0], other[:, 0])
@@ -116,8 +116,8 @@ def test_another_agents_data_do_not_move_a_marker(learner, monkeypatch):
 
 
 def test_what_is_inferred_at_a_step_does_not_know_the_later_ones(learner, monkeypatch):
-    studio = film.Studio(learner, 0)
-    plain = studio.record(3).infers
+    renderer = team_video.VideoRenderer(learner, 0)
+    plain = renderer.record(3).infers
     explore = MetaTest.explore_once
 
     def disturbed(test, shot):
@@ -126,7 +126,7 @@ def test_what_is_inferred_at_a_step_does_not_know_the_later_ones(learner, monkey
         return rollout
 
     monkeypatch.setattr(MetaTest, "explore_once", disturbed)
-    other = studio.record(3).infers
+    other = renderer.record(3).infers
     assert plain is not None
     assert other is not None
     np.testing.assert_array_equal(plain[:7], other[:7])
@@ -137,7 +137,7 @@ def test_the_learner_is_left_as_it_was_and_films_repeat(learner):
     streams = [learner.noise.get_state(), learner.draws.get_state()]
     rng = learner.rng.bit_generator.state
     networks = {k: v.clone() for k, v in learner.networks()["inference"].items()}
-    films = [np.stack(list(film.Studio(learner, 1).film(4))) for _ in range(2)]
+    films = [np.stack(list(team_video.VideoRenderer(learner, 1).frames(4))) for _ in range(2)]
     np.testing.assert_array_equal(films[0], films[1])
     assert learner.rng.bit_generator.state == rng
     for stream, state in zip((learner.noise, learner.draws), streams, strict=True):
@@ -157,22 +157,22 @@ def test_the_learner_is_left_as_it_was_and_films_repeat(learner):
     ],
 )
 def test_other_algorithms(algo, phases, mapped):
-    studio = film.Studio(tiny_learner(algo), 0)
-    held = studio.record(3)
+    renderer = team_video.VideoRenderer(tiny_learner(algo), 0)
+    held = renderer.record(3)
     assert held.phases == [(name, STEPS) for name in phases]
     assert len(held.pictures) == len(held.rewards) == STEPS * len(phases)
-    assert (studio.known is not None) == (held.infers is not None) == mapped
-    frames = list(studio.film(3))
+    assert (renderer.known is not None) == (held.infers is not None) == mapped
+    frames = list(renderer.frames(3))
     assert len(frames) == len(held.pictures)
     assert (frames[0].shape[1] > 600) == mapped
 
 
 def test_a_long_film_shows_every_second_step(learner, monkeypatch):
-    monkeypatch.setattr(film, "PICTURES", 2 * STEPS - 1)
-    studio = film.Studio(learner, 0)
+    monkeypatch.setattr(team_video, "PICTURES", 2 * STEPS - 1)
+    renderer = team_video.VideoRenderer(learner, 0)
     shown = []
     monkeypatch.setattr(Drawing, "__call__", lambda self, *words: shown.append(words[1:]))
-    list(studio.film(3))
+    list(renderer.frames(3))
     assert len(shown) == STEPS
     assert [index for *_, index in shown] == list(range(STEPS))
     assert shown[1][0] == "landmark 0  (test task)"
@@ -183,8 +183,8 @@ def test_a_long_film_shows_every_second_step(learner, monkeypatch):
 def test_training_tasks_where_a_family_has_no_others(learner, tmp_path, monkeypatch):
     tasks = learner.env.tasks
     monkeypatch.setattr(type(tasks), "test_ids", np.arange(0))
-    monkeypatch.setattr(film, "TASKS", 2)
-    written = list(film.write_films(learner, tmp_path, "gif", 0))
+    monkeypatch.setattr(team_video, "TASKS", 2)
+    written = list(team_video.write_videos(learner, tmp_path, "gif", 0))
     assert [path.name for path in written] == ["0-landmark-0-1.gif", "1-landmark-0-2.gif"]
 
 
@@ -199,17 +199,17 @@ def test_training_tasks_where_a_family_has_no_others(learner, tmp_path, monkeypa
     ],
 )
 def test_file_names_are_safe(name, expected):
-    assert film.file_name(7, name) == expected
+    assert team_video.file_name(7, name) == expected
 
 
 def test_many_tasks_agents_and_long_names_fit():
     rng = np.random.default_rng(0)
     tasks = np.arange(12).repeat(3)
-    course = Course(
+    trajectory = Trajectory(
         rng.normal(size=(36, 4, 3)), tasks, ["name " * 20] * 12,
         rng.normal(size=(5, 4, 3)), rng.normal(size=(5, 4, 3)),
     )  # fmt: skip
-    picture = Drawing(course)(np.zeros((100, 50, 3), np.uint8), "a", "b", 4)
+    picture = Drawing(trajectory)(np.zeros((100, 50, 3), np.uint8), "a", "b", 4)
     assert picture.dtype == np.uint8
     assert picture.shape == (46 + 380, 190 + 2 * 190 + 158, 3)
 

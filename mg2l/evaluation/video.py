@@ -1,6 +1,6 @@
-"""Films of a team that recognises a task and acts: ``python -m mg2l.evaluate RUN --video``.
+"""Videos of a team that recognises a task and acts: ``python -m mg2l.evaluate RUN --video``.
 
-A film is an episode of exploration under the prior, in which it is shown what each agent would
+A video is an episode of exploration under the prior, in which it is shown what each agent would
 infer from its own transitions so far, and then an episode in which it acts on what it inferred.
 """
 
@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mg2l.envs import video
+from mg2l.envs import video as env_video
 from mg2l.evaluation.meta_test import MetaTest, first_steps
-from mg2l.evaluation.picture import Course, Drawing
+from mg2l.evaluation.picture import Drawing, Trajectory
 from mg2l.experience.rollout import Rollout
 from mg2l.training.learner import Learner
 
 TASKS = 12
-"""Tasks that are filmed at most, and training tasks on a map."""
+"""Tasks that are rendered at most, and training tasks on a map."""
 
 AGENTS = 4
 """Agents that have a map at most."""
@@ -35,7 +35,7 @@ SHOTS = 5
 """Episodes that each of them is inferred from: what a team knows well."""
 
 PICTURES = 200
-"""Of a film at most: a longer one shows every second step, or third, ..."""
+"""Of a video at most: a longer one shows every second step, or third, ..."""
 
 
 @dataclass(frozen=True)
@@ -45,25 +45,25 @@ class Recording:
     phases: list[tuple[str, int]]
     """What the team does in each episode, and its steps."""
 
-    pictures: video.Frames
+    pictures: env_video.Frames
     """``[S]``, before each step."""
 
     rewards: NDArray[np.float64]
     """``[S]``, mean over agents."""
 
     acts_on: NDArray[np.float64] | None
-    """``[S, A, D]`` representation that each agent is told, or the mean of its belief; or None."""
+    """``[S, A, D]`` representation that each agent acts on, or the mean of its belief; or None."""
 
     infers: NDArray[np.float64] | None
     """``[S, A, D]`` what it infers from its own transitions before each step."""
 
 
-class Studio:
-    """Makes the films of one team, which is as it was afterwards.
+class VideoRenderer:
+    """Makes the videos of one team, which is as it was afterwards.
 
     Args:
         learner: the team.
-        seed: the random seed; the films of all tasks begin alike.
+        seed: the random seed; the videos of all tasks begin alike.
         deterministic: act on the most likely action instead of a sample.
     """
 
@@ -72,17 +72,17 @@ class Studio:
         self.tasks = learner.env.tasks
         self.known = self._known() if learner.inference.representation_dim else None
 
-    def film(self, task: int) -> Iterator[NDArray[np.uint8]]:
+    def frames(self, task: int) -> Iterator[NDArray[np.uint8]]:
         """Pictures of a task, ``[height, width, 3]`` each."""
         held = self.record(task)
         count = len(held.pictures)
         shown = range(0, count, -(-count // PICTURES))
-        course = None
+        trajectory = None
         if self.known is not None and held.acts_on is not None and held.infers is not None:
             acts_on, infers = (way[shown, :AGENTS] for way in (held.acts_on, held.infers))
             names = self.tasks.names[: min(TASKS, self.tasks.n_train)]
-            course = Course(*self.known, names, acts_on, infers)
-        draw = Drawing(course)
+            trajectory = Trajectory(*self.known, names, acts_on, infers)
+        draw = Drawing(trajectory)
         part = next(name for name, ids in self.tasks.parts.items() if task in ids)
         kind = {"train": "training task", "test": "test task", "ood": "task beyond training"}[part]
         title = f"{self.tasks.names[task]}  ({kind})"
@@ -95,26 +95,26 @@ class Studio:
 
     @torch.no_grad()
     def record(self, task: int) -> Recording:
-        """What happens in a film.
+        """Record what happens in a video.
 
         Raises:
             ConfigError: what draws the environment's pictures is missing.
         """
         test = MetaTest(self.learner, [task], 1, self.seed, self.deterministic)
-        camera = test.collector.env = video.Filmed(test.env)
+        camera = test.collector.env = env_video.Filmed(test.env)
         try:
             if test.infers:
                 return self._recognition(test, camera)
-            rollout, last = test.live(1)
-            told = None if self.known is None else self._numbers(rollout.latent)[:, 0]
-            # One that remembers nothing lives through one episode.
+            rollout, last = test.play_through(1)
+            latent = None if self.known is None else self._numbers(rollout.latent)[:, 0]
+            # An algorithm without memory acts for one episode.
             names = ["first episode", "second episode"] if last else ["acting"]
             phases = list(zip(names, rollout.episodes().lengths.tolist(), strict=True))
-            return Recording(phases, camera.frames, _team(rollout), told, told)
+            return Recording(phases, camera.frames, _team(rollout), latent, latent)
         finally:
             test.close()
 
-    def _recognition(self, test: MetaTest, camera: video.Filmed) -> Recording:
+    def _recognition(self, test: MetaTest, camera: env_video.Filmed) -> Recording:
         """Exploring, and acting on what was inferred."""
         with self.learner.isolated_rng(self.seed):
             explored = test.explore_once(0)
@@ -139,53 +139,53 @@ class Studio:
         )
 
     def _known(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """What is inferred of training tasks, ``[M, A, D]``, and of which ``[M]``."""
+        """Representations of training tasks, ``[M, A, D]``, and which task each is of, ``[M]``."""
         ids = self.tasks.train_ids[:TASKS]
-        # Of other episodes than those that are filmed.
+        # Of other episodes than those that are rendered.
         test = MetaTest(self.learner, ids.tolist(), CONTEXTS, self.seed + 1)
         try:
             if test.infers:
                 with self.learner.isolated_rng(test.seed):
-                    told = test.infer(test.explore(SHOTS), "uniform")
+                    latent = test.infer(test.explore(SHOTS), "uniform")
             else:
-                last = test.live(SHOTS - 1)[0].latent
+                last = test.play_through(SHOTS - 1)[0].latent
                 assert last is not None
-                told = last[-1:]
+                latent = last[-1:]
         finally:
             test.close()
-        return self._numbers(told)[0, :, :AGENTS], np.arange(len(ids)).repeat(CONTEXTS)
+        return self._numbers(latent)[0, :, :AGENTS], np.arange(len(ids)).repeat(CONTEXTS)
 
-    def _numbers(self, told: Tensor | None) -> NDArray[np.float64]:
-        """``[T, N, A, D]`` of what actors are told: a representation, or the mean of a belief."""
-        assert told is not None
+    def _numbers(self, latent: Tensor | None) -> NDArray[np.float64]:
+        """Representations in latents of actors, ``[T, N, A, D]``, of beliefs the means."""
+        assert latent is not None
         width = self.learner.inference.representation_dim
-        found: NDArray[np.float64] = told[..., :width].double().cpu().numpy()
+        found: NDArray[np.float64] = latent[..., :width].double().cpu().numpy()
         return found
 
 
-def write_films(
+def write_videos(
     learner: Learner, folder: Path, kind: str, seed: int, deterministic: bool = False
 ) -> Iterator[Path]:
-    """Film the test tasks, or where there are none those of training: `TASKS` at most.
+    """Render the test tasks, or where there are none those of training: `TASKS` at most.
 
     Args:
         learner: the team.
-        folder: where each film is written as its task's number and name.
+        folder: where each video is written as its task's number and name.
         kind: ``gif`` or ``mp4``.
         seed: the random seed.
         deterministic: act on the most likely action instead of a sample.
 
     Yields:
-        Each film's path when it is written.
+        Each video's path when it is written.
 
     Raises:
-        ConfigError: what draws or writes films is missing.
+        ConfigError: what draws or writes videos is missing.
     """
-    tasks, studio = learner.env.tasks, Studio(learner, seed, deterministic)
+    tasks, renderer = learner.env.tasks, VideoRenderer(learner, seed, deterministic)
     ids = tasks.test_ids if len(tasks.test_ids) else tasks.train_ids
     for task in ids[:TASKS].tolist():
         path = folder / f"{file_name(task, tasks.names[task])}.{kind}"
-        video.write(path, list(studio.film(task)))
+        env_video.write(path, list(renderer.frames(task)))
         yield path
 
 
