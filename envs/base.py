@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box
 from numpy.typing import ArrayLike, NDArray
 
 from mg2l.core.schema import Section, bounded
+from mg2l.envs.actions import ActionLayout
+from mg2l.envs.actions import Space as Space
 
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 Info = dict[str, Any]
 StepResult = tuple[FloatArray, FloatArray, BoolArray, BoolArray, Info]
-Space = Box | Discrete
 
 
 class EnvError(RuntimeError):
@@ -128,8 +130,9 @@ class VectorEnv(ABC):
     Attributes:
         num_envs: copies ``N``.
         num_agents: agents ``A``.
-        observation_spaces: one ``Box`` per agent.
-        action_spaces: one ``Box`` or ``Discrete`` per agent.
+        observation_spaces: one ``Box`` per agent. Arrays of observations are as wide as the widest;
+            an agent's own numbers come first, and then zeros.
+        action_spaces: one ``Box``, ``Discrete``, ``MultiDiscrete`` or ``MultiBinary`` per agent.
         tasks: the tasks a copy can be given.
         max_ep_len: steps after which an episode is truncated.
         task_ids: ``[N]`` int64, the task of each copy.
@@ -145,6 +148,16 @@ class VectorEnv(ABC):
     max_ep_len: int
     task_ids: NDArray[np.int64]
     image: tuple[int, int, int] | None = None
+
+    @property
+    def observation_width(self) -> int:
+        """Of the widest observation, ``obs`` in the shapes below."""
+        return max(int(space.shape[0]) for space in self.observation_spaces)
+
+    @functools.cached_property
+    def action_layout(self) -> ActionLayout:
+        """How the agents' actions lie side by side."""
+        return ActionLayout(self.action_spaces)
 
     @abstractmethod
     def reset(
@@ -173,7 +186,8 @@ class VectorEnv(ABC):
 
         Args:
             actions: ``[N, A, act]`` float, clipped to the action space, or ``[N, A]`` int64 where
-                actions are discrete. Not written to.
+                actions are discrete; in a team of several kinds as in `ActionLayout`. Not written
+                to.
 
         Returns:
             ``obs`` ``[N, A, obs]`` float32: of a copy that has just ended, the first observation

@@ -25,7 +25,7 @@ from mg2l.envs.base import (
 class CopiesEnv(VectorEnv):
     """Tasks, clocks, seeding and saved state of ``N`` copies (see ``VectorEnv``).
 
-    A family says how a copy begins (``_begin``), acts (``_advance``) and is seen (``_observe``),
+    A family's agents may have one space, or each its own. It says how a copy begins (``_begin``), acts (``_advance``) and is seen (``_observe``),
     and what must be saved beyond tasks, clocks and streams (``_simulation``, ``_restore``).
     Where agents can die, ``_alive`` says who lives; where the simulator has limits of its own,
     ``_cut`` says whom they end.
@@ -36,16 +36,17 @@ class CopiesEnv(VectorEnv):
         tasks: TaskSet,
         num_envs: int,
         num_agents: int,
-        observation: Box,
-        actions: Space,
+        observation: Box | Sequence[Box],
+        actions: Space | Sequence[Space],
         max_ep_len: int,
         seed: int,
     ) -> None:
         self.tasks = tasks
         self.num_envs, self.num_agents = num_envs, num_agents
         self.max_ep_len = max_ep_len
-        self.observation_spaces = (observation,) * num_agents
-        self.action_spaces = (actions,) * num_agents
+        seen = (observation,) * num_agents if isinstance(observation, Box) else observation
+        acting = actions if isinstance(actions, Sequence) else (actions,) * num_agents
+        self.observation_spaces, self.action_spaces = tuple(seen), tuple(acting)
         self.task_ids = np.arange(num_envs) % tasks.n_train
         self._streams = Streams(num_envs, seed)
         self._clock = np.zeros(num_envs, np.int64)
@@ -61,7 +62,7 @@ class CopiesEnv(VectorEnv):
     def _advance(self, actions: NDArray[Any]) -> tuple[FloatArray, BoolArray]:
         """Step every copy with ``actions``; returns rewards and terminated, ``[N, A]``.
 
-        Actions are in their space: ``[N, A]`` int64 or, clipped, ``[N, A, act]`` float64.
+        Actions are in their spaces, as `ActionLayout.within` gives them.
         """
 
     @abstractmethod
@@ -108,14 +109,12 @@ class CopiesEnv(VectorEnv):
     def step(self, actions: ArrayLike) -> StepResult:
         """See ``VectorEnv.step``."""
         chosen = np.asarray(actions)
-        space = self.action_spaces[0]
-        assert space.shape is not None
-        shape = (self.num_envs, self.num_agents, *space.shape)
+        shape = (self.num_envs, self.num_agents, *self.action_layout.shape)
         if chosen.shape != shape:
             raise ValueError(f"actions must have shape {shape}, got {chosen.shape}")
         if not self._started:
             raise RuntimeError("call reset() before the first step")
-        rewards, terminated = self._advance(_within(chosen, space))
+        rewards, terminated = self._advance(self.action_layout.within(chosen))
         self._clock += 1
         late, cut = (self._clock >= self.max_ep_len)[:, None], self._cut()
         truncated = ~terminated & (late if cut is None else late | cut)
@@ -170,17 +169,3 @@ class CopiesEnv(VectorEnv):
         if ids.min() < 0 or ids.max() >= len(self.tasks):
             raise ValueError(f"task_ids must be in [0, {len(self.tasks)}), got {ids.tolist()}")
         self.task_ids = ids
-
-
-def _within(actions: NDArray[Any], space: Space) -> NDArray[Any]:
-    """Actions in their space: a new array, checked, and clipped where they are continuous."""
-    if isinstance(space, Box):
-        if np.isnan(actions).any():
-            raise ValueError("actions must be numbers, got NaN")
-        return np.clip(actions.astype(np.float64), space.low, space.high)
-    if not np.issubdtype(actions.dtype, np.integer):
-        raise ValueError(f"actions must be integers, got {actions.dtype}")
-    if actions.min() < 0 or actions.max() >= space.n:
-        low, high = actions.min(), actions.max()
-        raise ValueError(f"actions must be in [0, {space.n}), got {low} to {high}")
-    return actions.astype(np.int64)

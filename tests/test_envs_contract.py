@@ -52,14 +52,17 @@ def test_spaces_shapes_and_dtypes(name):
     agents = env.num_agents
     assert len(env.observation_spaces) == len(env.action_spaces) == agents
     assert all(isinstance(space, Box) for space in env.observation_spaces)
-    shape = (N, agents, *env.observation_spaces[0].shape)
+    shape = (N, agents, env.observation_width)
     obs, info = env.reset()
     assert set(info) <= {"action_mask", "active"}
     rng = np.random.default_rng(0)
     for _ in range(2 * LENGTH):
         assert obs.shape == shape
         assert obs.dtype == np.float32
-        assert all(env.observation_spaces[a].contains(obs[n, a]) for n in range(N) for a in (0, -1))
+        for agent in (0, -1):
+            space = env.observation_spaces[agent]
+            assert all(space.contains(row[: space.shape[0]]) for row in obs[:, agent])
+            assert not obs[:, agent, space.shape[0] :].any()
         obs, rewards, terminated, truncated, info = env.step(draw_actions(env, rng))
         assert info["final_obs"].shape == shape
         assert set(info) <= {"final_obs", "action_mask", "active"}

@@ -244,8 +244,8 @@ def twins():
         (twins, "possible_agents must be names, all different, got"),
         (uneven, "one observation space and one action space for each agent, got 2 and 1"),
         (
-            lambda: Team(spaces.MultiBinary(2)),
-            "agent 0: action spaces must be Box or Discrete, got",
+            lambda: Team(spaces.Text(2)),
+            "agent 0: action spaces must be Box, Discrete, MultiDiscrete or MultiBinary, got",
         ),
     ],
 )

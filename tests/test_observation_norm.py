@@ -28,6 +28,7 @@ from mg2l.deploy.agent import Agent
 from mg2l.deploy.policy import Policy
 from mg2l.deploy.reference import References
 from mg2l.envs import registry
+from mg2l.envs.actions import ActionLayout
 from mg2l.envs.base import StepResult
 from mg2l.evaluation.meta_test import PeriodicTest
 from mg2l.nn.normaliser import LayerNorm, RunningNorm
@@ -84,11 +85,13 @@ def test_images_are_left_alone():
 def test_layer_norm_is_refused_where_it_leaves_too_little(width):
     config = PolicyConfig(observation_normalization="layer", algo_hidden_size=8)
     if width > 2:
-        assert isinstance(Actor(config, 1, width, 0, Box(-1, 1, (1,))).body.normalise, LayerNorm)
+        assert isinstance(
+            Actor(config, 1, width, 0, ActionLayout([Box(-1, 1, (1,))])).body.normalise, LayerNorm
+        )
         return
     left = "nothing" if width == 1 else "a sign"
     with pytest.raises(ConfigError, match=f"at least 3 numbers, got {width}, .* leave {left}"):
-        Actor(config, 1, width, 0, Box(-1, 1, (1,)))
+        Actor(config, 1, width, 0, ActionLayout([Box(-1, 1, (1,))]))
 
 
 # The key, and what it was called.

@@ -17,6 +17,7 @@ from mg2l.algorithms.mg2l.encoder import TaskEncoder
 from mg2l.algorithms.mg2l.objective import Objective
 from mg2l.config import files as loading
 from mg2l.config.sections import PolicyConfig, PPOConfig
+from mg2l.envs.actions import ActionLayout
 from mg2l.estimators.gaussian import Gaussian, kl_between, kl_to_standard
 from mg2l.nn.distributions import GaussianHead
 from mg2l.nn.policy import Actor
@@ -191,7 +192,9 @@ def test_clipped_value_loss_is_the_larger_of_both() -> None:
 def test_log_probability_sums_over_action_dimensions_once() -> None:
     """The original multiplied the actor's loss by the number of action dimensions."""
     torch.manual_seed(0)
-    actor = Actor(PolicyConfig(algo_hidden_size=8), 2, 3, 0, spaces.Box(-1, 1, (4,)))
+    actor = Actor(
+        PolicyConfig(algo_hidden_size=8), 2, 3, 0, ActionLayout([spaces.Box(-1, 1, (4,))])
+    )
     inputs, action = torch.randn(2, 5, 3), torch.randn(2, 5, 4)
     log_prob, entropy = actor.evaluate(inputs, action, None, None, None)
     assert log_prob.shape == entropy.shape == (2, 5)

@@ -19,14 +19,21 @@ from typing import Any
 from mg2l.envs import registry
 from mg2l.envs.adapters.env import AdaptedEnv as AdaptedEnv
 from mg2l.envs.adapters.env import AdapterConfig as AdapterConfig
-from mg2l.envs.adapters.env import Make
+from mg2l.envs.adapters.env import Make, Others
 from mg2l.envs.adapters.tasks import Params
 from mg2l.envs.adapters.tasks import sample as sample
 from mg2l.envs.adapters.tasks import task_set as task_set
 from mg2l.envs.base import VectorEnv
 
 
-def register(name: str, make: Make, train: Sequence[Params], test: Sequence[Params]) -> None:
+def register(
+    name: str,
+    make: Make,
+    train: Sequence[Params],
+    test: Sequence[Params],
+    team: Sequence[Any] | None = None,
+    others: Others | None = None,
+) -> None:
     """Make a foreign environment known as a task family.
 
     Args:
@@ -36,10 +43,16 @@ def register(name: str, make: Make, train: Sequence[Params], test: Sequence[Para
             sent there by value, with the names it uses.
         train: parameters of the training tasks, all with the same names.
         test: of the held-out tasks.
+        team: names (PettingZoo) or numbers of the agents that are trained; None is all.
+        others: ``others(agent, observation, action_space)`` gives the action of an agent that is
+            not of the team, in its own space; it is sent to workers like ``make``. If it has a
+            ``reset()``, that is called when an episode begins. None acts at random.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken, or ``others`` is given without ``team``.
     """
+    if others is not None and team is None:
+        raise ValueError("others must come with team, the agents that it does not act for")
     summary = (make.__doc__ or "").strip().partition("\n")[0]
     keys: type[AdapterConfig] = dataclasses.dataclass(
         type(
@@ -50,6 +63,7 @@ def register(name: str, make: Make, train: Sequence[Params], test: Sequence[Para
     )
 
     def build(config: Any, num_envs: int, seed: int) -> VectorEnv:
-        return AdaptedEnv(name, make, task_set(train, test, config), config, num_envs, seed)
+        tasks = task_set(train, test, config)
+        return AdaptedEnv(name, make, tasks, config, num_envs, seed, team, others)
 
     registry.register(name, keys, build)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from numpy.typing import NDArray
 
 from mg2l.core.schema import ConfigError, bounded
@@ -19,6 +19,7 @@ from mg2l.envs.base import BoolArray, EnvConfig, EnvError, FloatArray, Info, Spa
 from mg2l.envs.copies import CopiesEnv
 
 Make = Callable[[dict[str, Any]], Any]
+Others = Callable[[Any, Any, Any], Any]
 _MAX_CRASHES = 3  # of one worker, without a step between them
 
 
@@ -42,13 +43,14 @@ class AdapterConfig(EnvConfig):
 class AdaptedEnv(CopiesEnv):
     """``N`` copies of what a factory makes, in worker processes (see ``VectorEnv``).
 
-    Action space: ``Discrete`` with the largest number of actions of any agent (others' are masked),
-    or ``Box`` with the widest. A number that has both bounds, neither beyond a million, is in
-    ``[-1, 1]`` and scaled to the agent's own; another is taken as it is, and clipped.
+    Action spaces: each agent's own, side by side as in `ActionLayout`: ``Box``, ``Discrete``,
+    ``MultiDiscrete`` (flat, from 0) or ``MultiBinary`` (as two options per bit). A number that has
+    both bounds, neither beyond a million, is in ``[-1, 1]`` and scaled to the agent's own; another
+    is taken as it is, and clipped.
 
-    Observation space: each agent's observation, flat, one-hot where it is discrete; zeros at the
-    end where other agents see more, and of an agent that has left. Action masks are taken from
-    ``action_mask`` beside an observation, or from infos.
+    Observation spaces: each agent's observation, flat, one-hot where it is discrete; zeros of an
+    agent that has left. Action masks are taken from ``action_mask`` beside an observation, or from
+    infos.
 
     Start: reset with a seed from the copy's stream, which everything else is seeded with that the
     environment may draw from: ``random``, ``numpy.random`` and torch, its spaces, and generators
@@ -70,10 +72,11 @@ class AdaptedEnv(CopiesEnv):
         config: keys.
         num_envs: N.
         seed: the random seed.
+        team: names of the agents that are the team; None is all.
+        others: policy of the others, as ``adapters.register`` takes it.
 
     Raises:
-        ConfigError: ``n_agents`` is another number than the environment has, or its action spaces
-            are of several kinds.
+        ConfigError: ``n_agents`` is another number than the team has.
         EnvError: the environment cannot be made; the message holds its traceback.
     """
 
@@ -85,10 +88,12 @@ class AdaptedEnv(CopiesEnv):
         config: AdapterConfig,
         num_envs: int,
         seed: int,
+        team: Sequence[Any] | None = None,
+        others: Others | None = None,
     ) -> None:
         self.name = name
         workers = min(config.n_workers or os.cpu_count() or 1, num_envs)
-        self._workers = Workers(make, workers, config.timeout)
+        self._workers = Workers(make, workers, config.timeout, team, others)
         self._finalizer = weakref.finalize(self, Workers.close, self._workers)
         self._parts = np.array_split(np.arange(num_envs), workers)
         self._crashes = [0] * workers
@@ -97,24 +102,25 @@ class AdaptedEnv(CopiesEnv):
         agents = len(spaces)
         if config.n_agents not in (0, agents):
             raise ConfigError(f"n_agents must be {agents} or 0 for {name}, got {config.n_agents}")
-        observation, actions = _common(name, spaces)
-        super().__init__(tasks, num_envs, agents, observation, actions, config.max_ep_len, seed)
-        assert actions.shape is not None
-        flags, chosen = (num_envs, agents), (num_envs, agents, *actions.shape)
+        observations = [Box(-np.inf, np.inf, (row[0],), np.float32) for row in spaces]
+        actions = [_action_space(*row[1:]) for row in spaces]
+        super().__init__(tasks, num_envs, agents, observations, actions, config.max_ep_len, seed)
+        acting, flags = self.action_layout, (num_envs, agents)
+        chosen = (*flags, *acting.shape)
         layout = {
-            "obs": ("f4", (*flags, *observation.shape)),
+            "obs": ("f4", (*flags, self.observation_width)),
             "rewards": ("f4", flags),
             "terminated": ("u1", flags),
             "truncated": ("u1", flags),
             "alive": ("u1", flags),
-            "actions": ("i8" if isinstance(actions, Discrete) else "f8", chosen),
+            "actions": (acting.dtype.str[1:], chosen),
             "stepping": ("u1", (num_envs,)),
             "at": ("i8", (workers,)),
             "beats": ("i8", (workers,)),
             "pids": ("i8", (workers,)),
         }
-        if isinstance(actions, Discrete):
-            layout["mask"] = ("u1", (*flags, int(actions.n)))
+        if acting.choices:
+            layout["mask"] = ("u1", (*flags, acting.options))
         self._shared = self._workers.attach(layout, spaces)
         self._shared["alive"][:] = 1
         self._seeds = np.zeros(num_envs, np.int64)
@@ -266,18 +272,13 @@ class AdaptedEnv(CopiesEnv):
         self._finalizer()
 
 
-def _common(name: str, spaces: list[Any]) -> tuple[Box, Space]:
-    """Spaces that serve every agent."""
-    observation = Box(-np.inf, np.inf, (max(row[0] for row in spaces),), np.float32)
-    kinds = sorted({row[1] for row in spaces})
-    if len(kinds) > 1:
-        raise ConfigError(f"agents of {name} must act alike, all discrete or all continuous")
-    if kinds == ["discrete"]:
-        return observation, Discrete(max(row[2] for row in spaces))
-    low, high = (np.full(max(len(row[2]) for row in spaces), bound) for bound in (np.inf, -np.inf))
-    for limits in (np.array(row[2:]) for row in spaces):
-        scaled = np.isfinite(limits).all(0)
-        size = len(scaled)
-        low[:size] = np.minimum(low[:size], np.where(scaled, -1, limits[0]))
-        high[:size] = np.maximum(high[:size], np.where(scaled, 1, limits[1]))
-    return observation, Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+def _action_space(kind: str, *details: Any) -> Space:
+    """The action space of an agent, as ``worker.spaces.described`` tells it."""
+    if kind == "discrete":
+        return Discrete(*details)
+    if kind == "choices":
+        return MultiDiscrete(*details)
+    limits = np.array(details)
+    scaled = np.isfinite(limits).all(0)
+    low, high = np.where(scaled, [[-1.0], [1.0]], limits).astype(np.float32)
+    return Box(low, high, dtype=np.float32)

@@ -64,16 +64,30 @@ class Workers:
         make: the environment's factory.
         count: of processes.
         timeout: a process hangs if for this long it neither answers nor turns to another copy [s].
+        team: names of the agents that are the team; None is all.
+        others: policy of the others, see ``adapters.register``.
 
     Raises:
-        ConfigError: ``make`` cannot be sent to another process.
+        ConfigError: ``make`` or ``others`` cannot be sent to another process.
     """
 
-    def __init__(self, make: Callable[[dict[str, Any]], Any], count: int, timeout: float) -> None:
+    def __init__(
+        self,
+        make: Callable[[dict[str, Any]], Any],
+        count: int,
+        timeout: float,
+        team: Sequence[Any] | None = None,
+        others: Callable[..., Any] | None = None,
+    ) -> None:
         self._timeout = timeout
         self._beats: NDArray[np.int64] = np.zeros(count, np.int64)
         self._pids: NDArray[np.int64] = np.zeros(count, np.int64)
-        self._setup = {"path": sys.path[:], "make": dumps(make)}
+        self._setup = {
+            "path": sys.path[:],
+            "make": dumps(make),
+            "team": None if team is None else list(team),
+            "others": dumps(others),
+        }
         self._memory_file = os.memfd_create("mg2l", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._attach: Request | None = None
         self._pipes: list[Channel | None] = [None] * count

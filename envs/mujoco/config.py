@@ -33,7 +33,7 @@ class RobotConfig(EnvConfig):
     """Steps after which an episode is truncated."""
 
     agent_conf: str = ""
-    """How joints are shared out, agents x joints."""
+    """How joints are shared out: agents x joints, or each agent's number of joints, as 2+1."""
 
     agent_obsk: int = bounded(0, ge=0, le=100)
     """How many edges far an agent sees other joints; 0: its own only."""
@@ -50,10 +50,7 @@ class RobotConfig(EnvConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = self.robot.partitions
-        if self.agent_conf not in known:
-            raise ValueError(f"agent_conf must be one of {list(known)}, got {self.agent_conf!r}")
-        agents = len(known[self.agent_conf])
+        agents = len(self.parts)
         if self.n_agents != agents:
             raise ValueError(
                 f"n_agents={self.n_agents} conflicts with agent_conf={self.agent_conf!r}, which "
@@ -63,7 +60,7 @@ class RobotConfig(EnvConfig):
     @property
     def parts(self) -> tuple[tuple[str, ...], ...]:
         """Joints of each agent."""
-        return self.robot.partitions[self.agent_conf]
+        return self.robot.parts(self.agent_conf)
 
 
 @dataclass
@@ -73,7 +70,7 @@ class CheetahDirConfig(RobotConfig):
     robot: ClassVar[Robot] = CHEETAH
 
     agent_conf: str = "2x3"
-    """How joints are shared out: 2x3 or 6x1."""
+    """How joints are shared out: 2x3, 6x1, or each agent's number of joints, as 4+2."""
 
 
 @dataclass
@@ -83,7 +80,7 @@ class CheetahVelConfig(RobotConfig):
     robot: ClassVar[Robot] = CHEETAH
 
     agent_conf: str = "2x3"
-    """How joints are shared out: 2x3 or 6x1."""
+    """How joints are shared out: 2x3, 6x1, or each agent's number of joints, as 4+2."""
 
     n_tasks: int = bounded(30, ge=1, le=100_000)
     """Speeds to train on."""
@@ -158,7 +155,7 @@ class HopperParamConfig(ParamConfig):
     """Agents of the team, as many as ``agent_conf`` has."""
 
     agent_conf: str = "3x1"
-    """How joints are shared out: 3x1."""
+    """How joints are shared out: 3x1, or each agent's number of joints, as 2+1."""
 
 
 @dataclass
@@ -168,7 +165,7 @@ class WalkerParamConfig(ParamConfig):
     robot: ClassVar[Robot] = WALKER
 
     agent_conf: str = "2x3"
-    """How joints are shared out: 2x3 or 6x1."""
+    """How joints are shared out: 2x3, 6x1, or each agent's number of joints, as 4+2."""
 
 
 @dataclass
@@ -181,7 +178,8 @@ class AntDirConfig(RobotConfig):
     """Agents of the team, as many as ``agent_conf`` has."""
 
     agent_conf: str = "4x2"
-    """How joints are shared out: 2x4, 2x4d (diagonal legs), 4x2 or 8x1."""
+    """How joints are shared out: 2x4, 2x4d (diagonal legs), 4x2, 8x1, or each agent's number of
+    joints, as 2+1+1+4."""
 
     root_state: bool = True
     """Also show every agent height, orientation and velocity of the torso."""

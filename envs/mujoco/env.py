@@ -18,7 +18,7 @@ from mg2l.envs.mujoco.simulator import Doubles, Simulator
 class RobotEnv(CopiesEnv):
     """``N`` copies of a robot whose joints are agents' (see ``VectorEnv`` for the contract).
 
-    Action space: ``Box(-1, 1, (joints,))`` per agent, torques on its joints as shares of the
+    Action space: ``Box(-1, 1, (joints,))`` per agent, torques on its joints as fractions of the
     largest, in the order of ``agent_conf``'s joints (``robots.py``).
 
     Observation space: per agent of its own joints, in alphabetical order, angle [rad] and angular
@@ -54,9 +54,14 @@ class RobotEnv(CopiesEnv):
         self._seen = self._observed(config)
         # Positions, velocities and a zero, side by side.
         self._columns = np.zeros((num_envs, model.nq + model.nv + 1))
-        observation = Box(-np.inf, np.inf, (self._seen.shape[1],), np.float32)
-        actions = Box(-1.0, 1.0, (len(parts[0]),), np.float32)
-        super().__init__(tasks, num_envs, len(parts), observation, actions, config.max_ep_len, seed)
+        widths = (self._seen < model.nq + model.nv).sum(1).tolist()
+        observations = [Box(-np.inf, np.inf, (width,), np.float32) for width in widths]
+        actions = [Box(-1.0, 1.0, (len(part),), np.float32) for part in parts]
+        super().__init__(
+            tasks, num_envs, len(parts), observations, actions, config.max_ep_len, seed
+        )
+        # Where the joints' actions lie among all, which are padded to the widest agent's.
+        self._acting = np.flatnonzero(self.action_layout.own_numbers)
         self._task = tasks.features.astype(np.float64)  # [K, D]
         self._placed = np.full(num_envs, -1)  # task that a copy's body is made for
 
@@ -128,7 +133,7 @@ class RobotEnv(CopiesEnv):
     def _advance(self, actions: NDArray[Any]) -> tuple[FloatArray, BoolArray]:
         simulator = self.simulator
         before = simulator.qpos[:, : self.horizontal].copy()
-        flat = actions.reshape(self.num_envs, -1)
+        flat = actions.reshape(self.num_envs, -1).take(self._acting, 1)
         controls = np.empty_like(flat)
         controls[:, self._motors] = self.torques(flat, self._task[self.task_ids])
         simulator.step(controls)

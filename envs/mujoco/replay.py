@@ -66,13 +66,13 @@ def replay(recording: Mapping[str, Array], steps: int | None) -> tuple[str, dict
         values["log_scale_limit"] = 0.0
     config = registry.config_class(name)(**values)
     assert isinstance(config, RobotConfig)
-    if len(config.parts[0]) != joints:
+    if {len(part) for part in config.parts} != {joints}:
         raise ValueError(f"action has {joints} joints per agent, {name} {len(config.parts[0])}")
     env = registry.make(config, episodes)
     from mg2l.envs.mujoco.env import RobotEnv
 
     assert isinstance(env, RobotEnv)
-    width = env.observation_spaces[0].shape[0]
+    width = env.observation_width
     shapes = {
         "initial_obs": (episodes, agents, width),
         "obs": (episodes, recorded, agents, width),

@@ -33,9 +33,31 @@ class Robot:
     partitions: dict[str, tuple[Joints, ...]]
     """Joints of each agent, by the name of the partition, in the order of its actions."""
 
+    def parts(self, partition: str) -> tuple[Joints, ...]:
+        """Joints of each agent.
+
+        Args:
+            partition: a name, or numbers of joints such as ``2+1``: that many of the robot's joints,
+                in the order of its finest partition, for the first agent, the next for the second.
+
+        Raises:
+            ValueError: there is no such partition.
+        """
+        if partition in self.partitions:
+            return self.partitions[partition]
+        joints = [part[0] for part in max(self.partitions.values(), key=len)]
+        sizes = [int(size) if size.isdecimal() else 0 for size in partition.split("+")]
+        if sum(sizes) != len(joints) or 0 in sizes:
+            raise ValueError(
+                f"agent_conf must be one of {list(self.partitions)} or numbers of joints that add "
+                f"up to {len(joints)}, such as {len(joints) - 1}+1, got {partition!r}"
+            )
+        rest = iter(joints)
+        return tuple(tuple(itertools.islice(rest, size)) for size in sizes)
+
     def sees(self, partition: str, agent: int, distance: int) -> list[list[str]]:
         """Joints that an agent sees: its own, then those one edge away, and so on, each sorted."""
-        new = set(self.partitions[partition][agent])
+        new = set(self.parts(partition)[agent])
         seen = set(new)
         rings = [sorted(new)]
         for _ in range(distance):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from gymnasium import spaces
 
 from mg2l.config.sections import Config
+from mg2l.envs.actions import ActionLayout
 from mg2l.envs.base import TaskSet
 from mg2l.nn.vision import Vision
 from mg2l.ops.path import Path
@@ -22,10 +21,10 @@ class ProblemSpec:
     tasks: TaskSet
     agents: int
     observation: int
-    """Width of an observation."""
+    """Width of the widest observation."""
 
-    action_space: spaces.Space[Any]
-    """Of every agent; discrete actions enter a transition one-hot."""
+    actions: ActionLayout
+    """Of the agents' action spaces; choices enter a transition one-hot."""
 
     noise: torch.Generator
     """Source of representations' noise, on the device."""
@@ -46,11 +45,7 @@ class ProblemSpec:
     @property
     def action(self) -> int:
         """Width of an action within a transition."""
-        space = self.action_space
-        if isinstance(space, spaces.Discrete):
-            return int(space.n)
-        assert space.shape is not None
-        return space.shape[0]
+        return self.actions.width
 
     @property
     def transition(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from gymnasium import spaces
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,23 +15,38 @@ class Transitions:
     """Joins observations, actions and rewards to rows of width F.
 
     Args:
-        spec: the sizes, and the action space.
+        spec: the sizes, and the action spaces.
     """
 
     def __init__(self, spec: ProblemSpec) -> None:
-        self.space, self.width = spec.action_space, spec.transition
+        self.layout, self.width = spec.actions, spec.transition
         self.observation, self.action = spec.observation, spec.action
+        layout, device = self.layout, spec.device
+        self.low, self.high = (torch.as_tensor(x, device=device) for x in (layout.low, layout.high))
+        # Where the one-hot of a choice lies; behind the last option where there is no choice.
+        first = layout.columns.min(-1, initial=layout.options)
+        self.first = torch.as_tensor(first, device=device)
+        self.own = torch.as_tensor(layout.own_choices, device=device)
 
     def actions(self, actions: Tensor) -> Tensor:
-        """Actions as the environment takes them: clipped to their space, or one-hot."""
-        if isinstance(self.space, spaces.Discrete):
+        """Actions ``[*, A]`` or ``[*, A, W]`` as in a transition: clipped to their spaces, one-hot.
+
+        Returns:
+            ``[*, A, action]``.
+        """
+        layout = self.layout
+        if not layout.choices:
+            return actions.clamp(self.low, self.high)
+        if layout.equal and not layout.shape:
             return F.one_hot(actions, self.action).float()
-        assert isinstance(self.space, spaces.Box)
-        low, high = (
-            torch.as_tensor(bound, device=actions.device)
-            for bound in (self.space.low, self.space.high)
-        )
-        return actions.clamp(low, high)
+        rows = actions if layout.shape else actions.unsqueeze(-1)
+        chosen = rows[..., : layout.choices].long().masked_fill(~self.own, 0) + self.first
+        one_hot = self.low.new_zeros(*rows.shape[:-1], layout.options + 1)
+        one_hot = one_hot.scatter(-1, chosen, 1.0)[..., :-1]
+        if not layout.numbers:
+            return one_hot
+        numbers = rows[..., : layout.numbers].clamp(self.low, self.high)  # padding is in [0, 0]
+        return torch.cat([numbers, one_hot], -1)
 
     def join(
         self, observations: Tensor, actions: Tensor, rewards: Tensor, final_observations: Tensor

@@ -63,13 +63,19 @@ class LayerNorm(nn.Module):
 
     Args:
         width: O of an observation.
+        own: ``[A, 1, O]`` bool, which numbers an agent observes; the others are 0 before and after,
+            and do not count. None is all.
 
     Raises:
         ConfigError: nothing of so few numbers would be left.
     """
 
-    def __init__(self, width: int) -> None:
+    own: Tensor | None
+
+    def __init__(self, width: int, own: Tensor | None = None) -> None:
         super().__init__()
+        self.register_buffer("own", own, persistent=False)
+        width = width if own is None else int(own.sum(-1).min())
         if width < LAYER_NORM_WIDTH:
             raise ConfigError(
                 f"observation_normalization=layer needs observations of at least "
@@ -78,8 +84,14 @@ class LayerNorm(nn.Module):
             )
 
     def forward(self, observations: Tensor) -> Tensor:
-        """``[*, O]``, of the same shape."""
-        return F.layer_norm(observations, observations.shape[-1:])
+        """``[*, O]``, of the same shape; ``[A, rows, O]`` where agents observe different numbers."""
+        if self.own is None:
+            return F.layer_norm(observations, observations.shape[-1:])
+        count = self.own.sum(-1, keepdim=True)
+        centred = observations - (observations * self.own).sum(-1, keepdim=True) / count
+        centred = centred * self.own
+        variance = centred.square().sum(-1, keepdim=True) / count
+        return centred * torch.rsqrt(variance + 1e-5)
 
 
 class ValueNorm(nn.Module):

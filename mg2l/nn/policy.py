@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 
 from mg2l.config.sections import PolicyConfig, PPOConfig
-from mg2l.nn.distributions import CategoricalHead, GaussianHead
+from mg2l.envs.actions import ActionLayout
+from mg2l.nn.distributions import make_head
 from mg2l.nn.normaliser import LayerNorm, PopArt, RunningNorm, ValueNorm
 from mg2l.nn.stacked import StackedGRU, StackedLinear, StackedMLP
 from mg2l.nn.vision import ImageEncoder, Vision
@@ -87,9 +87,10 @@ class Actor(nn.Module):
         config: network sizes.
         agents: A.
         observation: width of an observation.
-        task: width of what an actor is told of the task; 0 for nothing.
-        space: action space, the same for all agents.
+        task: width of the latent that an actor is conditioned on; 0 for none.
+        layout: of the team's actions.
         vision: where the image lies in an observation, if it is read as one.
+        own: ``[A, 1, O]`` bool, which numbers an agent observes; None is all.
     """
 
     def __init__(
@@ -98,33 +99,29 @@ class Actor(nn.Module):
         agents: int,
         observation: int,
         task: int,
-        space: spaces.Space[Any],
+        layout: ActionLayout,
         vision: Vision | None = None,
+        own: Tensor | None = None,
     ) -> None:
         super().__init__()
         groups = 1 if config.share_policy else agents
         normalise: nn.Module = nn.Identity()
         if config.observation_normalization == "layer":
-            normalise = LayerNorm(observation)
+            normalise = LayerNorm(observation, own)
         elif config.observation_normalization == "running":
             image = 0 if vision is None else vision.pixels
             normalise = RunningNorm(groups, observation, config.observation_clip, image)
         self.body = _Body(config, agents, observation, task, vision, normalise)
-        head: type[GaussianHead] | type[CategoricalHead]
-        if isinstance(space, spaces.Discrete):
-            head, size = CategoricalHead, int(space.n)
-        elif isinstance(space, spaces.Box) and len(space.shape) == 1:
-            head, size = GaussianHead, space.shape[0]
-        else:
-            raise ValueError(f"action space must be Box of one axis or Discrete, got {space}")
-        self.head = head(groups, config.algo_hidden_size, size, config.gain, config.use_orthogonal)
+        self.head = make_head(
+            layout, groups, config.algo_hidden_size, config.gain, config.use_orthogonal
+        )
 
     def observe(self, observations: Tensor, active: Tensor | None) -> None:
         """Take in observations that were acted on, and learned from, into their running moments.
 
         Args:
             observations: ``[*, A, O]``.
-            active: ``[*, A]`` bool, who was alive to see them; None is everybody.
+            active: ``[*, A]`` bool, who was alive to see them; None is all agents.
         """
         if isinstance(self.body.normalise, RunningNorm):
             self.body.normalise.update(observations, active)
@@ -179,10 +176,11 @@ class Critic(nn.Module):
         observation: int,
         task: int,
         vision: Vision | None = None,
+        own: Tensor | None = None,
     ) -> None:
         super().__init__()
         layer = config.observation_normalization == "layer"
-        normalise = LayerNorm(observation) if layer else nn.Identity()
+        normalise = LayerNorm(observation, own) if layer else nn.Identity()
         self.body = _Body(config, agents, observation, task, vision, normalise)
         groups = 1 if config.share_policy else agents
         self.value = StackedLinear(groups, config.algo_hidden_size, 1, 1.0, config.use_orthogonal)

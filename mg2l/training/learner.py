@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 
 from mg2l.algorithms.base import TaskInference
@@ -39,7 +38,7 @@ class Learner:
         device: where networks and rollouts live; environments stay on the CPU.
 
     Raises:
-        ValueError: the agents' spaces differ, or the environment's spaces are not supported.
+        ValueError: a space of the environment's is not supported.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -54,14 +53,15 @@ class Learner:
 
         self.env = registry.make(config.env, config.rollout_envs, env_seed)
         self.tasks = self.env.tasks.n_train
-        observation, action_space = _common_spaces(self.env)
+        observation, layout = self.env.observation_width, self.env.action_layout
+        own = _observed(self.env)
         agents = self.env.num_agents
         spec = ProblemSpec(
             config,
             self.env.tasks,
             agents,
             observation,
-            action_space,
+            layout,
             self.noise,
             self.draws,
             self.path,
@@ -76,11 +76,20 @@ class Learner:
             agents,
             observation,
             inference.actor_latent_dim,
-            action_space,
+            layout,
             spec.vision,
+            own,
         ).to(device)
+        if own is not None and config.policy.use_centralized_V:
+            own = own.flatten().expand(agents, 1, -1)
         self.critic = Critic(
-            config.policy, config.ppo, agents, joint, inference.critic_latent_dim, spec.vision
+            config.policy,
+            config.ppo,
+            agents,
+            joint,
+            inference.critic_latent_dim,
+            spec.vision,
+            own,
         ).to(device)
         self.ppo = PPO(
             config.ppo,
@@ -308,14 +317,12 @@ def _vision(config: Config, env: VectorEnv) -> Vision | None:
         return None
     if env.image is None:
         raise ConfigError("obs=cnn needs observations that begin with an image; these do not")
-    return Vision(env.image, int(env.observation_spaces[0].shape[0]))
+    return Vision(env.image, env.observation_width)
 
 
-def _common_spaces(env: VectorEnv) -> tuple[int, spaces.Space[Any]]:
-    """Width of an observation and the action space, which all agents must share."""
-    observations, actions = env.observation_spaces, env.action_spaces
-    if any(space != actions[0] for space in actions):
-        raise ValueError(f"agents must share one action space, got {actions}")
-    if any(space.shape != observations[0].shape for space in observations):
-        raise ValueError(f"agents must share one observation shape, got {observations}")
-    return int(observations[0].shape[0]), actions[0]
+def _observed(env: VectorEnv) -> Tensor | None:
+    """``[A, 1, O]`` bool, which numbers of an observation are an agent's; None where all are."""
+    widths = torch.tensor([space.shape[0] for space in env.observation_spaces])
+    if bool((widths == env.observation_width).all()):
+        return None
+    return torch.arange(env.observation_width) < widths.view(-1, 1, 1)

@@ -33,15 +33,21 @@ def finals(seen: Sequence[Any], info: Any, agents: Sequence[Any]) -> list[Any]:
     return [one if other is None else other for one, other in zip(seen, told)]  # noqa: B905
 
 
-def allowed(mask: Any, actions: int) -> Any:
-    """Which of an agent's actions a mask of numbers or flags allows, ``[actions]`` bool.
+def allowed(mask: Any, counts: Sequence[int]) -> Any:
+    """Which options of an agent's choices a mask of numbers or flags allows, ``[options]`` bool.
+
+    Args:
+        mask: an entry per option, choice after choice, or a sequence with the entries of each.
+        counts: options of each choice. One of which no option is allowed may be anything.
 
     Raises:
         InterfaceError: it is of another size, or holds what is no number or not finite.
     """
-    entries = np.ravel(mask)
-    if entries.size != actions:
-        raise InterfaceError(f"an action mask of {entries.size} entries, it has {actions} actions")
+    if isinstance(mask, (list, tuple)) and any(np.ndim(part) for part in mask):
+        mask = np.concatenate([np.ravel(part) for part in mask])
+    entries, options = np.ravel(mask), sum(counts)
+    if entries.size != options:
+        raise InterfaceError(f"an action mask of {entries.size} entries, it has {options} actions")
     if entries.dtype.kind not in "biu":
         try:
             entries = entries.astype(np.float64)
@@ -49,7 +55,10 @@ def allowed(mask: Any, actions: int) -> Any:
             raise InterfaceError("an action mask that does not hold numbers") from None
         if not np.isfinite(entries).all():
             raise InterfaceError("an action mask that is not finite, expected 0 or 1 per action")
-    return entries != 0
+    row = entries != 0
+    for part in np.split(row, np.cumsum(counts)[:-1]):
+        part |= not part.any()
+    return row
 
 
 def number(value: Any) -> float:

@@ -21,6 +21,7 @@ from .memory import Arrays, Layout, arrays_in, mapped, size_of
 from .players import Outcome, Player, player
 from .randomness import Randomness, replace_entropy, seed_unseeded
 from .spaces import Act, InterfaceError
+from .team import Team
 
 
 class Copy:
@@ -48,11 +49,13 @@ class Worker:
 
     Args:
         make: the pickled factory.
+        team: names of the agents that are the team; None is all.
+        others: the pickled policy of the others.
         index: of the worker.
     """
 
-    def __init__(self, make: bytes, index: int) -> None:
-        self._make, self.index = make, index
+    def __init__(self, make: bytes, team: Sequence[Any] | None, others: bytes, index: int) -> None:
+        self._make, self._team, self._others, self.index = make, team, others, index
         self.copies: dict[int, Copy] = {}
         self.spaces: Any = None
         self.shared: Arrays = {}
@@ -63,10 +66,19 @@ class Worker:
         made: Callable[[dict[str, Any]], Any] = pickle.loads(self._make)
         return made
 
+    @functools.cached_property
+    def others(self) -> Any:
+        """The policy of agents that are not of the team, or None."""
+        return pickle.loads(self._others)
+
+    def _made(self, params: dict[str, Any]) -> Player:
+        made = player(self.make(params))
+        return made if self._team is None else Team(made, self._team, self.others)
+
     def describe(self, params: dict[str, Any]) -> Any:
         """Widths of the agents' observations and their action spaces."""
         with Randomness(0).used():
-            made = player(self.make(params))
+            made = self._made(params)
             described = _spaces(made)
             _close(made)
         return described
@@ -86,7 +98,7 @@ class Worker:
                 with Randomness(task).used():
                     if copy is not None:
                         _close(copy.player)
-                    made = player(self.make(params))
+                    made = self._made(params)
                 if _spaces(made) != self.spaces:
                     raise InterfaceError(
                         f"its spaces differ from those of the first task: {_spaces(made)}, "
@@ -187,14 +199,13 @@ class Worker:
                 self.shared["obs"][index, agent, : len(numbers)] = numbers
         if "mask" not in self.shared:
             return
-        for agent, (space, mask) in enumerate(zip(made.actions, masks)):  # noqa: B905
-            row = self.shared["mask"][index, agent, : space.n]
+        for agent, (act, mask) in enumerate(zip(copy.acts, masks)):  # noqa: B905
+            row = self.shared["mask"][index, agent, : sum(act.choices)]
             if mask is None or not self.shared["alive"][index, agent]:
                 row[:] = 1
                 continue
             with self._about(copy, agent):
-                row[:] = infos.allowed(mask, space.n)
-            row |= not row.any()
+                row[:] = infos.allowed(mask, act.choices) if act.choices else 1
 
     @contextlib.contextmanager
     def _about(self, copy: Copy, agent: int | None = None, what: str = "") -> Iterator[None]:
@@ -247,7 +258,7 @@ def serve(socket: int, memory_file: int, index: int) -> None:
         setup = channel.receive()
         sys.path[:] = setup["path"]
         replace_entropy()
-        worker = Worker(setup["make"], index)
+        worker = Worker(setup["make"], setup["team"], setup["others"], index)
         status = "done"
         while status != "failed":
             status, answer = _answer(channel, worker, memory_file)

@@ -148,17 +148,39 @@ def _numbers(value: Any) -> NDArray[Any]:
 
 
 def described(space: Any) -> tuple[Any, ...]:
-    """An action space as ``("discrete", n)`` or ``("box", low, high)``; large bounds as infinite.
+    """An action space as ``("box", low, high)``, with large bounds as infinite, or as its choices.
+
+    These are ``("discrete", n)`` or ``("choices", counts)``.
 
     Raises:
-        InterfaceError: it is neither.
+        InterfaceError: it is of another kind.
+    """
+    counts = choices(space)
+    if kind(space) == "Discrete":
+        return "discrete", counts[0]
+    if counts:
+        return "choices", counts
+    return "box", *(bound.tolist() for bound in _bounds(space))
+
+
+def choices(space: Any) -> list[int]:
+    """Options of each choice of an action; none of a ``Box``.
+
+    Raises:
+        InterfaceError: it is a space of another kind.
     """
     name = kind(space)
     if name == "Discrete":
-        return "discrete", int(space.n)
+        return [int(space.n)]
+    if name == "MultiDiscrete":
+        return [int(n) for n in np.ravel(space.nvec)]
+    if name == "MultiBinary":
+        return [2] * math.prod(np.atleast_1d(space.shape).tolist())
     if name == "Box":
-        return "box", *(bound.tolist() for bound in _bounds(space))
-    raise InterfaceError(f"action spaces must be Box or Discrete, got {name}")
+        return []
+    raise InterfaceError(
+        f"action spaces must be Box, Discrete, MultiDiscrete or MultiBinary, got {name}"
+    )
 
 
 def _bounds(space: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -169,24 +191,29 @@ def _bounds(space: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 class Act:
     """Turns a row of the shared actions into an action of one agent's space.
 
-    A number that has both bounds comes in ``[-1, 1]``, from the lower to the upper; another comes
+    Choices count from 0. A number that has both bounds comes in ``[-1, 1]``, from the lower to the upper; another comes
     as it is, and is clipped.
     """
 
     def __init__(self, space: Any) -> None:
-        self.discrete = kind(space) == "Discrete"
-        if self.discrete:
-            self.start = int(getattr(space, "start", 0))
+        self.choices, self.single = choices(space), kind(space) == "Discrete"
+        if self.choices:
+            start = 0 if kind(space) == "MultiBinary" else getattr(space, "start", 0)
+            self.start = np.ravel(start).astype(np.int64)
+        if self.single:
             return
         self.shape, self.dtype = space.shape, np.dtype(space.dtype)
+        if self.choices:
+            return
         self.low, self.high = _bounds(space)
         bounded = np.isfinite(self.low) & np.isfinite(self.high)
         low, high = np.where(bounded, self.low, -1), np.where(bounded, self.high, 1)
         self.scale, self.centre = (high - low) / 2, (high + low) / 2
 
     def __call__(self, row: NDArray[Any]) -> Any:
-        if self.discrete:
-            return int(row) + self.start
+        if self.choices:
+            chosen = np.ravel(row)[: len(self.choices)].astype(np.int64) + self.start
+            return int(chosen[0]) if self.single else chosen.reshape(self.shape).astype(self.dtype)
         action = self.centre + row[: len(self.low)] * self.scale
         action = np.minimum(np.maximum(action, self.low), self.high)
         if self.dtype.kind in "iu":
