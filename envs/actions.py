@@ -19,8 +19,8 @@ class ActionLayout:
     ``MultiBinary`` is a row of choices: one, one per component, or one of two per bit.
 
     Actions of N teams are ``[N, A]`` integers where all spaces are ``Discrete``, else
-    ``[N, A, W]``: an agent's numbers or choices come first, the rest is padding and is ignored. They
-    are integers where no space is a ``Box``.
+    ``[N, A, W]``: an agent's numbers or choices come first, the rest is padding and is ignored.
+    They are integers where no space is a ``Box``.
 
     A mask of actions is ``[N, A, options]``: the options of an agent's choices one after the other.
 

@@ -25,8 +25,9 @@ from mg2l.envs.base import (
 class CopiesEnv(VectorEnv):
     """Tasks, clocks, seeding and saved state of ``N`` copies (see ``VectorEnv``).
 
-    A family's agents may have one space, or each its own. It says how a copy begins (``_begin``), acts (``_advance``) and is seen (``_observe``),
-    and what must be saved beyond tasks, clocks and streams (``_simulation``, ``_restore``).
+    Agents share one space, or each has its own. A family says how a copy begins (``_begin``), acts
+    (``_advance``) and is seen (``_observe``), and what must be saved beyond tasks, clocks and
+    streams (``_simulation``, ``_restore``).
     Where agents can die, ``_alive`` says who lives; where the simulator has limits of its own,
     ``_cut`` says whom they end.
     """

@@ -37,8 +37,8 @@ class Robot:
         """Joints of each agent.
 
         Args:
-            partition: a name, or numbers of joints such as ``2+1``: that many of the robot's joints,
-                in the order of its finest partition, for the first agent, the next for the second.
+            partition: a name, or numbers of joints such as ``2+1``: so many of the robot's joints
+                for the first agent, the next for the second, in the order of the finest partition.
 
         Raises:
             ValueError: there is no such partition.

@@ -84,7 +84,7 @@ class LayerNorm(nn.Module):
             )
 
     def forward(self, observations: Tensor) -> Tensor:
-        """``[*, O]``, of the same shape; ``[A, rows, O]`` where agents observe different numbers."""
+        """``[*, O]``, of the same shape; with ``own`` ``[A, rows, O]``."""
         if self.own is None:
             return F.layer_norm(observations, observations.shape[-1:])
         count = self.own.sum(-1, keepdim=True)

@@ -191,8 +191,8 @@ def _bounds(space: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 class Act:
     """Turns a row of the shared actions into an action of one agent's space.
 
-    Choices count from 0. A number that has both bounds comes in ``[-1, 1]``, from the lower to the upper; another comes
-    as it is, and is clipped.
+    Choices count from 0. A number that has both bounds comes in ``[-1, 1]``, from the lower to the
+    upper; another comes as it is, and is clipped.
     """
 
     def __init__(self, space: Any) -> None:
