@@ -35,6 +35,7 @@ from mg2l.core.schema import ConfigError
 from mg2l.deploy.policy import Policy
 from mg2l.deploy.reference import Reference, References
 from mg2l.envs import registry
+from mg2l.envs.actions import ActionLayout
 from mg2l.training import checkpoint
 from mg2l.training.learner import Learner
 
@@ -140,6 +141,17 @@ def _bounds(values: Any) -> list[float | None]:
     return [float(value) if np.isfinite(value) else None for value in values]
 
 
+def _action(layout: ActionLayout, agent: int) -> dict[str, Any]:
+    """An agent's action space; ``first`` is where it begins within the action of a transition."""
+    space, counts = layout.spaces[agent], layout.counts[agent]
+    if not counts:
+        return {"kind": "box", "low": _bounds(space.low), "high": _bounds(space.high)}
+    first = {"first": layout.numbers} if layout.numbers else {}
+    if isinstance(space, spaces.Discrete):
+        return {"kind": "discrete", "n": counts[0], **first}
+    return {"kind": "choices", "counts": counts, **first}
+
+
 def describe(learner: Learner, network: AgentNetwork | None) -> dict[str, Any]:
     """What all agents have in common, as ``export.json`` says it.
 
@@ -148,16 +160,10 @@ def describe(learner: Learner, network: AgentNetwork | None) -> dict[str, Any]:
         network: what an agent infers the task with.
     """
     config, inference, actor = learner.config, learner.inference, learner.actor
-    space = learner.env.action_spaces[0]
-    observation = int(learner.env.observation_spaces[0].shape[0])
-    if isinstance(space, spaces.Discrete):
-        size, action = int(space.n), {"kind": "discrete", "n": int(space.n)}
-    else:
-        low, high = _bounds(space.low), _bounds(space.high)
-        size, action = len(low), {"kind": "box", "low": low, "high": high}
+    observation, layout = learner.env.observation_width, learner.env.action_layout
     family = family_of(config.env)
     names = ("observation", "action", "reward", "next_observation")
-    edges = [0, *itertools.accumulate([observation, size, 1, observation])]
+    edges = [0, *itertools.accumulate([observation, layout.width, 1, observation])]
     found: dict[str, Any] = {
         "format": FORMAT,
         "algorithm": config.algo_name,
@@ -168,7 +174,7 @@ def describe(learner: Learner, network: AgentNetwork | None) -> dict[str, Any]:
         },
         "team": learner.env.num_agents,
         "observation": observation,
-        "action": action,
+        "action": _action(layout, 0) if layout.equal else None,
         "transition": {
             "width": edges[-1],
             "columns": dict(zip(names, itertools.pairwise(edges), strict=True)),
@@ -266,6 +272,11 @@ def write_agent(
     with writing(place):
         place.mkdir()
     entry: dict[str, Any] = {"index": index, "files": {}, "sha256": {}, "deviation": {}}
+    env = learner.env
+    if not env.action_layout.equal:
+        entry["action"] = _action(env.action_layout, index)
+    if (width := int(env.observation_spaces[index].shape[0])) != env.observation_width:
+        entry["observation"] = width
     policy, inference = Policy(learner.actor, index), learner.inference.agent_network(index)
     networks: list[tuple[str, AgentNetwork, list[Reference]]] = [
         ("policy", policy, references.policy(index))

@@ -106,16 +106,33 @@ def check(manifest: Any) -> None:
         size(manifest["context"]["length"] * width, "context.length x transition.width")
         word(manifest["context"]["prior"], "context.prior", "sphere", "normal")
         word(manifest["context"]["act_on"], "context.act_on", "sample", "mean")
-    action = manifest["action"]
-    word(action["kind"], "action.kind", "discrete", "box")
-    if action["kind"] == "discrete":
-        size(action["n"], "action.n", 1)
-    elif len(action["low"]) != len(action["high"]):
-        raise ValueError("action.low and action.high differ in length")
-    elif any(type(x) not in (int, float, type(None)) for x in action["low"] + action["high"]):
-        raise ValueError("action.low and action.high must hold numbers or null")
+    begin, end = manifest["transition"]["columns"]["action"]
+    width = size(end, "transition.columns.action") - size(begin, "transition.columns.action")
+
+    def check_action(action: Any) -> None:
+        word(action["kind"], "action.kind", "discrete", "choices", "box")
+        own = 0
+        if action["kind"] == "discrete":
+            own = size(action["n"], "action.n", 1)
+        elif action["kind"] == "choices":
+            own = sum(size(count, "action.counts", 1) for count in action["counts"])
+        elif len(action["low"]) != len(action["high"]):
+            raise ValueError("action.low and action.high differ in length")
+        elif any(type(x) not in (int, float, type(None)) for x in action["low"] + action["high"]):
+            raise ValueError("action.low and action.high must hold numbers or null")
+        else:
+            own = len(action["low"])
+        if not 0 < own <= width - size(action.get("first", 0), "action.first"):
+            raise ValueError(f"an action of {own} numbers does not fit into transition.columns")
+
+    if manifest["action"] is not None:
+        check_action(manifest["action"])
     for entry in manifest["agents"]:
         size(entry["index"], "index")
+        if manifest["action"] is None or "action" in entry:
+            check_action(entry["action"])
+        if not size(entry.get("observation", 1), "observation", 1) <= manifest["observation"]:
+            raise ValueError(f"agent {entry['index']} observes more than the team's observation")
         if "policy" not in entry["files"]:
             raise ValueError(f"agent {entry['index']} has no policy")
         if latent["source"] in ("context", "belief") and "inference" not in entry["files"]:
@@ -225,6 +242,8 @@ class Agent:
             except Exception as error:  # onnxruntime's own classes
                 raise ValueError(f"{folder / files['onnx']} is no network: {error}") from None
         self.policy, self.inference = networks["policy"], networks.get("inference")
+        self.action: dict[str, Any] = found[0].get("action", self.manifest["action"])
+        self.width: int = found[0].get("observation", self.manifest["observation"])
         self.initial = np.array(found[0].get("initial_belief", []), np.float32)
         self.latent: Array | None = None
         self.state: Array | None = None
@@ -264,11 +283,11 @@ class Agent:
 
         Args:
             observation: as the environment gives it.
-            mask: ``[n]`` bool, discrete actions that are allowed; None is all.
+            mask: ``[n]`` bool, discrete actions that are allowed, choice after choice; None is all.
 
         Returns:
-            An integer where actions are discrete, else ``[size]`` float32 that may lie outside
-            the action space: environments clip.
+            An integer where actions are discrete, ``[choices]`` int64 where they are several, else
+            ``[size]`` float32 that may lie outside the action space: environments clip.
 
         Raises:
             ValueError: observation or mask has another shape, or no action is allowed.
@@ -370,32 +389,45 @@ class Agent:
         self, observation: ArrayLike, action: Any, reward: float, next_observation: ArrayLike
     ) -> Array:
         """The row ``(o, a, r, o')`` ``[F]``, its action clipped to its space, or one-hot."""
-        space = self.manifest["action"]
-        if space["kind"] == "discrete":
-            row = np.zeros(space["n"], np.float32)
-            row[int(action)] = 1
+        space, row = self.action, np.zeros(self._action_width, np.float32)
+        first = space.get("first", 0)
+        if counts := self._counts:
+            chosen = np.atleast_1d(np.asarray(action)).astype(np.int64)
+            if chosen.shape != (len(counts),) or (chosen < 0).any() or (chosen >= counts).any():
+                raise ValueError(f"action must be in [0, {counts}), got {action!r}")
+            row[first + np.cumsum([0, *counts[:-1]]) + chosen] = 1
         else:
             low, high = (
                 np.array([limit if bound is None else bound for bound in space[name]], np.float32)
                 for name, limit in (("low", -np.inf), ("high", np.inf))
             )
-            row = np.clip(np.asarray(action, np.float32), low, high)
+            row[: len(low)] = np.clip(np.asarray(action, np.float32), low, high)
         before = self._row("observation", observation)
         after = self._row("next_observation", next_observation)
         return np.concatenate([before, row, np.array([reward], np.float32), after])
 
     @property
     def _action_width(self) -> int:
-        space = self.manifest["action"]
-        return int(space["n"]) if space["kind"] == "discrete" else len(space["low"])
+        begin, end = self.manifest["transition"]["columns"]["action"]
+        return int(end - begin)
+
+    @property
+    def _counts(self) -> list[int]:
+        """Options of each choice; none where actions are numbers."""
+        if self.action["kind"] == "discrete":
+            return [self.action["n"]]
+        counts: list[int] = self.action.get("counts", [])
+        return counts
 
     def _row(self, name: str, value: ArrayLike) -> Array:
         manifest = self.manifest
-        width = manifest["latent"]["width"] if name == "features" else manifest["observation"]
+        width = manifest["latent"]["width"] if name == "features" else self.width
         row = np.asarray(value, np.float32)
         if row.shape != (width,):
             raise ValueError(f"{name} must have shape ({width},), got {row.shape}")
-        return row
+        if name == "features" or width == manifest["observation"]:
+            return row
+        return np.pad(row, (0, manifest["observation"] - width))
 
     def _zeros(self, name: str) -> Array | None:
         described = self.manifest[name]
@@ -416,12 +448,19 @@ class Agent:
                 z *= np.float32(len(z) ** 0.5) / np.linalg.norm(z)
             self.latent = z
 
-    def _choose(self, logits: Array, mask: ArrayLike | None) -> int:
+    def _choose(self, logits: Array, mask: ArrayLike | None) -> Any:
         if mask is not None:
             allowed = np.asarray(mask, bool)
-            if allowed.shape != logits.shape or not allowed.any():
+            ends = np.cumsum(self._counts)[:-1]
+            if allowed.shape != logits.shape or not all(map(np.any, np.split(allowed, ends))):
                 raise ValueError(f"mask must be {logits.shape} bool with one allowed, got {mask}")
             logits = np.where(allowed, logits, -np.inf)
+        if self.action["kind"] == "discrete":
+            return self._draw(logits)
+        parts = np.split(logits, np.cumsum(self._counts)[:-1])
+        return np.array([self._draw(part) for part in parts])
+
+    def _draw(self, logits: Array) -> int:
         if self.deterministic:
             return int(logits.argmax())
         weights = np.exp(logits.astype(np.float64) - logits.max())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mg2l.algorithms.agent import AgentNetwork, slice_agent
-from mg2l.nn.distributions import CategoricalHead
+from mg2l.nn.normaliser import LayerNorm
 from mg2l.nn.policy import Actor
 
 
@@ -20,11 +20,14 @@ class Policy(AgentNetwork):
 
     def __init__(self, actor: Actor, agent: int) -> None:
         super().__init__()
-        self.body, self.head = slice_agent(actor.body, agent), slice_agent(actor.head, agent)
+        self.body = slice_agent(actor.body, agent)
+        self.head = slice_agent(actor.head.of_agent(agent), 0)
         if self.body.identity is not None:
             self.body.identity = self.body.identity[agent : agent + 1].clone()
-        discrete = isinstance(self.head, CategoricalHead)
-        drawn_from = ("logits",) if discrete else ("action_mean", "action_std")
+        norm = self.body.normalise
+        if isinstance(norm, LayerNorm) and norm.own is not None:
+            norm.own = norm.own[agent : agent + 1].clone()
+        drawn_from = self.head.outputs
         self.outputs = drawn_from if self.body.gru is None else (*drawn_from, "next_state")
 
     def forward(
@@ -38,7 +41,8 @@ class Policy(AgentNetwork):
             state: ``[B, layers, H]``, if it is recurrent; zeros at the beginning.
 
         Returns:
-            Logits ``[B, n]``, or mean and standard deviation ``[B, size]``.
+            Logits ``[B, n]`` of its choices one after the other, or mean and standard deviation
+            ``[B, size]`` of its numbers.
         """
         joined = self.body.inputs(
             observation.unsqueeze(0), None if latent is None else latent.unsqueeze(0)
@@ -48,9 +52,5 @@ class Policy(AgentNetwork):
             first = torch.zeros(1, observation.shape[0], dtype=torch.bool)
             state = state.unsqueeze(0)
         features, state = self.body(joined, state, first)
-        if isinstance(self.head, CategoricalHead):
-            drawn_from = [self.head.logits(features)[0]]
-        else:
-            mean = self.head.mean(features)
-            drawn_from = [mean[0], self.head.log_std.exp().expand_as(mean)[0]]
+        drawn_from = [value[0] for value in self.head.raw(features)]
         return (*drawn_from, *([] if state is None else [state[0]]))

@@ -13,7 +13,6 @@ from mg2l.algorithms.base import TaskInference
 from mg2l.evaluation.meta_test import MetaTest
 from mg2l.experience.replay import Context
 from mg2l.experience.rollout import Rollout
-from mg2l.nn.distributions import CategoricalHead
 from mg2l.training.learner import Learner
 
 TASKS, EPISODES = 4, 2
@@ -54,7 +53,7 @@ class References:
         test = MetaTest(learner, range(len(learner.env.tasks))[-TASKS:], EPISODES, seed=0)
         try:
             rollout = test.play(0).rollout
-            self._policies = _of_policies(learner, rollout)
+            self._policies, self._head = _of_policies(learner, rollout), learner.actor.head
             self._inferences: list[Reference] = []
             if inference.latent_source == "context":
                 with learner.isolated_rng(0):
@@ -68,7 +67,13 @@ class References:
 
     def policy(self, agent: int) -> list[Reference]:
         """Of an agent's policy: batches ``[B, ...]`` of one, two and many."""
-        return [self._policies.slice(agent, rows) for rows in (1, 2, None)]
+        found = []
+        for rows in (1, 2, None):
+            one = self._policies.slice(agent, rows)
+            count = len(self._head.outputs)
+            raw = self._head.own_raw(agent, one.outputs[:count])
+            found.append(Reference(one.inputs, (*raw, *one.outputs[count:])))
+        return found
 
     def inference(self, agent: int) -> list[Reference]:
         """Of what an agent infers the task with: batches of contexts, or step by step."""
@@ -127,10 +132,7 @@ def _of_policies(learner: Learner, rollout: Rollout) -> Reference:
             actor.body.inputs(observations, by_name.get("latent")), state, first
         )
         memory = () if state is None else (state,)
-        if isinstance(actor.head, CategoricalHead):
-            return (actor.head.logits(features), *memory)
-        mean = actor.head.mean(features)
-        return (mean, actor.head.log_std.exp().expand_as(mean), *memory)
+        return (*actor.head.raw(features), *memory)
 
     return _InFloat64(actor, act).reference(**inputs)
 

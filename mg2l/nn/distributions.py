@@ -38,6 +38,9 @@ class Head(Protocol):
     def raw(self, hidden: Tensor) -> tuple[Tensor, ...]:
         """What the distributions are made of, padding and all, ``[A, rows, *]`` each."""
 
+    def own_raw(self, agent: int, raw: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What is one agent's, without padding, of its part ``[rows, *]`` of what `raw` gave."""
+
     def of_agent(self, agent: int) -> nn.Module:
         """A head of one agent alone, without padding: it shares no memory with this one."""
 
@@ -139,9 +142,16 @@ class GaussianHead(nn.Module):
         mean = self.mean(hidden)
         return mean, self.log_std.exp().expand_as(mean)
 
+    def own_raw(self, agent: int, raw: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """See `Head.own_raw`."""
+        return tuple(value[..., : self._size(agent)] for value in raw)
+
+    def _size(self, agent: int) -> int:
+        return self.log_std.shape[-1] if self.own is None else int(self.own[agent].sum())
+
     def of_agent(self, agent: int) -> GaussianHead:
         """See `Head.of_agent`."""
-        size = self.log_std.shape[-1] if self.own is None else int(self.own[agent].sum())
+        size = self._size(agent)
         one = GaussianHead(1, self.mean.weight.shape[2], size, 1.0, orthogonal=False)
         one.mean = _slice(self.mean, agent, size)
         group = agent if len(self.log_std) > 1 else 0
@@ -191,6 +201,10 @@ class CategoricalHead(nn.Module):
     def raw(self, hidden: Tensor) -> tuple[Tensor, ...]:
         """Logits ``[A, rows, n]``, unmasked."""
         return (self.logits(hidden),)
+
+    def own_raw(self, agent: int, raw: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """See `Head.own_raw`."""
+        return raw
 
     def of_agent(self, agent: int) -> CategoricalHead:
         """See `Head.of_agent`."""
@@ -270,6 +284,10 @@ class FactoredHead(nn.Module):
         """Logits ``[A, rows, options]``, unmasked."""
         return (self.logits(hidden),)
 
+    def own_raw(self, agent: int, raw: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """See `Head.own_raw`."""
+        return (raw[0][..., : sum(self.layout.counts[agent])],)
+
     def of_agent(self, agent: int) -> FactoredHead:
         """See `Head.of_agent`."""
         layout = ActionLayout([self.layout.spaces[agent]])
@@ -339,6 +357,12 @@ class MixedHead(nn.Module):
     def raw(self, hidden: Tensor) -> tuple[Tensor, ...]:
         """Means, standard deviations and logits."""
         return (*self.numbers.raw(hidden), *self.choices.raw(hidden))
+
+    def own_raw(self, agent: int, raw: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """See `Head.own_raw`: the numbers' or the choices'."""
+        if self.sizes[agent]:
+            return self.numbers.own_raw(agent, raw[:2])
+        return self.choices.own_raw(agent, raw[2:])
 
     def of_agent(self, agent: int) -> GaussianHead | FactoredHead:
         """See `Head.of_agent`."""
