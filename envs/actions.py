@@ -114,10 +114,8 @@ class ActionLayout:
                 f"actions must be in [0, {limit}), got {got} of agent {agent}"
                 + (f", choice {choice}" if self.shape else "")
             )
-        if not self.numbers:
-            joined = np.zeros(rows.shape, np.int64)
-        else:
-            joined = np.zeros(rows.shape)
+        joined = np.zeros(rows.shape, self.dtype)
+        if self.numbers:
             joined[..., : self.numbers] = self._clipped(rows[..., : self.numbers])
         joined[..., : self.choices] += chosen.astype(joined.dtype)
         return joined.reshape(actions.shape)

@@ -306,6 +306,7 @@ def test_ratios_are_1_before_the_first_step(tmp_path, yard, values):
     rollout = team.collect(tasks)
     batch = team.ppo.prepare(rollout, team.inference.critic_latent(tasks, rollout)())
     for part, _ in team.ppo._minibatches(batch):
+        assert part.action_mask is not None
         log_prob, _ = team.actor.evaluate(
             part.actor_inputs.flatten(1, 2),
             part.actions.flatten(1, 2),
@@ -347,7 +348,7 @@ def test_exported_agents_have_their_own_heads(tmp_path, yard):
     assert [entry.get("observation") for entry in written["agents"]] == [3, 4, None]
     deviations = [v for entry in written["agents"] for v in entry["deviation"].values()]
     assert max(deviations) < 1e-5
-    layout, transitions = team.env.action_layout, team.inference.transitions  # type: ignore[union-attr]
+    layout, transitions = team.env.action_layout, team.inference.transitions
     agents = [Agent(tmp_path / "export", i, seed=0) for i in range(3)]
     for _ in range(20):
         seen = [np.random.default_rng(0).normal(size=w).astype(np.float32) for w in WIDTHS]
@@ -470,7 +471,7 @@ def test_a_wrong_team_is_refused():
 
 
 CHASERS = ["adversary_0", "adversary_1", "adversary_2"]
-FAMILIES = {
+FAMILIES: dict[str, Any] = {
     "workshop": (mixed_envs.make_workshop, [{"goal": 0.0}, {"goal": 1.0}], [{"goal": 0.5}]),
     "tag": (mixed_envs.make_tag, [{"speed": 0.7}, {"speed": 1.3}], [{"speed": 1.0}],
             CHASERS, mixed_envs.flee),

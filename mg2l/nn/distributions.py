@@ -305,7 +305,7 @@ class FactoredHead(nn.Module):
         """``[A, rows, options]`` as a grid."""
         columns = self.columns.expand(-1, row.shape[1], -1)
         grid = F.pad(row, (0, 1), value=padding).gather(-1, columns)
-        return grid.unflatten(-1, self.real.shape[2:])
+        return grid.view(*columns.shape[:2], *self.real.shape[2:])
 
 
 class MixedHead(nn.Module):
