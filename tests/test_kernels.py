@@ -6,7 +6,7 @@ from method_helpers import TINY
 
 from mg2l import ops
 from mg2l.config import files as loading
-from mg2l.ops import path
+from mg2l.ops import backend
 from mg2l.train import iterate
 from mg2l.training.learner import Learner
 
@@ -38,14 +38,14 @@ def test_both_paths_give_the_same_training(hidden):
 
 
 def test_the_native_path_is_native_on_the_cpu(capsys):
-    assert path.choose("native", torch.device("cpu")) == path.NATIVE
+    assert backend.choose("native", torch.device("cpu")) == backend.NATIVE
     assert capsys.readouterr().out == ""
-    assert path.choose("torch", torch.device("cpu")) == path.TORCH
+    assert backend.choose("torch", torch.device("cpu")) == backend.TORCH
 
 
 def test_what_is_not_compiled_for_a_device_is_computed_in_torch_and_said(capsys):
-    chosen = path.choose("auto", torch.device("xpu"))
-    assert chosen == path.TORCH
+    chosen = backend.choose("auto", torch.device("xpu"))
+    assert chosen == backend.TORCH
     said = capsys.readouterr().out
     names = ", ".join(sorted(ops.NAMES))
     assert said == f"not compiled for xpu, computed in plain torch: {names}\n"
@@ -53,12 +53,12 @@ def test_what_is_not_compiled_for_a_device_is_computed_in_torch_and_said(capsys)
 
 def test_native_kernels_that_are_not_there_are_an_error():
     with pytest.raises(ValueError, match="kernels=native, but not compiled for xpu: encode"):
-        path.choose("native", torch.device("xpu"))
+        backend.choose("native", torch.device("xpu"))
 
 
 def test_every_operator_is_on_both_paths_and_in_the_dispatcher():
-    assert set(path.Path._fields) == set(ops.NAMES)
+    assert set(backend.Backend._fields) == set(ops.NAMES)
     for name in ops.NAMES:
         assert hasattr(torch.ops.mg2l, name)
-        assert getattr(path.NATIVE, name) is getattr(ops, name)
-        assert getattr(path.TORCH, name).__name__ == name
+        assert getattr(backend.NATIVE, name) is getattr(ops, name)
+        assert getattr(backend.TORCH, name).__name__ == name

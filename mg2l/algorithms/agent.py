@@ -16,7 +16,7 @@ from mg2l.nn.moments import RunningMoments
 from mg2l.nn.normaliser import RunningNorm
 from mg2l.nn.stacked import StackedLinear
 from mg2l.nn.vision import StackedConv
-from mg2l.ops.path import TORCH, Path
+from mg2l.ops.backend import TORCH, Backend
 
 _Networks = TypeVar("_Networks", bound=nn.Module)
 
@@ -95,8 +95,8 @@ def slice_agent(networks: _Networks, agent: int) -> _Networks:
                 part.register_parameter(name, own)
         if hasattr(part, "groups"):
             part.groups = 1  # type: ignore[assignment]
-        if isinstance(getattr(part, "path", None), Path):
-            part.path = TORCH  # type: ignore[assignment]
+        if isinstance(getattr(part, "backend", None), Backend):
+            part.backend = TORCH  # type: ignore[assignment]
         for name, child in list(part.named_children()):
             if isinstance(child, TransitionMoments):
                 part.add_module(name, _Standardised())

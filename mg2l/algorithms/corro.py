@@ -111,7 +111,7 @@ class CORRO(ContextInference):
         options, width = self.options, self.options.context_dim
         self.codes = TransitionEncoder(options.hidden_sizes_mlp, spec.transition, width)
         self.generator = Generator(spec, options.hidden_sizes_mlp, options.generator_dim)
-        self.attention = PIAHead(width, width, spec.path)
+        self.attention = PIAHead(width, width, spec.backend)
         self.to(spec.device)
         self.train_with(list(self.parameters()))
 

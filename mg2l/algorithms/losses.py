@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mg2l.estimators.bounds import l1out
 from mg2l.estimators.gaussian import Gaussian
-from mg2l.ops.path import NATIVE, Path
+from mg2l.ops.backend import NATIVE, Backend
 
 
 class InfoNCE(NamedTuple):
@@ -70,7 +70,7 @@ def info_nce(scores: Tensor, positive: Tensor) -> InfoNCE:
     return InfoNCE(math.log(scores.shape[-1]) + log_probs.mean(-1), hits.mean(-1))
 
 
-def leave_one_out(q: Gaussian, z: Tensor, path: Path = NATIVE) -> Tensor:
+def leave_one_out(q: Gaussian, z: Tensor, backend: Backend = NATIVE) -> Tensor:
     """``I_L1Out = E[log q(z_b|c_b) - log 1/(B-1) sum_{j != b} q(z_b|c_j)]``, an upper bound [nats].
 
     It bounds ``I(z; c)``: :func:`mg2l.estimators.l1out`.
@@ -78,7 +78,7 @@ def leave_one_out(q: Gaussian, z: Tensor, path: Path = NATIVE) -> Tensor:
     Args:
         q: posteriors of B independent contexts, ``[B, D]``.
         z: a sample of each, ``[B, D]``.
-        path: operators to compute with.
+        backend: operators to compute with.
     """
     own = torch.arange(len(z), device=z.device)
-    return l1out(path.pairwise_lse(z, q.mean, own, std=q.std))
+    return l1out(backend.pairwise_lse(z, q.mean, own, std=q.std))

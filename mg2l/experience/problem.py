@@ -10,7 +10,7 @@ from mg2l.config.sections import Config
 from mg2l.envs.actions import ActionLayout
 from mg2l.envs.base import TaskSet
 from mg2l.nn.vision import Vision
-from mg2l.ops.path import Path
+from mg2l.ops.backend import Backend
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ProblemSpec:
     draws: torch.Generator
     """Source of contexts, on the CPU."""
 
-    path: Path
+    backend: Backend
     """Operators to compute with."""
 
     vision: Vision | None = None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mg2l.ops.path import NATIVE, Path
+from mg2l.ops.backend import NATIVE, Backend
 
 
 class PIAHead(nn.Module):
@@ -26,9 +26,9 @@ class PIAHead(nn.Module):
     ``pool`` the same holds for a linear layer before the head.
     """
 
-    def __init__(self, inputs: int, outputs: int, path: Path = NATIVE) -> None:
+    def __init__(self, inputs: int, outputs: int, backend: Backend = NATIVE) -> None:
         super().__init__()
-        self.path = path
+        self.backend = backend
         self.query = nn.Parameter(torch.randn(inputs))
         self.key = nn.Linear(inputs, inputs, bias=False)
         self.value = nn.Linear(inputs, inputs)
@@ -60,13 +60,13 @@ class PIAHead(nn.Module):
             ``[*, out]`` and, without gradients, the weights ``[*, T]``, which sum to 1.
         """
         query = self.folded_query(before).unsqueeze(0)
-        pooled, weights = self.path.pia_pool(hidden, query, return_weights=True)
+        pooled, weights = self.backend.pia_pool(hidden, query, return_weights=True)
         assert weights is not None
         return self.read_out(pooled.squeeze(-2), before), weights.squeeze(-2)
 
     def forward(self, x: Tensor) -> Tensor:
         query = self.folded_query().unsqueeze(0)
-        return self.read_out(self.path.pia_pool(x, query).pooled.squeeze(-2))
+        return self.read_out(self.backend.pia_pool(x, query).pooled.squeeze(-2))
 
 
 class AttentionBlock(nn.Module):

@@ -22,7 +22,7 @@ from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.rollout import Collector, Rollout
 from mg2l.nn.policy import Actor, Critic
 from mg2l.nn.vision import Vision
-from mg2l.ops import path
+from mg2l.ops import backend
 from mg2l.training.ppo import PPO
 from mg2l.training.random_state import random_state, set_random_state
 
@@ -43,7 +43,7 @@ class Learner:
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.path = path.choose(config.kernels, device)
+        self.backend = backend.choose(config.kernels, device)
         streams = np.random.SeedSequence(config.seed).spawn(4)
         env_seed, explore_seed, torch_seed = (int(s.generate_state(1)[0]) for s in streams[:3])
         self.rng = np.random.default_rng(streams[3])
@@ -64,7 +64,7 @@ class Learner:
             layout,
             self.noise,
             self.draws,
-            self.path,
+            self.backend,
             _vision(config, self.env),
         )
         algorithm = algorithms.load(config.algo_name)
@@ -99,7 +99,7 @@ class Learner:
             inference.trained_by_critic(),
             inference.optimiser,
             self.draws,
-            self.path,
+            self.backend,
         )
         self.collector = Collector(self.env, self.actor, device, self.noise)
         self.explorer: Collector | None = None

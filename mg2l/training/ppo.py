@@ -16,7 +16,7 @@ from mg2l.experience.finite import require_finite
 from mg2l.experience.rollout import Rollout
 from mg2l.nn.moments import batch_moments
 from mg2l.nn.policy import Actor, Critic
-from mg2l.ops.path import Path
+from mg2l.ops.backend import Backend
 
 
 @dataclass
@@ -103,7 +103,7 @@ class PPO:
         encoder_parameters: trained by the value loss too; their optimiser is ``encoder_optimiser``.
         encoder_optimiser: steps together with the critic's; None when nothing is to be trained.
         generator: source of minibatch permutations.
-        path: operators to compute with.
+        backend: operators to compute with.
     """
 
     def __init__(
@@ -115,9 +115,9 @@ class PPO:
         encoder_parameters: list[nn.Parameter],
         encoder_optimiser: torch.optim.Optimizer | None,
         generator: torch.Generator,
-        path: Path,
+        backend: Backend,
     ) -> None:
-        self.path = path
+        self.backend = backend
         self.config, self.policy, self.actor, self.critic = config, policy, actor, critic
         self.encoder_parameters = encoder_parameters
         self.encoder_optimiser = encoder_optimiser
@@ -178,7 +178,7 @@ class PPO:
                 x.to(values.dtype).expand(agents).contiguous()
                 for x in (normaliser.mean, normaliser.std)
             )
-        result = self.path.gae(
+        result = self.backend.gae(
             rollout.rewards,
             values.movedim(0, -1),
             terminated,
@@ -235,7 +235,7 @@ class PPO:
 
         def returns(rewards: Tensor, value: float) -> Tensor:
             values = torch.full((len(rewards) + 1, *rewards.shape[1:]), value).to(rewards)
-            found = self.path.gae(
+            found = self.backend.gae(
                 rewards, values, terminated, truncated, config.gamma, lam, final_values=values[1:]
             ).returns
             return found.movedim(-1, 0)

@@ -41,14 +41,14 @@ class MG2L(ContextInference):
 
     def __init__(self, spec: ProblemSpec) -> None:
         super().__init__(spec)
-        options, device, path = self.options, spec.device, spec.path
+        options, device, backend = self.options, spec.device, spec.backend
         share = spec.config.policy.share_policy
         self.encoder = TaskEncoder(
-            options, self.agents, spec.transition, path, share, spec.vision
+            options, self.agents, spec.transition, backend, share, spec.vision
         ).to(device)
-        self.objective = Objective(options, self.tasks, self.encoder, self.noise, path, share).to(
-            device
-        )
+        self.objective = Objective(
+            options, self.tasks, self.encoder, self.noise, backend, share
+        ).to(device)
         self.target: TaskEncoder | None = None
         if options.target_decay > 0:
             self.target = copy.deepcopy(self.encoder).requires_grad_(False)

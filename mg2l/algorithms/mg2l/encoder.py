@@ -23,7 +23,7 @@ from mg2l.nn.aggregators import (
 )
 from mg2l.nn.stacked import StackedLinear
 from mg2l.nn.vision import Vision
-from mg2l.ops.path import NATIVE, Path
+from mg2l.ops.backend import NATIVE, Backend
 from mg2l.ops.results import EncodedContext
 
 
@@ -37,19 +37,19 @@ class TransitionAggregator(TransitionEncoder):
         self,
         config: MG2LConfig,
         transition: int,
-        path: Path = NATIVE,
+        backend: Backend = NATIVE,
         vision: Vision | None = None,
     ) -> None:
         width = config.context_dim
         super().__init__(config.hidden_sizes_mlp, transition, width, vision)
-        self.path = path
+        self.backend = backend
         self.blocks = nn.Sequential()
         self.aggregate: nn.Module
         if config.aggregator == "pia":
             self.blocks = nn.Sequential(
                 *(AttentionBlock(width, config.n_heads) for _ in range(config.n_blocks))
             )
-            self.aggregate = PIAHead(width, width, path)
+            self.aggregate = PIAHead(width, width, backend)
         elif config.aggregator == "transformer":
             self.aggregate = Transformer(width, width, config.n_heads, max(config.n_blocks, 1))
         elif config.aggregator == "rnn":
@@ -76,7 +76,7 @@ class TransitionAggregator(TransitionEncoder):
         """Hidden features pooled by the attention head, ``[B, A, H]``, and its weights."""
         assert isinstance(self.aggregate, PIAHead)
         drawn, layers = as_context(context), self._layers()
-        return self.path.encode_context(
+        return self.backend.encode_context(
             drawn.rows,
             [weight for weight, _ in layers],
             [bias for _, bias in layers],
@@ -133,7 +133,7 @@ class TaskEncoder(nn.Module):
         config: sizes and aggregator.
         agents: A.
         transition: width F of a transition ``(o, a, r, o')``.
-        path: operators to compute with.
+        backend: operators to compute with.
         share: one local inference network for all agents.
         vision: where the image lies in an observation, if it is read as one.
     """
@@ -143,14 +143,14 @@ class TaskEncoder(nn.Module):
         config: MG2LConfig,
         agents: int,
         transition: int,
-        path: Path = NATIVE,
+        backend: Backend = NATIVE,
         share: bool = False,
         vision: Vision | None = None,
     ) -> None:
         super().__init__()
         self.config = config
-        self.aggregator = TransitionAggregator(config, transition, path, vision)
-        self.over_agents = PIAHead(config.context_dim, 2 * config.context_dim, path)
+        self.aggregator = TransitionAggregator(config, transition, backend, vision)
+        self.over_agents = PIAHead(config.context_dim, 2 * config.context_dim, backend)
         self.local = LocalInference(config, agents, share)
 
     def forward(self, context: Context | Tensor) -> Encoding:

@@ -11,7 +11,7 @@ from mg2l.algorithms.mg2l.config import MG2LConfig
 from mg2l.algorithms.mg2l.encoder import TaskEncoder
 from mg2l.estimators.gaussian import Gaussian, kl_between, kl_to_standard
 from mg2l.experience.replay import Context
-from mg2l.ops.path import NATIVE, Path
+from mg2l.ops.backend import NATIVE, Backend
 
 
 class Objective(nn.Module):
@@ -28,7 +28,7 @@ class Objective(nn.Module):
         tasks: K training tasks.
         encoder: what is trained.
         noise: source of samples, on the encoder's device.
-        path: operators to compute with.
+        backend: operators to compute with.
         share: all agents have one local inference network.
     """
 
@@ -38,11 +38,11 @@ class Objective(nn.Module):
         tasks: int,
         encoder: TaskEncoder,
         noise: torch.Generator,
-        path: Path = NATIVE,
+        backend: Backend = NATIVE,
         share: bool = False,
     ) -> None:
         super().__init__()
-        self.path, self.share = path, share
+        self.backend, self.share = backend, share
         self.config, self.tasks, self.encoder, self.noise = config, tasks, encoder, noise
         self.needs_keys = config.keys == "context" or config.local_objective == "mi"
         self.task_keys: nn.Parameter | None = None
@@ -96,7 +96,7 @@ class Objective(nn.Module):
         metrics |= local_metrics
         if measure_gap and len(tasks) > 1 and config.dist == "gaussian":
             with torch.no_grad():
-                upper = leave_one_out(query.task, query.task.sample(self.noise), self.path)
+                upper = leave_one_out(query.task, query.task.sample(self.noise), self.backend)
                 metrics["mi/l1out"] = upper
                 if "mi/local" in metrics:
                     metrics["mi/gap"] = upper - metrics["mi/local"]

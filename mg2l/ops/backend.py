@@ -12,7 +12,7 @@ from mg2l.ops import encode_context, gae, pairwise_lse, pia_pool, reference
 from mg2l.ops.results import GAE, EncodedContext, PairwiseScores, Pooled
 
 
-class Path(NamedTuple):
+class Backend(NamedTuple):
     """Every operator, by its name."""
 
     gae: Callable[..., GAE]
@@ -21,15 +21,15 @@ class Path(NamedTuple):
     pairwise_lse: Callable[..., PairwiseScores]
 
 
-NATIVE = Path(gae, encode_context, pia_pool, pairwise_lse)
+NATIVE = Backend(gae, encode_context, pia_pool, pairwise_lse)
 """Compiled operators; their definitions where nothing is compiled."""
 
-TORCH = Path(reference.gae, reference.encode_context, reference.pia_pool, reference.pairwise_lse)
+TORCH = Backend(reference.gae, reference.encode_context, reference.pia_pool, reference.pairwise_lse)
 """Their definitions in plain torch."""
 
 
-def choose(kernels: str, device: torch.device) -> Path:
-    """The path named ``auto``, ``native`` or ``torch`` for a device.
+def choose(kernels: str, device: torch.device) -> Backend:
+    """The backend named ``auto``, ``native`` or ``torch`` for a device.
 
     With ``auto`` an operator that has not been compiled for the device is computed by its
     definition, and a line says so (``import mg2l`` has said it where nothing is compiled).
@@ -39,7 +39,7 @@ def choose(kernels: str, device: torch.device) -> Path:
     """
     if kernels == "torch":
         return TORCH
-    missing = [name for name in Path._fields if device.type not in _native.devices(name)]
+    missing = [name for name in Backend._fields if device.type not in _native.devices(name)]
     names = ", ".join(sorted(missing))
     if missing and kernels == "native":
         raise ValueError(
