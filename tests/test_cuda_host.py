@@ -1,7 +1,6 @@
-"""The kernels of csrc/cuda, executed thread by thread on the CPU, against their definition.
+"""The runtime that executes CUDA kernels on the CPU, on kernels of its own.
 
-Every run is checked as well: no race, no access out of bounds, nothing read before it is written.
-First the runtime that does this is tested on kernels of its own.
+The kernels of csrc/cuda follow in test_cuda_host_<op>.py.
 """
 
 from __future__ import annotations
@@ -9,15 +8,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_host import KERNELS, Library, Schedule, build, pairwise_cases, pia_pool_cases
+from cuda_host import KERNELS, Library, Schedule, build
 from cuda_host.build import HERE
-from cuda_host.cases import Case, largest_errors
-from cuda_host.gae_cases import backward_case, forward_case
 from cuda_host.library import parse_launchers
 
 pytestmark = pytest.mark.ci
@@ -60,8 +56,8 @@ def test_row_sum_and_scan(self_test: Library, rows: int, columns: int, schedule:
     x = np.random.default_rng(0).normal(size=(rows, columns)).astype(np.float32)
     sums, scan = np.empty(rows, np.float32), np.empty_like(x)
     arguments = {"rows": rows, "columns": columns, "x": x}
-    assert not self_test.call("row_sum", {**arguments, "sums": sums}, schedule=schedule)
-    assert not self_test.call("row_scan", {**arguments, "scan": scan}, schedule=schedule)
+    assert not self_test.call("row_sum", {**arguments, "y": sums}, schedule=schedule)
+    assert not self_test.call("row_scan", {**arguments, "y": scan}, schedule=schedule)
     np.testing.assert_allclose(sums, x.sum(1, dtype=np.float64), atol=1e-4)
     np.testing.assert_allclose(scan, x.cumsum(1, dtype=np.float64), atol=1e-4)
 
@@ -100,7 +96,7 @@ def test_warps(self_test: Library, schedule: Schedule) -> None:
 def test_dynamic_shared_memory(self_test: Library, columns: int, schedule: Schedule) -> None:
     x = np.random.default_rng(0).normal(size=(2, columns)).astype(np.float32)
     reversed_x = np.empty_like(x)
-    arguments = {"rows": 2, "columns": columns, "x": x, "reversed": reversed_x}
+    arguments = {"rows": 2, "columns": columns, "x": x, "y": reversed_x}
     assert not self_test.call("reverse", arguments, schedule=schedule)
     np.testing.assert_array_equal(reversed_x, x[:, ::-1])
 
@@ -110,7 +106,7 @@ def test_preemption_and_seeds_change_the_schedule(self_test: Library) -> None:
 
     def count(schedule: Schedule) -> tuple[int, int]:
         before = self_test.switches, self_test.accesses
-        arguments = {"rows": 2, "columns": 1000, "x": x, "sums": sums}
+        arguments = {"rows": 2, "columns": 1000, "x": x, "y": sums}
         assert not self_test.call("row_sum", arguments, schedule=schedule)
         return self_test.switches - before[0], self_test.accesses - before[1]
 
@@ -124,18 +120,51 @@ def test_preemption_and_seeds_change_the_schedule(self_test: Library) -> None:
 def test_launches_no_gpu_would_take_are_reported(self_test: Library) -> None:
     for function, rows, columns in (("row_sum", 0, 8), ("reverse", 1, 1025), ("reverse", 1, 0)):
         x = np.zeros((rows, columns), np.float32)
-        output = {"sums": x[:, :0]} if function == "row_sum" else {"reversed": x.copy()}
-        report = self_test.call(function, {"rows": rows, "columns": columns, "x": x, **output})
+        y = x[:, :0] if function == "row_sum" else x.copy()
+        report = self_test.call(function, {"rows": rows, "columns": columns, "x": x, "y": y})
         assert report.kinds == {"launch"}
 
 
-def test_shared_memory_has_a_limit(self_test: Library) -> None:
-    x, reversed_x = np.ones(1, np.float32), np.zeros(1, np.float32)
-    arguments = {"x": x, "reversed": reversed_x}
-    assert not self_test.call("greedy", {"bytes": 64 * 1024, **arguments})
-    report = self_test.call("greedy", {"bytes": 64 * 1024 + 4, **arguments})
-    assert report.kinds == {"launch"}
-    assert "65540 bytes of shared memory" in str(report)
+KIB = 1024
+
+
+@pytest.mark.parametrize(
+    ("static_floats", "dynamic_bytes", "opt_in", "max_shared", "fault"),
+    [
+        (12 * KIB, 0, False, 64 * KIB, ""),
+        (12 * KIB + 1, 0, False, 227 * KIB, "49156 bytes of static shared memory"),
+        (1 * KIB, 44 * KIB, False, 64 * KIB, ""),
+        (1 * KIB, 44 * KIB + 4, False, 64 * KIB, "45056 are allowed without cudaFuncSetAttribute"),
+        (1 * KIB, 60 * KIB, True, 64 * KIB, ""),
+        (1 * KIB, 60 * KIB + 4, True, 64 * KIB, "61444 bytes of dynamic shared memory beside 4096"),
+        (12 * KIB, 16 * KIB + 4, True, 64 * KIB, "a block has 65536"),
+        (1 * KIB, 223 * KIB, True, 227 * KIB, ""),
+        (1 * KIB, 223 * KIB + 4, True, 227 * KIB, "a block has 232448"),
+    ],
+)
+def test_shared_memory_has_the_limits_of_a_gpu(
+    self_test: Library,
+    static_floats: int,
+    dynamic_bytes: int,
+    opt_in: bool,
+    max_shared: int,
+    fault: str,
+) -> None:
+    """48 KiB static; 48 KiB together unless the launcher opts in; then what a block of a GPU has.
+
+    64 KiB on compute capability 7.5, 227 KiB on 9.0.
+    """
+    y = np.zeros(1, np.float32)
+    arguments = {
+        "static_floats": static_floats,
+        "dynamic_bytes": dynamic_bytes,
+        "opt_in": opt_in,
+        "y": y,
+    }
+    report = self_test.call("much_shared", arguments, max_shared=max_shared)
+    assert report.kinds == ({"launch"} if fault else set())
+    assert fault in str(report)
+    assert (y[0] == 1) == (not fault)  # refused: nothing ran
 
 
 def test_a_misaligned_access_is_reported_and_does_not_end_the_process(self_test: Library) -> None:
@@ -150,16 +179,19 @@ def test_a_misaligned_access_is_reported_and_does_not_end_the_process(self_test:
 
 def test_arguments_are_checked_against_the_declaration(self_test: Library) -> None:
     x, sums = np.ones((2, 8), np.float32), np.empty(2, np.float32)
-    arguments = {"rows": 2, "columns": 8, "sums": sums}
+    arguments = {"rows": 2, "columns": 8, "y": sums}
     with pytest.raises(TypeError, match=r"needs \['x'\]"):
         self_test.call("row_sum", arguments)
-    with pytest.raises(TypeError, match=r"no parameters \['y'\]"):
-        self_test.call("row_sum", {**arguments, "x": x, "y": x})
+    with pytest.raises(TypeError, match=r"no fields \['z'\]"):
+        self_test.call("row_sum", {**arguments, "x": x, "z": x})
     for wrong in (x.astype(np.float64), x[:, ::2], None):
         with pytest.raises(TypeError, match="x must be a contiguous array of float"):
             self_test.call("row_sum", {**arguments, "x": wrong})
-    with pytest.raises(ValueError, match="cannot read the parameter 'int a\\[3\\]'"):
-        parse_launchers("MG2L_API int f(int a[3], void* stream);")
+    struct = "struct Args {{\n  {};\n}};\nMG2L_API int f(const Args* args, void* stream);"
+    with pytest.raises(ValueError, match=r"Args: cannot read the field 'int a\[3\];'"):
+        parse_launchers(struct.format("int a[3]"))
+    with pytest.raises(ValueError, match="f must take a pointer to one struct"):
+        parse_launchers("MG2L_API int f(int64_t n, float* x, void* stream);")
 
 
 def test_compiler_errors_reach_the_reader(tmp_path: Path) -> None:
@@ -179,7 +211,7 @@ from cuda_host import build
 from cuda_host.build import HERE
 library = build(HERE / "kernels" / "reduce.cu", folder=Path(sys.argv[2]))
 x, sums = np.ones((1, 500), np.float32), np.empty(1, np.float32)
-assert not library.call("row_sum", {"rows": 1, "columns": 500, "x": x, "sums": sums})
+assert not library.call("row_sum", {"rows": 1, "columns": 500, "x": x, "y": sums})
 assert sums[0] == 500
 """
 
@@ -195,11 +227,8 @@ def test_processes_may_build_at_the_same_time(tmp_path: Path) -> None:
     assert os.stat(library).st_mtime_ns == before
 
 
-# The operators.
-
-
 def test_every_launcher_has_cases() -> None:
-    """Whoever adds a kernel adds it here, and its cases below."""
+    """Whoever adds a kernel adds it here, and its cases in a file of its own."""
     declared = set(parse_launchers((KERNELS / "launchers.h").read_text()))
     assert declared == {
         "mg2l_gae_float",
@@ -214,238 +243,9 @@ def test_every_launcher_has_cases() -> None:
         "mg2l_pairwise_lse_double",
         "mg2l_pairwise_lse_backward_float",
         "mg2l_pairwise_lse_backward_double",
-        *(  # test_cuda_host_encode.py
+        *(
             f"mg2l_encode_context{part}_{dtype}"
             for part in ("", "_backward", "_pack", "_unpack")
             for dtype in ("float", "double", "bfloat16")
         ),
     }
-
-
-# Either side of 64 steps, from which on time is cut into 16 chunks: chunks of equal length and
-# ragged ones, and some without any step; columns around a warp and around a block of 128.
-GAE_SHAPES = [
-    (1, 1),
-    (1, 129),
-    (7, 33),
-    (5, 256),
-    (63, 31),
-    (64, 1),
-    (65, 32),
-    (67, 33),
-    (80, 5),
-    (129, 70),
-]
-EXTRAS = [frozenset(extras) for extras in ((), ("final",), ("norm",), ("final", "norm"))]
-
-
-def check_case(library: Library, case: Case, schedule: Schedule) -> None:
-    report = library.call(case.function, case.arguments, schedule=schedule)
-    assert not report
-    for name, (error, allowed) in largest_errors(case).items():
-        assert error <= allowed, name
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("extras", EXTRAS, ids=lambda extras: "+".join(sorted(extras)) or "plain")
-@pytest.mark.parametrize(("steps", "columns"), GAE_SHAPES)
-def test_gae(
-    gae: Library, steps: int, columns: int, extras: frozenset[str], dtype: type[np.floating]
-) -> None:
-    for index, flags in enumerate(("none", "random", "all")):
-        case = forward_case(steps, columns, dtype, extras=extras, flags=flags)
-        check_case(gae, case, Schedule(seed=index, preempt=7 * index))
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("final", [False, True])
-@pytest.mark.parametrize(("steps", "columns"), GAE_SHAPES)
-def test_gae_backward(
-    gae: Library, steps: int, columns: int, final: bool, dtype: type[np.floating]
-) -> None:
-    for index, flags in enumerate(("none", "random", "all")):
-        case = backward_case(steps, columns, dtype, final=final, flags=flags)
-        check_case(gae, case, Schedule(seed=index, preempt=7 * index))
-
-
-@pytest.mark.parametrize("seed", range(1, 9))
-def test_gae_over_schedules(gae: Library, seed: int) -> None:
-    everything = frozenset({"final", "norm"})
-    for (steps, columns), preempt in product([(9, 40), (100, 40)], [0, 4]):
-        schedule = Schedule(seed=seed, preempt=preempt)
-        check_case(gae, forward_case(steps, columns, np.float64, extras=everything), schedule)
-        check_case(gae, backward_case(steps, columns, np.float64, final=True), schedule)
-
-
-@pytest.mark.parametrize(
-    ("steps", "columns", "grid", "block"),
-    [
-        (63, 200, 2, (128, 1, 1)),  # short: a thread a column
-        (64, 200, 7, (32, 16, 1)),  # long and narrow: time in chunks
-        (64, 8192, 64, (128, 1, 1)),  # long and wide: a thread a column again
-    ],
-)
-def test_gae_takes_the_kernel_for_the_shape(
-    gae: Library, steps: int, columns: int, grid: int, block: tuple[int, int, int]
-) -> None:
-    for case in (
-        forward_case(steps, columns, np.float32, extras=frozenset({"final", "norm"})),
-        backward_case(steps, columns, np.float32, final=True),
-    ):
-        check_case(gae, case, Schedule(check=False))
-        assert gae.last_launch == ((grid, 1, 1), block)
-
-
-@pytest.mark.parametrize("function", ["mg2l_gae_float", "mg2l_gae_backward_float"])
-def test_gae_without_columns_launches_nothing(gae: Library, function: str) -> None:
-    case = (
-        backward_case(5, 0, np.float32, final=True)
-        if "backward" in function
-        else forward_case(5, 0, np.float32)
-    )
-    assert not gae.call(case.function, case.arguments)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_gae_without_steps(gae: Library, dtype: type[np.floating]) -> None:
-    case = forward_case(0, 40, dtype)
-    assert not gae.call(case.function, case.arguments)
-    moments = case.outputs["moments"]
-    np.testing.assert_array_equal(moments, np.zeros((2, 40)))
-
-
-def test_gae_reads_final_values_only_where_truncated(gae: Library) -> None:
-    for steps in (9, 100):
-        case = forward_case(steps, 40, np.float64, extras=frozenset({"final", "norm"}))
-        unused = ~case.inputs["truncated"].astype(bool) | case.inputs["terminated"].astype(bool)
-        case.inputs["final_values"][unused] = np.nan
-        check_case(gae, case, Schedule())
-
-
-# Around a warp of D and the 4 warps' inputs; sets along an inner axis; more parts than sets.
-POOL_SHAPES = [
-    (1, 1, 1, 1),
-    (3, 2, 1, 33),
-    (2, 5, 3, 64),
-    (1, 9, 2, 7),
-    (2, 131, 1, 32),
-    (65, 3, 1, 4),
-]
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
-@pytest.mark.parametrize("shape", POOL_SHAPES, ids=str)
-def test_pia_pool(
-    pia_pool: Library,
-    shape: tuple[int, int, int, int],
-    masked: bool,
-    backward: bool,
-    dtype: type[np.floating],
-) -> None:
-    for index, heads in enumerate((1, 3)):
-        case = pia_pool_cases.case(shape, heads, dtype, masked=masked, backward=backward)
-        check_case(pia_pool, case, Schedule(seed=index, preempt=7 * index))
-
-
-@pytest.mark.parametrize("seed", range(1, 5))
-def test_pia_pool_over_schedules(pia_pool: Library, seed: int) -> None:
-    for backward, preempt in product([False, True], [0, 4]):
-        case = pia_pool_cases.case((2, 9, 2, 35), 2, np.float64, masked=True, backward=backward)
-        check_case(pia_pool, case, Schedule(seed=seed, preempt=preempt))
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -3e38])
-@pytest.mark.parametrize("at", [0, 3, 8])
-def test_pia_pool_does_not_hide_what_is_not_finite(
-    pia_pool: Library, at: int, value: float
-) -> None:
-    """Nor a logit that overflows; another set is as it was, and so are gradients."""
-    for backward in (False, True):
-        case = pia_pool_cases.case((2, 9, 1, 2), 1, np.float32, backward=backward)
-        case.inputs["x"][0, at] = value
-        case.inputs["query"][:] = 2
-        if backward:
-            for name in ("lse", "pooled"):
-                case.inputs[name][0] = np.nan
-        assert not pia_pool.call(case.function, case.arguments)
-        for name in ("grad_x",) if backward else ("pooled", "lse", "weights"):
-            assert np.isnan(case.outputs[name][0]).all()
-            assert np.isfinite(case.outputs[name][1]).all()
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_pairwise_lse_does_not_hide_what_is_not_finite(pairwise: Library, value: float) -> None:
-    for name in ("key", "query"):
-        case = pairwise_cases.case((2, 3, 40, 2), np.float32)
-        case.inputs[name][0, 2] = value
-        assert not pairwise.call(case.function, case.arguments)
-        own = slice(None) if name == "key" else 2
-        for result in ("lse", "lse_negatives"):
-            assert np.isnan(case.outputs[result][0, own]).all()
-            assert np.isfinite(case.outputs[result][1]).all()
-
-
-@pytest.mark.parametrize("backward", [False, True])
-def test_pia_pool_without_sets(pia_pool: Library, backward: bool) -> None:
-    case = pia_pool_cases.case((0, 3, 1, 8), 2, np.float32, backward=backward)
-    check_case(pia_pool, case, Schedule())
-    if backward:
-        assert not case.outputs["grad_query"].any()
-
-
-# Around a tile of 32 x 32 and a step of 32 coordinates.
-PAIR_SIZES = [(1, 1, 1, 1), (2, 5, 7, 3), (1, 33, 40, 35), (1, 32, 32, 32), (2, 31, 65, 2)]
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("filters", [False, True], ids=["all", "filtered"])
-@pytest.mark.parametrize("gaussian", [False, True], ids=["dot", "gaussian"])
-@pytest.mark.parametrize("size", PAIR_SIZES, ids=str)
-def test_pairwise_lse(
-    pairwise: Library,
-    size: tuple[int, int, int, int],
-    gaussian: bool,
-    filters: bool,
-    backward: bool,
-    dtype: type[np.floating],
-) -> None:
-    case = pairwise_cases.case(size, dtype, gaussian=gaussian, filters=filters, backward=backward)
-    check_case(pairwise, case, Schedule(seed=sum(size), preempt=11))
-
-
-@pytest.mark.parametrize("seed", range(1, 4))
-def test_pairwise_lse_over_schedules(pairwise: Library, seed: int) -> None:
-    for backward, preempt in product([False, True], [0, 4]):
-        case = pairwise_cases.case(
-            (1, 35, 34, 5), np.float64, gaussian=True, filters=True, backward=backward
-        )
-        check_case(pairwise, case, Schedule(seed=seed, preempt=preempt))
-
-
-@pytest.mark.parametrize("contract", [False, True], ids=["rounded", "contracted"])
-@pytest.mark.parametrize("gaussian", [False, True], ids=["dot", "gaussian"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_copy_of_the_positive_ties_with_it_on_cuda(
-    contract: bool, gaussian: bool, dtype: type[np.floating]
-) -> None:
-    """Whether or not products are fused where the source leaves it to the compiler."""
-    library = build(KERNELS / "pairwise_lse.cu", contract=contract)
-    case = pairwise_cases.tied_case(dtype, gaussian=gaussian)
-    assert not library.call(case.function, case.arguments)
-    np.testing.assert_array_equal(case.outputs["rank"], 0)
-
-
-def test_a_positive_that_is_no_key_gives_nan_and_reads_nothing(pairwise: Library) -> None:
-    for key in (-1, 5, 10**9, -(10**15)):
-        case = pairwise_cases.case((1, 4, 5, 3), np.float32)
-        case.inputs["positive"][0, 1] = key
-        assert not pairwise.call(case.function, case.arguments)
-        assert np.isnan(case.outputs["lse"]).tolist() == [[False, True, False, False]]
-        back = pairwise_cases.case((1, 4, 5, 3), np.float32, backward=True)
-        back.inputs["positive"][0, 1] = key
-        back.inputs["lse"][0, 1] = np.nan
-        assert not pairwise.call(back.function, back.arguments)
-        assert np.isnan(back.outputs["grad_query"][0, 1]).all()

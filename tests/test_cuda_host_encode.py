@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from cuda_host import KERNELS, Library, Report, Schedule, build, delete_each, encode_cases, replace
-from cuda_host.cases import Case, largest_errors
 from cuda_host.encode_cases import Sizes
-from cuda_host.faults import WRONG, Fault, Outcome, check_is_found, names, run_cases
+from cuda_host.faults import WRONG, Fault, Outcome, check_case, check_is_found, names, run_cases
 
 pytestmark = pytest.mark.ci
 
-SOURCE = (KERNELS / "encode_context.cuh").read_text()
+SOURCES = {
+    name: (KERNELS / name).read_text()
+    for name in ("encode_context.cuh", "encode_context_backward.cuh")
+}
 
 # Around a tile of 32 transitions, squares of 4 x 4, 128 threads and the two buffers of the forward
 # pass; tiles of 16 rows where layers are wide.
@@ -32,14 +34,6 @@ SIZES = [
 @pytest.fixture(scope="module")
 def encode() -> Library:
     return build(KERNELS / "encode_context.cu")
-
-
-def check_case(library: Library, case: Case, schedule: Schedule) -> None:
-    report = library.call(case.function, case.arguments, schedule=schedule)
-    assert not report
-    case.finish()
-    for name, (error, allowed) in largest_errors(case).items():
-        assert error <= allowed, name
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -187,40 +181,54 @@ def run_encode(library: Library) -> Outcome:
     )  # fmt: skip
 
 
-def fault(name: str, old: str, new: str, kind: str, *, occurrence: int = 0) -> Fault:
-    return Fault(replace(SOURCE, old, new, name=name, occurrence=occurrence), kind, False)
+class EncodeFault(NamedTuple):
+    file: str
+    fault: Fault
+
+
+def fault(name: str, old: str, new: str, kind: str, *, occurrence: int = 0) -> EncodeFault:
+    file = next(file for file, text in SOURCES.items() if old in text)
+    return EncodeFault(
+        file, Fault(replace(SOURCES[file], old, new, name=name, occurrence=occurrence), kind, False)
+    )
 
 
 FAULTS = [
-    *(Fault(mutation, "race", False) for mutation in delete_each(SOURCE, "__syncthreads();")),
+    *(
+        EncodeFault(file, Fault(mutation, "race", False))
+        for file, text in SOURCES.items()
+        for mutation in delete_each(text, "__syncthreads();")
+    ),
     fault("half of a warp's sum", "int lanes = 16;", "int lanes = 8;", WRONG),
     fault("half of a warp's maximum", "int lanes = 16;", "int lanes = 8;", WRONG, occurrence=1),
     fault("a product past H", "d < width; d += 32", "d < width + 32; d += 32", "out of bounds"),
     fault(
-        "rows past the last are read", "row < count && i < args.features", "true", "out of bounds"
+        "rows past the last are read", "row < count && i < plan.features", "true", "out of bounds"
     ),
-    fault("an index is not followed", "? at : args.index[at]", "? at : at", WRONG),
-    fault("another agent's row", "from * args.agents + agent", "from * args.agents", WRONG),
+    fault("an index is not followed", "? at : plan.index[at]", "? at : at", WRONG),
+    fault("another agent's row", "from * plan.agents + agent", "from * plan.agents", WRONG),
     fault("no bias", "{bias, bias, bias, bias}", "{}", WRONG),
     fault("a layer reads its own output", "layer[l - 1].features", "layer[l].features", WRONG),
-    fault("sums not rescaled", "pooled[h] * keep", "pooled[h]", WRONG),
-    fault("total not rescaled", "total * keep", "total", WRONG),
-    fault("a tile counts twice", "(split + 1) * args.tiles()", "(split + 2) * args.tiles()", WRONG),
+    fault("sums not rescaled", "pooled[h] * rescale", "pooled[h]", WRONG),
+    fault("total not rescaled", "running_sum * rescale", "running_sum", WRONG),
+    fault("a tile counts twice", "(split + 1) * plan.tiles()", "(split + 2) * plan.tiles()", WRONG),
     fault("splits not rescaled", "part[h] * scalar_t(exp(part[width] - shift))", "part[h]", WRONG),
     fault("total of splits not rescaled", "part[width + 1] * scalar_t", "scalar_t", WRONG),
     fault("sums begin anywhere", "sums[i] = 0;", ";", "uninitialised"),
     fault("pooled begins anywhere", "pooled[h] = 0;", ";", "uninitialised"),
     fault("exact and tanh swapped", "if (tanh_gelu) {", "if (!tanh_gelu) {", WRONG),
-    fault("slope of the wrong layer", "args.layer[l - 1];", "args.layer[l];", WRONG),
-    fault("not along the mean", "- along)", ")", WRONG),
+    fault("slope of the wrong layer", "plan.layer[l - 1];", "plan.layer[l];", WRONG),
+    fault("the mean is not subtracted", "- delta)", ")", WRONG),
     fault("no gradient through the logits", "+ grad_logits[row] * q", "", WRONG),
     fault("no gradient of the mean", "weights[row] * g + ", "", WRONG),
-    fault("gradients of the query lost", "sums[a.gradient_query + h] += sum;", "", WRONG),
+    fault("gradients of the query lost", "sums[plan.gradient_query + h] += sum;", "", WRONG),
     fault("biases get no gradient", "sum += grad[row * grad_pitch + unit];", "", WRONG),
     fault("contexts: no bound", "row + r < count; ++r", "true; ++r", "out of bounds"),
     fault("a tile too few", "left > 0; --left", "left > 1; --left", WRONG),
     fault("tile not begun anew", "tile = 0;", "", "out of bounds"),
-    fault("agents of a set", "own_weights ? 1 : a.agents", "own_weights ? a.agents : 1", WRONG),
+    fault(
+        "agents of a set", "own_weights ? 1 : plan.agents", "own_weights ? plan.agents : 1", WRONG
+    ),
 ]
 
 
@@ -228,8 +236,8 @@ def test_encode_has_no_fault(encode: Library) -> None:
     assert run_encode(encode) == (Report(), True)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=names(FAULTS))
-def test_encode_fault_is_found(fault: Fault, tmp_path: Path) -> None:
-    edits = {"encode_context.cuh": fault.mutation.text}
+@pytest.mark.parametrize(("file", "fault"), FAULTS, ids=names([fault for _, fault in FAULTS]))
+def test_encode_fault_is_found(file: str, fault: Fault, tmp_path: Path) -> None:
+    edits = {file: fault.mutation.text}
     library = build(KERNELS / "encode_context.cu", edits=edits, folder=tmp_path)
-    check_is_found(fault, run_encode(library), "encode_context.cuh")
+    check_is_found(fault, run_encode(library), "encode_context")

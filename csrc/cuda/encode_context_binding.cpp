@@ -24,7 +24,7 @@ namespace {
   };
 MG2L_ENCODE_LAUNCHERS_OF(float, float, float)
 MG2L_ENCODE_LAUNCHERS_OF(double, double, double)
-MG2L_ENCODE_LAUNCHERS_OF(bfloat16, uint16_t, float)
+MG2L_ENCODE_LAUNCHERS_OF(bfloat16, Bf16, float)
 
 template <typename Body>
 void for_launchers(ScalarType dtype, const Body& body) {
@@ -63,26 +63,48 @@ template <typename Launchers>
 Tensor pack(const EncodeSizes& sizes, const EncodeTensors& tensors, void* stream) {
   using input_t = typename Launchers::input_t;
   using scalar_t = typename Launchers::scalar_t;
-  const int64_t sets = sizes.weight_sets();
   const auto layers = static_cast<int64_t>(sizes.units.size());
+  EncodePackArgs<input_t, scalar_t> args{};
+  args.sets = sizes.weight_sets();
   const auto begin = [&](int64_t layer) {
-    return packed_offset(sizes.features, layers, sizes.units.data(), sets, layer);
+    return packed_offset(sizes.features, layers, sizes.units.data(), args.sets, layer);
   };
   Tensor packed =
       allocate(tensors.context, {begin(layers + 1)}, accumulated(tensors.context.scalar_type()));
-  auto* to = data<scalar_t>(packed);
-  int64_t inputs = sizes.features;
+  args.inputs = sizes.features;
   for (int64_t l = 0; l < layers; ++l) {
-    const int64_t units = sizes.units[l];
-    check_launch("encode_context",
-                 Launchers::pack(sets, units, inputs, data<input_t>(tensors.weights[l]),
-                                 data<input_t>(tensors.biases[l]), to + begin(l), stream));
-    inputs = units;
+    args.units = sizes.units[l];
+    args.weight = data<input_t>(tensors.weights[l]);
+    args.bias = data<input_t>(tensors.biases[l]);
+    args.packed = data<scalar_t>(packed) + begin(l);
+    check_launch("encode_context", Launchers::pack(&args, stream));
+    args.inputs = args.units;
   }
-  check_launch("encode_context",
-               Launchers::pack(sets, inputs, 0, nullptr, data<input_t>(tensors.query),
-                               to + begin(layers), stream));
+  args.inputs = 0;
+  args.weight = nullptr;
+  args.bias = data<input_t>(tensors.query);
+  args.packed = data<scalar_t>(packed) + begin(layers);
+  check_launch("encode_context", Launchers::pack(&args, stream));
   return packed;
+}
+
+template <typename input_t, typename scalar_t>
+EncodeArgs<input_t, scalar_t> encode_args(const EncodeSizes& sizes, const EncodeTensors& tensors,
+                                          bool tanh_gelu, const Tensor& packed) {
+  EncodeArgs<input_t, scalar_t> args{};
+  args.contexts = sizes.contexts;
+  args.transitions = sizes.transitions;
+  args.agents = sizes.agents;
+  args.features = sizes.features;
+  args.rows = sizes.rows;
+  args.layers = static_cast<int64_t>(sizes.units.size());
+  args.own_weights = sizes.own_weights;
+  args.tanh_gelu = tanh_gelu;
+  args.units = sizes.units.data();
+  args.context = data<input_t>(tensors.context);
+  args.index = data_or_null<int64_t>(tensors.index);
+  args.packed = data<scalar_t>(packed);
+  return args;
 }
 
 }  // namespace
@@ -113,14 +135,14 @@ std::tuple<Tensor, Tensor, Tensor> encode_context_cuda(const Tensor& context_,
     using scalar_t = typename Launchers::scalar_t;
     void* stream = current_stream(device);
     const Tensor packed = pack<Launchers>(sizes, tensors, stream);
-    check_launch(
-        "encode_context",
-        Launchers::forward(sizes.contexts, sizes.transitions, sizes.agents, sizes.features,
-                           sizes.rows, static_cast<int64_t>(sizes.units.size()), sizes.units.data(),
-                           sizes.own_weights, tanh_gelu, splits, data<input_t>(tensors.context),
-                           data_or_null<int64_t>(tensors.index), data<scalar_t>(packed),
-                           data<scalar_t>(partial), data<scalar_t>(pooled), data<scalar_t>(lse),
-                           return_weights ? data<input_t>(pooling) : nullptr, stream));
+    EncodeForwardArgs<input_t, scalar_t> args{};
+    args.in = encode_args<input_t, scalar_t>(sizes, tensors, tanh_gelu, packed);
+    args.splits = splits;
+    args.partial = data<scalar_t>(partial);
+    args.pooled = data<scalar_t>(pooled);
+    args.lse = data<scalar_t>(lse);
+    if (return_weights) args.weights = data<input_t>(pooling);
+    check_launch("encode_context", Launchers::forward(&args, stream));
   });
   return {pooled, lse, pooling};
 }
@@ -159,28 +181,36 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> encode_cont
     using scalar_t = typename Launchers::scalar_t;
     void* stream = current_stream(device);
     const Tensor packed = pack<Launchers>(sizes, tensors, stream);
-    check_launch(
-        "encode_context_backward",
-        Launchers::backward(sizes.contexts, sizes.transitions, sizes.agents, sizes.features,
-                            sizes.rows, static_cast<int64_t>(sizes.units.size()),
-                            sizes.units.data(), sizes.own_weights, tanh_gelu, parts,
-                            data<scalar_t>(grad_pooled), data<input_t>(tensors.context),
-                            data_or_null<int64_t>(tensors.index), data<scalar_t>(packed),
-                            data<scalar_t>(pooled), data<scalar_t>(lse), data<scalar_t>(partial),
-                            want_context ? data<input_t>(grad_context) : nullptr, stream));
-    int64_t width = sizes.features;
+    EncodeBackwardArgs<input_t, scalar_t> args{};
+    args.in = encode_args<input_t, scalar_t>(sizes, tensors, tanh_gelu, packed);
+    args.parts = parts;
+    args.grad_pooled = data<scalar_t>(grad_pooled);
+    args.pooled = data<scalar_t>(pooled);
+    args.lse = data<scalar_t>(lse);
+    args.partial = data<scalar_t>(partial);
+    if (want_context) args.grad_context = data<input_t>(grad_context);
+    check_launch("encode_context_backward", Launchers::backward(&args, stream));
+
+    EncodeUnpackArgs<input_t, scalar_t> sum{};
+    sum.parts = parts;
+    sum.sets = sets;
+    sum.inputs = sizes.features;
+    sum.size = size;
+    sum.partial = args.partial;
     for (int64_t l = 0; l < layers; ++l) {
-      const int64_t units = sizes.units[l];
-      check_launch(
-          "encode_context_backward",
-          Launchers::unpack(parts, sets, units, width, size, begin(l), data<scalar_t>(partial),
-                            data<input_t>(grad_weights[l]), data<input_t>(grad_biases[l]), stream));
-      width = units;
+      sum.units = sizes.units[l];
+      sum.offset = begin(l);
+      sum.grad_weight = data<input_t>(grad_weights[l]);
+      sum.grad_bias = data<input_t>(grad_biases[l]);
+      check_launch("encode_context_backward", Launchers::unpack(&sum, stream));
+      sum.inputs = sum.units;
     }
-    check_launch(
-        "encode_context_backward",
-        Launchers::unpack(parts, sets, width, 0, size, begin(layers), data<scalar_t>(partial),
-                          nullptr, data<input_t>(grad_query), stream));
+    sum.units = sum.inputs;
+    sum.inputs = 0;
+    sum.offset = begin(layers);
+    sum.grad_weight = nullptr;
+    sum.grad_bias = data<input_t>(grad_query);
+    check_launch("encode_context_backward", Launchers::unpack(&sum, stream));
   });
   return {grad_context, grad_weights, grad_biases, grad_query};
 }

@@ -1,6 +1,5 @@
 // Launchers of `gae` and `gae_backward`.
 #include "gae.cuh"
-#include "launchers.h"
 
 namespace mg2l {
 namespace {
@@ -45,35 +44,18 @@ int launch_gae_backward(const GaeBackwardArgs<scalar_t>& args, void* stream) {
 }
 
 }  // namespace
-}  // namespace mg2l
 
 const char* mg2l_error_string(int status) {
   return cudaGetErrorString(static_cast<cudaError_t>(status));
 }
 
-#define MG2L_GAE_LAUNCHERS(scalar_t)                                                              \
-  int mg2l_gae_##scalar_t(                                                                        \
-      int64_t steps, int64_t columns, double gamma, double gae_lambda, const scalar_t* rewards,   \
-      const scalar_t* values, const uint8_t* terminated, const uint8_t* truncated,                \
-      const scalar_t* final_values, const scalar_t* value_mean, const scalar_t* value_std,        \
-      scalar_t* advantages, scalar_t* returns, double* moments, void* stream) {                   \
-    return mg2l::launch_gae<scalar_t>(                                                            \
-        {steps, columns, static_cast<scalar_t>(gamma), static_cast<scalar_t>(gamma * gae_lambda), \
-         rewards, values, terminated, truncated, final_values, value_mean, value_std, advantages, \
-         returns, moments},                                                                       \
-        stream);                                                                                  \
-  }                                                                                               \
-  int mg2l_gae_backward_##scalar_t(                                                               \
-      int64_t steps, int64_t columns, double gamma, double gae_lambda,                            \
-      const scalar_t* grad_advantages, const scalar_t* grad_returns, const uint8_t* terminated,   \
-      const uint8_t* truncated, scalar_t* grad_rewards, scalar_t* grad_values,                    \
-      scalar_t* grad_final_values, void* stream) {                                                \
-    return mg2l::launch_gae_backward<scalar_t>(                                                   \
-        {steps, columns, static_cast<scalar_t>(gamma), static_cast<scalar_t>(gamma * gae_lambda), \
-         grad_advantages, grad_returns, terminated, truncated, grad_rewards, grad_values,         \
-         grad_final_values},                                                                      \
-        stream);                                                                                  \
-  }
+int mg2l_gae_float(const GaeArgs<float>* args, void* stream) { return launch_gae(*args, stream); }
+int mg2l_gae_double(const GaeArgs<double>* args, void* stream) { return launch_gae(*args, stream); }
+int mg2l_gae_backward_float(const GaeBackwardArgs<float>* args, void* stream) {
+  return launch_gae_backward(*args, stream);
+}
+int mg2l_gae_backward_double(const GaeBackwardArgs<double>* args, void* stream) {
+  return launch_gae_backward(*args, stream);
+}
 
-MG2L_GAE_LAUNCHERS(float)
-MG2L_GAE_LAUNCHERS(double)
+}  // namespace mg2l

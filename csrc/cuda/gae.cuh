@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "launchers.h"
 #include "portable.cuh"
 
 namespace mg2l {
@@ -17,18 +18,6 @@ namespace mg2l {
 constexpr int kColumnThreads = 128;  // threads of a block that walk a column each
 constexpr int kChunkColumns = 32;    // columns of a block that cuts time: one warp wide
 constexpr int kChunks = 16;          // chunks that time is cut into
-
-template <typename scalar_t>
-struct GaeArgs {
-  int64_t steps, columns;
-  scalar_t gamma, decay;                   // decay = gamma * lambda
-  const scalar_t *rewards, *values;        // [T, N], [T + 1, N]
-  const uint8_t *terminated, *truncated;   // [T, N]
-  const scalar_t* final_values;            // [T, N] or null
-  const scalar_t *value_mean, *value_std;  // [N] or null
-  scalar_t *advantages, *returns;          // [T, N]
-  double* moments;                         // [2, N]
-};
 
 // One column: its de-normalisation, and the steps of its recurrence.
 template <typename scalar_t>
@@ -154,16 +143,6 @@ __global__ void gae_chunked_kernel(GaeArgs<scalar_t> args) {
     args.moments[args.columns + column] = square_sum;
   }
 }
-
-template <typename scalar_t>
-struct GaeBackwardArgs {
-  int64_t steps, columns;
-  scalar_t gamma, decay;
-  const scalar_t *grad_advantages, *grad_returns;  // [T, N]
-  const uint8_t *terminated, *truncated;           // [T, N]
-  scalar_t *grad_rewards, *grad_values;            // [T, N], [T + 1, N]
-  scalar_t* grad_final_values;                     // [T, N] or null
-};
 
 // The adjoint recurrence of one column: it runs forwards in time, and what passes from a step to
 // the next is the gradient of its TD error.

@@ -23,17 +23,22 @@ std::tuple<Tensor, Tensor, Tensor> gae_cuda(const Tensor& rewards, const Tensor&
   tensors.returns = allocate(tensors.rewards, sizes_of(tensors.rewards));
   const auto launch = [&](auto launcher, auto zero) {
     using scalar_t = decltype(zero);
-    check_launch("gae",
-                 launcher(tensors.steps, tensors.columns, gamma, gae_lambda,
-                          data<scalar_t>(std::as_const(tensors.rewards)),
-                          data<scalar_t>(std::as_const(tensors.values)),
-                          data<uint8_t>(std::as_const(tensors.terminated)),
-                          data<uint8_t>(std::as_const(tensors.truncated)),
-                          data_or_null<scalar_t>(tensors.final_values),
-                          data_or_null<scalar_t>(tensors.value_mean),
-                          data_or_null<scalar_t>(tensors.value_std),
-                          data<scalar_t>(tensors.advantages), data<scalar_t>(tensors.returns),
-                          data<double>(tensors.moments), current_stream(device)));
+    GaeArgs<scalar_t> args{};
+    args.steps = tensors.steps;
+    args.columns = tensors.columns;
+    args.gamma = static_cast<scalar_t>(gamma);
+    args.decay = static_cast<scalar_t>(gamma * gae_lambda);
+    args.rewards = data<scalar_t>(std::as_const(tensors.rewards));
+    args.values = data<scalar_t>(std::as_const(tensors.values));
+    args.terminated = data<uint8_t>(std::as_const(tensors.terminated));
+    args.truncated = data<uint8_t>(std::as_const(tensors.truncated));
+    args.final_values = data_or_null<scalar_t>(tensors.final_values);
+    args.value_mean = data_or_null<scalar_t>(tensors.value_mean);
+    args.value_std = data_or_null<scalar_t>(tensors.value_std);
+    args.advantages = data<scalar_t>(tensors.advantages);
+    args.returns = data<scalar_t>(tensors.returns);
+    args.moments = data<double>(tensors.moments);
+    check_launch("gae", launcher(&args, current_stream(device)));
   };
   if (rewards.scalar_type() == ScalarType::Float) {
     launch(mg2l_gae_float, 0.0F);
@@ -59,15 +64,19 @@ std::tuple<Tensor, Tensor, Tensor> gae_backward_cuda(const Tensor& grad_advantag
   }
   const auto launch = [&](auto launcher, auto zero) {
     using scalar_t = decltype(zero);
-    scalar_t* grad_final = has_final_values ? data<scalar_t>(tensors.grad_final_values) : nullptr;
-    check_launch("gae_backward",
-                 launcher(tensors.steps, tensors.columns, gamma, gae_lambda,
-                          data<scalar_t>(std::as_const(tensors.grad_advantages)),
-                          data<scalar_t>(std::as_const(tensors.grad_returns)),
-                          data<uint8_t>(std::as_const(tensors.terminated)),
-                          data<uint8_t>(std::as_const(tensors.truncated)),
-                          data<scalar_t>(tensors.grad_rewards), data<scalar_t>(tensors.grad_values),
-                          grad_final, current_stream(device)));
+    GaeBackwardArgs<scalar_t> args{};
+    args.steps = tensors.steps;
+    args.columns = tensors.columns;
+    args.gamma = static_cast<scalar_t>(gamma);
+    args.decay = static_cast<scalar_t>(gamma * gae_lambda);
+    args.grad_advantages = data<scalar_t>(std::as_const(tensors.grad_advantages));
+    args.grad_returns = data<scalar_t>(std::as_const(tensors.grad_returns));
+    args.terminated = data<uint8_t>(std::as_const(tensors.terminated));
+    args.truncated = data<uint8_t>(std::as_const(tensors.truncated));
+    args.grad_rewards = data<scalar_t>(tensors.grad_rewards);
+    args.grad_values = data<scalar_t>(tensors.grad_values);
+    if (has_final_values) args.grad_final_values = data<scalar_t>(tensors.grad_final_values);
+    check_launch("gae_backward", launcher(&args, current_stream(device)));
   };
   if (grad_advantages.scalar_type() == ScalarType::Float) {
     launch(mg2l_gae_backward_float, 0.0F);

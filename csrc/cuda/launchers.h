@@ -1,6 +1,8 @@
-// The C boundary between kernels (nvcc) and their binding to torch (host compiler): no CUDA and no
-// torch type crosses it. `stream` is a cudaStream_t, the result a cudaError_t. Pointers named
-// optional may be null. Shapes and meanings are those of mg2l/ops.
+// The C boundary between kernels (nvcc) and their binding to torch (host compiler): one plain
+// struct for each operator and direction, which the kernels take as it is; no CUDA and no torch
+// type crosses. `stream` is a cudaStream_t, the result a cudaError_t. Shapes and meanings are those
+// of mg2l/ops. The comment after a pointer gives its shape, and "or null" where it may be null:
+// tests/cuda_host reads this file, one field a line.
 #pragma once
 
 #include <cstdint>
@@ -11,149 +13,225 @@
 #define MG2L_API extern "C" __attribute__((visibility("hidden")))
 #endif
 
+namespace mg2l {
+
 MG2L_API const char* mg2l_error_string(int status);
 
-MG2L_API int mg2l_gae_float(int64_t steps, int64_t columns, double gamma, double gae_lambda,
-                            const float* rewards, const float* values, const uint8_t* terminated,
-                            const uint8_t* truncated, const float* optional_final_values,
-                            const float* optional_value_mean, const float* optional_value_std,
-                            float* advantages, float* returns, double* moments, void* stream);
-MG2L_API int mg2l_gae_double(int64_t steps, int64_t columns, double gamma, double gae_lambda,
-                             const double* rewards, const double* values, const uint8_t* terminated,
-                             const uint8_t* truncated, const double* optional_final_values,
-                             const double* optional_value_mean, const double* optional_value_std,
-                             double* advantages, double* returns, double* moments, void* stream);
+template <typename scalar_t>
+struct GaeArgs {
+  int64_t steps;
+  int64_t columns;
+  scalar_t gamma;
+  scalar_t decay;                // gamma * lambda
+  const scalar_t* rewards;       // [T, N]
+  const scalar_t* values;        // [T + 1, N]
+  const uint8_t* terminated;     // [T, N]
+  const uint8_t* truncated;      // [T, N]
+  const scalar_t* final_values;  // [T, N] or null
+  const scalar_t* value_mean;    // [N] or null
+  const scalar_t* value_std;     // [N] or null
+  scalar_t* advantages;          // [T, N]
+  scalar_t* returns;             // [T, N]
+  double* moments;               // [2, N]
+};
 
-MG2L_API int mg2l_gae_backward_float(int64_t steps, int64_t columns, double gamma,
-                                     double gae_lambda, const float* grad_advantages,
-                                     const float* grad_returns, const uint8_t* terminated,
-                                     const uint8_t* truncated, float* grad_rewards,
-                                     float* grad_values, float* optional_grad_final_values,
-                                     void* stream);
-MG2L_API int mg2l_gae_backward_double(int64_t steps, int64_t columns, double gamma,
-                                      double gae_lambda, const double* grad_advantages,
-                                      const double* grad_returns, const uint8_t* terminated,
-                                      const uint8_t* truncated, double* grad_rewards,
-                                      double* grad_values, double* optional_grad_final_values,
-                                      void* stream);
+template <typename scalar_t>
+struct GaeBackwardArgs {
+  int64_t steps;
+  int64_t columns;
+  scalar_t gamma;
+  scalar_t decay;                   // gamma * lambda
+  const scalar_t* grad_advantages;  // [T, N]
+  const scalar_t* grad_returns;     // [T, N]
+  const uint8_t* terminated;        // [T, N]
+  const uint8_t* truncated;         // [T, N]
+  scalar_t* grad_rewards;           // [T, N]
+  scalar_t* grad_values;            // [T + 1, N]
+  scalar_t* grad_final_values;      // [T, N] or null
+};
 
-// Scratch: weights and grad_logits are [outer, inner, heads, T], partial [parts, heads, D].
+MG2L_API int mg2l_gae_float(const GaeArgs<float>* args, void* stream);
+MG2L_API int mg2l_gae_double(const GaeArgs<double>* args, void* stream);
+MG2L_API int mg2l_gae_backward_float(const GaeBackwardArgs<float>* args, void* stream);
+MG2L_API int mg2l_gae_backward_double(const GaeBackwardArgs<double>* args, void* stream);
+
+template <typename scalar_t>
+struct PoolArgs {
+  int64_t outer;
+  int64_t length;
+  int64_t inner;
+  int64_t width;
+  int64_t heads;
+  const scalar_t* x;      // [outer, T, inner, D]
+  const scalar_t* query;  // [heads, D]
+  const uint8_t* mask;    // [outer, T, inner] or null
+};
+
+template <typename scalar_t>
+struct PoolForwardArgs {
+  PoolArgs<scalar_t> in;
+  scalar_t* pooled;   // [outer, inner, heads, D]
+  scalar_t* lse;      // [outer, inner, heads]
+  scalar_t* weights;  // [outer, inner, heads, T]
+};
+
+template <typename scalar_t>
+struct PoolBackwardArgs {
+  PoolArgs<scalar_t> in;
+  const scalar_t* grad;    // [outer, inner, heads, D]
+  const scalar_t* pooled;  // [outer, inner, heads, D]
+  const scalar_t* lse;     // [outer, inner, heads]
+  scalar_t* weights;       // scratch, [outer, inner, heads, T]
+  scalar_t* grad_logits;   // scratch, [outer, inner, heads, T]
+  scalar_t* partial;       // scratch, [mg2l_pia_pool_parts(), heads, D]
+  scalar_t* grad_x;        // [outer, T, inner, D]
+  scalar_t* grad_query;    // [heads, D]
+};
+
 MG2L_API int64_t mg2l_pia_pool_parts();
-MG2L_API int mg2l_pia_pool_float(int64_t outer, int64_t length, int64_t inner, int64_t width,
-                                 int64_t heads, const float* x, const float* query,
-                                 const uint8_t* optional_mask, float* pooled, float* lse,
-                                 float* weights, void* stream);
-MG2L_API int mg2l_pia_pool_double(int64_t outer, int64_t length, int64_t inner, int64_t width,
-                                  int64_t heads, const double* x, const double* query,
-                                  const uint8_t* optional_mask, double* pooled, double* lse,
-                                  double* weights, void* stream);
-MG2L_API int mg2l_pia_pool_backward_float(int64_t outer, int64_t length, int64_t inner,
-                                          int64_t width, int64_t heads, const float* grad,
-                                          const float* x, const float* query,
-                                          const uint8_t* optional_mask, const float* pooled,
-                                          const float* lse, float* weights, float* grad_logits,
-                                          float* partial, float* grad_x, float* grad_query,
-                                          void* stream);
-MG2L_API int mg2l_pia_pool_backward_double(int64_t outer, int64_t length, int64_t inner,
-                                           int64_t width, int64_t heads, const double* grad,
-                                           const double* x, const double* query,
-                                           const uint8_t* optional_mask, const double* pooled,
-                                           const double* lse, double* weights, double* grad_logits,
-                                           double* partial, double* grad_x, double* grad_query,
-                                           void* stream);
+MG2L_API int mg2l_pia_pool_float(const PoolForwardArgs<float>* args, void* stream);
+MG2L_API int mg2l_pia_pool_double(const PoolForwardArgs<double>* args, void* stream);
+MG2L_API int mg2l_pia_pool_backward_float(const PoolBackwardArgs<float>* args, void* stream);
+MG2L_API int mg2l_pia_pool_backward_double(const PoolBackwardArgs<double>* args, void* stream);
 
-// `clip` is 0 for none; offsets are scratch, [groups, keys], wanted with std.
-MG2L_API int mg2l_pairwise_lse_float(
-    int64_t groups, int64_t queries, int64_t keys, int64_t width, double scale, double clip,
-    const float* query, const float* key, const float* optional_std, const int64_t* positive,
-    const int64_t* optional_query_labels, const int64_t* optional_key_labels,
-    const uint8_t* optional_mask, float* optional_offsets, float* lse, float* lse_negatives,
-    float* mean, float* positive_score, int64_t* negatives, int64_t* rank, void* stream);
-MG2L_API int mg2l_pairwise_lse_backward_float(
-    int64_t groups, int64_t queries, int64_t keys, int64_t width, double scale, double clip,
-    const float* query, const float* key, const float* optional_std, const int64_t* positive,
-    const int64_t* optional_query_labels, const int64_t* optional_key_labels,
-    const uint8_t* optional_mask, float* optional_offsets, const float* lse,
-    const float* lse_negatives, const int64_t* negatives, const float* to_lse,
-    const float* to_negatives, const float* to_mean, const float* to_positive, float* grad_query,
-    float* grad_key, float* optional_grad_std, void* stream);
-MG2L_API int mg2l_pairwise_lse_double(
-    int64_t groups, int64_t queries, int64_t keys, int64_t width, double scale, double clip,
-    const double* query, const double* key, const double* optional_std, const int64_t* positive,
-    const int64_t* optional_query_labels, const int64_t* optional_key_labels,
-    const uint8_t* optional_mask, double* optional_offsets, double* lse, double* lse_negatives,
-    double* mean, double* positive_score, int64_t* negatives, int64_t* rank, void* stream);
-MG2L_API int mg2l_pairwise_lse_backward_double(
-    int64_t groups, int64_t queries, int64_t keys, int64_t width, double scale, double clip,
-    const double* query, const double* key, const double* optional_std, const int64_t* positive,
-    const int64_t* optional_query_labels, const int64_t* optional_key_labels,
-    const uint8_t* optional_mask, double* optional_offsets, const double* lse,
-    const double* lse_negatives, const int64_t* negatives, const double* to_lse,
-    const double* to_negatives, const double* to_mean, const double* to_positive,
-    double* grad_query, double* grad_key, double* optional_grad_std, void* stream);
+template <typename scalar_t>
+struct PairArgs {
+  int64_t groups;
+  int64_t queries;
+  int64_t keys;
+  int64_t width;
+  scalar_t scale;
+  scalar_t clip;                // 0 for none
+  const scalar_t* query;        // [G, B, D]
+  const scalar_t* key;          // [G, M, D]
+  const scalar_t* std;          // [G, M, D] or null
+  const int64_t* positive;      // [G, B]
+  const int64_t* query_labels;  // [G, B] or null
+  const int64_t* key_labels;    // [G, M] or null
+  const uint8_t* mask;          // [G, B, M] or null
+  scalar_t* offsets;            // scratch, [G, M], wanted with std, or null
+};
 
-// `units` lies in the host's memory: the width of every hidden layer. `packed` holds the layers as
-// `pack` lays them out, one after the other, then the query, a layer without inputs. Scratch:
-// partial is [contexts * agents * splits, padded H + 2], and [sets, parts, size] in the backward
-// pass, which `unpack` adds up for the layer that begins at `offset`. bfloat16 crosses as uint16_t.
-MG2L_API int mg2l_encode_context_float(int64_t contexts, int64_t transitions, int64_t agents,
-                                       int64_t features, int64_t rows, int64_t layers,
-                                       const int64_t* units, int64_t own_weights, int64_t tanh_gelu,
-                                       int64_t splits, const float* context,
-                                       const int64_t* optional_index, const float* packed,
-                                       float* partial, float* pooled, float* lse,
-                                       float* optional_weights, void* stream);
-MG2L_API int mg2l_encode_context_backward_float(
-    int64_t contexts, int64_t transitions, int64_t agents, int64_t features, int64_t rows,
-    int64_t layers, const int64_t* units, int64_t own_weights, int64_t tanh_gelu, int64_t parts,
-    const float* grad_pooled, const float* context, const int64_t* optional_index,
-    const float* packed, const float* pooled, const float* lse, float* partial,
-    float* optional_grad_context, void* stream);
-MG2L_API int mg2l_encode_context_pack_float(int64_t sets, int64_t units, int64_t inputs,
-                                            const float* optional_weight, const float* bias,
-                                            float* packed, void* stream);
-MG2L_API int mg2l_encode_context_unpack_float(int64_t parts, int64_t sets, int64_t units,
-                                              int64_t inputs, int64_t size, int64_t offset,
-                                              const float* partial, float* optional_grad_weight,
-                                              float* grad_bias, void* stream);
-MG2L_API int mg2l_encode_context_double(int64_t contexts, int64_t transitions, int64_t agents,
-                                        int64_t features, int64_t rows, int64_t layers,
-                                        const int64_t* units, int64_t own_weights,
-                                        int64_t tanh_gelu, int64_t splits, const double* context,
-                                        const int64_t* optional_index, const double* packed,
-                                        double* partial, double* pooled, double* lse,
-                                        double* optional_weights, void* stream);
-MG2L_API int mg2l_encode_context_backward_double(
-    int64_t contexts, int64_t transitions, int64_t agents, int64_t features, int64_t rows,
-    int64_t layers, const int64_t* units, int64_t own_weights, int64_t tanh_gelu, int64_t parts,
-    const double* grad_pooled, const double* context, const int64_t* optional_index,
-    const double* packed, const double* pooled, const double* lse, double* partial,
-    double* optional_grad_context, void* stream);
-MG2L_API int mg2l_encode_context_pack_double(int64_t sets, int64_t units, int64_t inputs,
-                                             const double* optional_weight, const double* bias,
-                                             double* packed, void* stream);
-MG2L_API int mg2l_encode_context_unpack_double(int64_t parts, int64_t sets, int64_t units,
-                                               int64_t inputs, int64_t size, int64_t offset,
-                                               const double* partial, double* optional_grad_weight,
-                                               double* grad_bias, void* stream);
-MG2L_API int mg2l_encode_context_bfloat16(int64_t contexts, int64_t transitions, int64_t agents,
-                                          int64_t features, int64_t rows, int64_t layers,
-                                          const int64_t* units, int64_t own_weights,
-                                          int64_t tanh_gelu, int64_t splits,
-                                          const uint16_t* context, const int64_t* optional_index,
-                                          const float* packed, float* partial, float* pooled,
-                                          float* lse, uint16_t* optional_weights, void* stream);
-MG2L_API int mg2l_encode_context_backward_bfloat16(
-    int64_t contexts, int64_t transitions, int64_t agents, int64_t features, int64_t rows,
-    int64_t layers, const int64_t* units, int64_t own_weights, int64_t tanh_gelu, int64_t parts,
-    const float* grad_pooled, const uint16_t* context, const int64_t* optional_index,
-    const float* packed, const float* pooled, const float* lse, float* partial,
-    uint16_t* optional_grad_context, void* stream);
-MG2L_API int mg2l_encode_context_pack_bfloat16(int64_t sets, int64_t units, int64_t inputs,
-                                               const uint16_t* optional_weight,
-                                               const uint16_t* bias, float* packed, void* stream);
-MG2L_API int mg2l_encode_context_unpack_bfloat16(int64_t parts, int64_t sets, int64_t units,
-                                                 int64_t inputs, int64_t size, int64_t offset,
-                                                 const float* partial,
-                                                 uint16_t* optional_grad_weight,
-                                                 uint16_t* grad_bias, void* stream);
+template <typename scalar_t>
+struct PairForwardArgs {
+  PairArgs<scalar_t> in;
+  scalar_t* lse;             // [G, B]
+  scalar_t* lse_negatives;   // [G, B]
+  scalar_t* mean;            // [G, B]
+  scalar_t* positive_score;  // [G, B]
+  int64_t* negatives;        // [G, B]
+  int64_t* rank;             // [G, B]
+};
+
+template <typename scalar_t>
+struct PairBackwardArgs {
+  PairArgs<scalar_t> in;
+  const scalar_t* lse;                 // [G, B]
+  const scalar_t* lse_negatives;       // [G, B]
+  const int64_t* negatives;            // [G, B]
+  const scalar_t* grad_lse;            // [G, B]
+  const scalar_t* grad_lse_negatives;  // [G, B]
+  const scalar_t* grad_mean;           // [G, B]
+  const scalar_t* grad_positive;       // [G, B]
+  scalar_t* grad_query;                // [G, B, D]
+  scalar_t* grad_key;                  // [G, M, D]
+  scalar_t* grad_std;                  // [G, M, D], wanted with std, or null
+};
+
+MG2L_API int mg2l_pairwise_lse_float(const PairForwardArgs<float>* args, void* stream);
+MG2L_API int mg2l_pairwise_lse_double(const PairForwardArgs<double>* args, void* stream);
+MG2L_API int mg2l_pairwise_lse_backward_float(const PairBackwardArgs<float>* args, void* stream);
+MG2L_API int mg2l_pairwise_lse_backward_double(const PairBackwardArgs<double>* args, void* stream);
+
+// bfloat16 as it is stored; kernels compute in float.
+struct Bf16 {
+  uint16_t bits;
+};
+
+// `packed` holds the layers as `pack` lays them out, one after the other, then the query, a layer
+// without inputs (encode_context_layout.h).
+template <typename input_t, typename scalar_t>
+struct EncodeArgs {
+  int64_t contexts;
+  int64_t transitions;
+  int64_t agents;
+  int64_t features;
+  int64_t rows;
+  int64_t layers;
+  bool own_weights;
+  bool tanh_gelu;
+  const int64_t* units;    // [layers], in the host's memory: width of every hidden layer
+  const input_t* context;  // [R, A, F]
+  const int64_t* index;    // [B, T] or null
+  const scalar_t* packed;  // [packed_offset(..., layers + 1)]
+};
+
+template <typename input_t, typename scalar_t>
+struct EncodeForwardArgs {
+  EncodeArgs<input_t, scalar_t> in;
+  int64_t splits;
+  scalar_t* partial;  // scratch, [B * A * splits, partial_width(H)]
+  scalar_t* pooled;   // [B, A, H]
+  scalar_t* lse;      // [B, A]
+  input_t* weights;   // [B, A, T] or null
+};
+
+template <typename input_t, typename scalar_t>
+struct EncodeBackwardArgs {
+  EncodeArgs<input_t, scalar_t> in;
+  int64_t parts;
+  const scalar_t* grad_pooled;  // [B, A, H]
+  const scalar_t* pooled;       // [B, A, H]
+  const scalar_t* lse;          // [B, A]
+  scalar_t* partial;            // scratch, [sets, parts, gradient_offset(..., layers + 1)]
+  input_t* grad_context;        // [B, T, A, F] or null
+};
+
+// Lays out one layer, or the query, as the kernels read it.
+template <typename input_t, typename scalar_t>
+struct EncodePackArgs {
+  int64_t sets;
+  int64_t units;
+  int64_t inputs;
+  const input_t* weight;  // [sets, units, inputs] or null
+  const input_t* bias;    // [sets, units]
+  scalar_t* packed;       // [sets, packed_size(units, inputs)]
+};
+
+// Adds up the parts of the gradients of the layer, or query, that begin at `offset`.
+template <typename input_t, typename scalar_t>
+struct EncodeUnpackArgs {
+  int64_t parts;
+  int64_t sets;
+  int64_t units;
+  int64_t inputs;
+  int64_t size;
+  int64_t offset;
+  const scalar_t* partial;  // [sets, parts, size]
+  input_t* grad_weight;     // [sets, units, inputs] or null
+  input_t* grad_bias;       // [sets, units]
+};
+
+MG2L_API int mg2l_encode_context_float(const EncodeForwardArgs<float, float>* args, void* stream);
+MG2L_API int mg2l_encode_context_double(const EncodeForwardArgs<double, double>* args,
+                                        void* stream);
+MG2L_API int mg2l_encode_context_bfloat16(const EncodeForwardArgs<Bf16, float>* args, void* stream);
+MG2L_API int mg2l_encode_context_backward_float(const EncodeBackwardArgs<float, float>* args,
+                                                void* stream);
+MG2L_API int mg2l_encode_context_backward_double(const EncodeBackwardArgs<double, double>* args,
+                                                 void* stream);
+MG2L_API int mg2l_encode_context_backward_bfloat16(const EncodeBackwardArgs<Bf16, float>* args,
+                                                   void* stream);
+MG2L_API int mg2l_encode_context_pack_float(const EncodePackArgs<float, float>* args, void* stream);
+MG2L_API int mg2l_encode_context_pack_double(const EncodePackArgs<double, double>* args,
+                                             void* stream);
+MG2L_API int mg2l_encode_context_pack_bfloat16(const EncodePackArgs<Bf16, float>* args,
+                                               void* stream);
+MG2L_API int mg2l_encode_context_unpack_float(const EncodeUnpackArgs<float, float>* args,
+                                              void* stream);
+MG2L_API int mg2l_encode_context_unpack_double(const EncodeUnpackArgs<double, double>* args,
+                                               void* stream);
+MG2L_API int mg2l_encode_context_unpack_bfloat16(const EncodeUnpackArgs<Bf16, float>* args,
+                                                 void* stream);
+
+}  // namespace mg2l

@@ -15,6 +15,27 @@ void check_groups(const PairSizes& sizes) {
              " groups on CUDA, got ", sizes.groups);
 }
 
+template <typename scalar_t>
+PairArgs<scalar_t> pair_args(const PairSizes& sizes, const PairTensors& tensors, double scale,
+                             std::optional<double> clip, Tensor& offsets) {
+  PairArgs<scalar_t> args{};
+  args.groups = sizes.groups;
+  args.queries = sizes.queries;
+  args.keys = sizes.keys;
+  args.width = sizes.width;
+  args.scale = static_cast<scalar_t>(scale);
+  args.clip = static_cast<scalar_t>(clip.value_or(0));
+  args.query = data<scalar_t>(tensors.queries);
+  args.key = data<scalar_t>(tensors.keys);
+  args.std = data_or_null<scalar_t>(tensors.std);
+  args.positive = data<int64_t>(tensors.positive);
+  args.query_labels = data_or_null<int64_t>(tensors.query_labels);
+  args.key_labels = data_or_null<int64_t>(tensors.key_labels);
+  args.mask = data_or_null<uint8_t>(tensors.mask);
+  args.offsets = data<scalar_t>(offsets);
+  return args;
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pairwise_lse_cuda(
@@ -36,15 +57,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pairwise_lse_cuda(
   Tensor offsets = allocate(queries, {sizes.groups, std ? sizes.keys : 0});
   const auto launch = [&](auto launcher, auto zero) {
     using scalar_t = decltype(zero);
-    check_launch(
-        "pairwise_lse",
-        launcher(sizes.groups, sizes.queries, sizes.keys, sizes.width, scale, clip.value_or(0),
-                 data<scalar_t>(std::as_const(t.queries)), data<scalar_t>(std::as_const(t.keys)),
-                 data_or_null<scalar_t>(t.std), data<int64_t>(std::as_const(t.positive)),
-                 data_or_null<int64_t>(t.query_labels), data_or_null<int64_t>(t.key_labels),
-                 data_or_null<uint8_t>(t.mask), data<scalar_t>(offsets), data<scalar_t>(lse),
-                 data<scalar_t>(lse_negatives), data<scalar_t>(mean), data<scalar_t>(own),
-                 data<int64_t>(negatives), data<int64_t>(rank), current_stream(device)));
+    PairForwardArgs<scalar_t> args{};
+    args.in = pair_args<scalar_t>(sizes, t, scale, clip, offsets);
+    args.lse = data<scalar_t>(lse);
+    args.lse_negatives = data<scalar_t>(lse_negatives);
+    args.mean = data<scalar_t>(mean);
+    args.positive_score = data<scalar_t>(own);
+    args.negatives = data<int64_t>(negatives);
+    args.rank = data<int64_t>(rank);
+    check_launch("pairwise_lse", launcher(&args, current_stream(device)));
   };
   if (queries.scalar_type() == ScalarType::Float) {
     launch(mg2l_pairwise_lse_float, 0.0F);
@@ -55,21 +76,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pairwise_lse_cuda(
 }
 
 std::tuple<Tensor, Tensor, Tensor> pairwise_lse_backward_cuda(
-    const Tensor& to_lse_, const Tensor& to_negatives_, const Tensor& to_mean_,
-    const Tensor& to_positive_, const Tensor& queries, const Tensor& keys, const Tensor& positive,
+    const Tensor& grad_lse_, const Tensor& grad_lse_negatives_, const Tensor& grad_mean_,
+    const Tensor& grad_positive_, const Tensor& queries, const Tensor& keys, const Tensor& positive,
     double scale, const std::optional<Tensor>& std, const std::optional<Tensor>& query_labels,
     const std::optional<Tensor>& key_labels, const std::optional<Tensor>& mask,
     std::optional<double> clip, const Tensor& lse_, const Tensor& lse_negatives_,
     const Tensor& negatives_) {
   const PairSizes sizes = check_pairwise_lse_backward(
-      to_lse_, to_negatives_, to_mean_, to_positive_, queries, keys, positive, scale, std,
-      query_labels, key_labels, mask, clip, lse_, lse_negatives_, negatives_);
+      grad_lse_, grad_lse_negatives_, grad_mean_, grad_positive_, queries, keys, positive, scale,
+      std, query_labels, key_labels, mask, clip, lse_, lse_negatives_, negatives_);
   check_groups(sizes);
   const auto device = queries.get_device_index();
   const DeviceGuard guard(device);
   const PairTensors t(queries, keys, positive, std, query_labels, key_labels, mask);
-  const Tensor to_lse = as_contiguous(to_lse_), to_negatives = as_contiguous(to_negatives_);
-  const Tensor to_mean = as_contiguous(to_mean_), to_positive = as_contiguous(to_positive_);
+  const Tensor grad_lse = as_contiguous(grad_lse_),
+               grad_lse_negatives = as_contiguous(grad_lse_negatives_);
+  const Tensor grad_mean = as_contiguous(grad_mean_), grad_positive = as_contiguous(grad_positive_);
   const Tensor lse = as_contiguous(lse_), lse_negatives = as_contiguous(lse_negatives_);
   const Tensor negatives = as_contiguous(negatives_);
   Tensor grad_queries = allocate(queries, sizes_of(queries));
@@ -83,17 +105,19 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_lse_backward_cuda(
   }
   const auto launch = [&](auto launcher, auto zero) {
     using scalar_t = decltype(zero);
-    check_launch(
-        "pairwise_lse_backward",
-        launcher(sizes.groups, sizes.queries, sizes.keys, sizes.width, scale, clip.value_or(0),
-                 data<scalar_t>(std::as_const(t.queries)), data<scalar_t>(std::as_const(t.keys)),
-                 data_or_null<scalar_t>(t.std), data<int64_t>(std::as_const(t.positive)),
-                 data_or_null<int64_t>(t.query_labels), data_or_null<int64_t>(t.key_labels),
-                 data_or_null<uint8_t>(t.mask), data<scalar_t>(offsets), data<scalar_t>(lse),
-                 data<scalar_t>(lse_negatives), data<int64_t>(negatives), data<scalar_t>(to_lse),
-                 data<scalar_t>(to_negatives), data<scalar_t>(to_mean), data<scalar_t>(to_positive),
-                 data<scalar_t>(grad_queries), data<scalar_t>(grad_keys),
-                 std ? data<scalar_t>(grad_std) : nullptr, current_stream(device)));
+    PairBackwardArgs<scalar_t> args{};
+    args.in = pair_args<scalar_t>(sizes, t, scale, clip, offsets);
+    args.lse = data<scalar_t>(lse);
+    args.lse_negatives = data<scalar_t>(lse_negatives);
+    args.negatives = data<int64_t>(negatives);
+    args.grad_lse = data<scalar_t>(grad_lse);
+    args.grad_lse_negatives = data<scalar_t>(grad_lse_negatives);
+    args.grad_mean = data<scalar_t>(grad_mean);
+    args.grad_positive = data<scalar_t>(grad_positive);
+    args.grad_query = data<scalar_t>(grad_queries);
+    args.grad_key = data<scalar_t>(grad_keys);
+    if (std) args.grad_std = data<scalar_t>(grad_std);
+    check_launch("pairwise_lse_backward", launcher(&args, current_stream(device)));
   };
   if (queries.scalar_type() == ScalarType::Float) {
     launch(mg2l_pairwise_lse_backward_float, 0.0F);

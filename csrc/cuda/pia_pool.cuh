@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "launchers.h"
 #include "portable.cuh"
 
 namespace mg2l {
@@ -20,34 +21,16 @@ constexpr int kPoolThreads = 256;  // threads of a block with an element each
 constexpr int kQueryRows = 8;      // inputs that a block summing for the query works on at a time
 constexpr int kQueryParts = 64;    // parts of the sets that the gradient of the query sums
 
+// Where input t of a set lies, in units of D.
 template <typename scalar_t>
-struct PoolArgs {
-  int64_t outer, length, inner, width, heads;
-  const scalar_t *x, *query;  // [outer, T, inner, D], [heads, D]
-  const uint8_t* mask;        // [outer, T, inner] or null
-  scalar_t *pooled, *lse;     // [outer, inner, heads, D] and without D
-  scalar_t* weights;          // [outer, inner, heads, T]
-
-  __device__ int64_t sets() const { return outer * inner; }
-
-  // Where input t of a set lies, in units of D.
-  __device__ int64_t at(int64_t set, int64_t t) const {
-    return (set / inner * length + t) * inner + set % inner;
-  }
-
-  __device__ bool has(int64_t set, int64_t t) const {
-    return mask == nullptr || mask[at(set, t)] != 0;
-  }
-};
+__device__ int64_t input_at(const PoolArgs<scalar_t>& in, int64_t set, int64_t t) {
+  return (set / in.inner * in.length + t) * in.inner + set % in.inner;
+}
 
 template <typename scalar_t>
-struct PoolBackwardArgs {
-  PoolArgs<scalar_t> forward;     // `pooled` and `lse` are read, `weights` is scratch
-  const scalar_t* grad;           // [outer, inner, heads, D]
-  scalar_t* grad_logits;          // scratch, like the weights
-  scalar_t* partial;              // scratch, [kQueryParts, heads, D]
-  scalar_t *grad_x, *grad_query;  // like x and the query
-};
+__device__ bool has_input(const PoolArgs<scalar_t>& in, int64_t set, int64_t t) {
+  return in.mask == nullptr || in.mask[input_at(in, set, t)] != 0;
+}
 
 // The sum over a warp, in every lane.
 template <typename scalar_t>
@@ -71,58 +54,63 @@ __device__ scalar_t warp_dot(const scalar_t* a, const scalar_t* b, int64_t width
 //
 // Launch: grid.x = sets * heads, block (32, kPoolWarps). Writes every output.
 template <typename scalar_t>
-__global__ void pia_pool_kernel(PoolArgs<scalar_t> args) {
-  __shared__ scalar_t tops[kPoolWarps], totals[kPoolWarps];
+__global__ void pia_pool_kernel(PoolForwardArgs<scalar_t> args) {
+  const PoolArgs<scalar_t>& in = args.in;
+  __shared__ scalar_t warp_max[kPoolWarps], warp_exp_sum[kPoolWarps];
   __shared__ scalar_t sums[kPoolWarps][kWarp];
   const int lane = threadIdx.x, warp = threadIdx.y;
-  const int64_t row = blockIdx.x, set = row / args.heads;
-  const scalar_t* query = args.query + row % args.heads * args.width;
-  scalar_t* weights = args.weights + row * args.length;
+  const int64_t row = blockIdx.x, set = row / in.heads;
+  const scalar_t* query = in.query + row % in.heads * in.width;
+  scalar_t* weights = args.weights + row * in.length;
 
-  scalar_t top = -INFINITY, total = 0;
-  for (int64_t t = warp; t < args.length; t += kPoolWarps) {
+  scalar_t running_max = -INFINITY, running_sum = 0;
+  for (int64_t t = warp; t < in.length; t += kPoolWarps) {
     scalar_t logit = -INFINITY;
-    if (args.has(set, t)) {
-      logit = warp_dot(args.x + args.at(set, t) * args.width, query, args.width);
+    if (has_input(in, set, t)) {
+      logit = warp_dot(in.x + input_at(in, set, t) * in.width, query, in.width);
       if (logit - logit != 0) logit = NAN;  // one that is not finite: then all of the set is NaN
-      const scalar_t before = top;
-      top = logit > top ? logit : top;
-      total = total * exp(before - top) + exp(logit - top);
+      const scalar_t previous_max = running_max;
+      running_max = logit > running_max ? logit : running_max;
+      running_sum = running_sum * exp(previous_max - running_max) + exp(logit - running_max);
     }
     if (lane == 0) weights[t] = logit;
   }
   if (lane == 0) {
-    tops[warp] = top;
-    totals[warp] = total;
+    warp_max[warp] = running_max;
+    warp_exp_sum[warp] = running_sum;
   }
   __syncthreads();
-  top = tops[0];
-  for (int other = 1; other < kPoolWarps; ++other) top = tops[other] > top ? tops[other] : top;
-  total = 0;
-  for (int other = 0; other < kPoolWarps; ++other) {
-    if (totals[other] != 0) total += totals[other] * exp(tops[other] - top);
+  running_max = warp_max[0];
+  for (int other = 1; other < kPoolWarps; ++other) {
+    running_max = warp_max[other] > running_max ? warp_max[other] : running_max;
   }
-  const scalar_t lse = total == 0 ? scalar_t(-INFINITY) : top + log(total);
+  running_sum = 0;
+  for (int other = 0; other < kPoolWarps; ++other) {
+    if (warp_exp_sum[other] != 0) {
+      running_sum += warp_exp_sum[other] * exp(warp_max[other] - running_max);
+    }
+  }
+  const scalar_t lse = running_sum == 0 ? scalar_t(-INFINITY) : running_max + log(running_sum);
   if (lane == 0 && warp == 0) args.lse[row] = lse;
-  for (int64_t t = warp * kWarp + lane; t < args.length; t += kPoolWarps * kWarp) {
+  for (int64_t t = warp * kWarp + lane; t < in.length; t += kPoolWarps * kWarp) {
     const scalar_t logit = weights[t];
     weights[t] = logit == scalar_t(-INFINITY) ? scalar_t(0) : exp(logit - lse);
   }
   __syncthreads();
-  for (int64_t first = 0; first < args.width; first += kWarp) {
+  for (int64_t first = 0; first < in.width; first += kWarp) {
     const int64_t d = first + lane;
     scalar_t sum = 0;
-    for (int64_t t = warp; t < args.length; t += kPoolWarps) {
+    for (int64_t t = warp; t < in.length; t += kPoolWarps) {
       const scalar_t weight = weights[t];
-      if (d < args.width && weight != 0) {
-        sum += weight * args.x[args.at(set, t) * args.width + d];
+      if (d < in.width && weight != 0) {
+        sum += weight * in.x[input_at(in, set, t) * in.width + d];
       }
     }
     sums[warp][lane] = sum;
     __syncthreads();
-    if (warp == 0 && d < args.width) {
+    if (warp == 0 && d < in.width) {
       for (int other = 1; other < kPoolWarps; ++other) sum += sums[other][lane];
-      args.pooled[row * args.width + d] = sum;
+      args.pooled[row * in.width + d] = sum;
     }
     __syncthreads();
   }
@@ -133,22 +121,22 @@ __global__ void pia_pool_kernel(PoolArgs<scalar_t> args) {
 // Launch: grid.x = sets * heads, block (32, kPoolWarps). Writes weights and grad_logits.
 template <typename scalar_t>
 __global__ void pia_pool_backward_logits_kernel(PoolBackwardArgs<scalar_t> args) {
-  const PoolArgs<scalar_t>& a = args.forward;
-  const int64_t row = blockIdx.x, set = row / a.heads;
-  const scalar_t* query = a.query + row % a.heads * a.width;
-  const scalar_t* grad = args.grad + row * a.width;
-  const scalar_t along = warp_dot(grad, a.pooled + row * a.width, a.width);
-  const scalar_t lse = a.lse[row];
-  for (int64_t t = threadIdx.y; t < a.length; t += kPoolWarps) {
+  const PoolArgs<scalar_t>& in = args.in;
+  const int64_t row = blockIdx.x, set = row / in.heads;
+  const scalar_t* query = in.query + row % in.heads * in.width;
+  const scalar_t* grad = args.grad + row * in.width;
+  const scalar_t delta = warp_dot(grad, args.pooled + row * in.width, in.width);
+  const scalar_t lse = args.lse[row];
+  for (int64_t t = threadIdx.y; t < in.length; t += kPoolWarps) {
     scalar_t weight = 0, to_logit = 0;
-    if (a.has(set, t)) {
-      const scalar_t* x = a.x + a.at(set, t) * a.width;
-      weight = exp(warp_dot(x, query, a.width) - lse);
-      to_logit = weight * (warp_dot(x, grad, a.width) - along);
+    if (has_input(in, set, t)) {
+      const scalar_t* x = in.x + input_at(in, set, t) * in.width;
+      weight = exp(warp_dot(x, query, in.width) - lse);
+      to_logit = weight * (warp_dot(x, grad, in.width) - delta);
     }
     if (threadIdx.x == 0) {
-      a.weights[row * a.length + t] = weight;
-      args.grad_logits[row * a.length + t] = to_logit;
+      args.weights[row * in.length + t] = weight;
+      args.grad_logits[row * in.length + t] = to_logit;
     }
   }
 }
@@ -158,17 +146,17 @@ __global__ void pia_pool_backward_logits_kernel(PoolBackwardArgs<scalar_t> args)
 // Launch: grid.x * kPoolThreads >= elements of x. Writes grad_x.
 template <typename scalar_t>
 __global__ void pia_pool_backward_inputs_kernel(PoolBackwardArgs<scalar_t> args) {
-  const PoolArgs<scalar_t>& a = args.forward;
+  const PoolArgs<scalar_t>& in = args.in;
   const int64_t element = static_cast<int64_t>(blockIdx.x) * kPoolThreads + threadIdx.x;
-  if (element >= a.sets() * a.length * a.width) return;
-  const int64_t d = element % a.width, at = element / a.width;
-  const int64_t t = at / a.inner % a.length;
-  const int64_t set = at / a.inner / a.length * a.inner + at % a.inner;
+  if (element >= in.outer * in.inner * in.length * in.width) return;
+  const int64_t d = element % in.width, at = element / in.width;
+  const int64_t t = at / in.inner % in.length;
+  const int64_t set = at / in.inner / in.length * in.inner + at % in.inner;
   scalar_t sum = 0;
-  for (int64_t head = 0; head < a.heads && a.has(set, t); ++head) {
-    const int64_t row = set * a.heads + head;
-    sum += a.weights[row * a.length + t] * args.grad[row * a.width + d] +
-           args.grad_logits[row * a.length + t] * a.query[head * a.width + d];
+  for (int64_t head = 0; head < in.heads && has_input(in, set, t); ++head) {
+    const int64_t row = set * in.heads + head;
+    sum += args.weights[row * in.length + t] * args.grad[row * in.width + d] +
+           args.grad_logits[row * in.length + t] * in.query[head * in.width + d];
   }
   args.grad_x[element] = sum;
 }
@@ -180,26 +168,26 @@ __global__ void pia_pool_backward_inputs_kernel(PoolBackwardArgs<scalar_t> args)
 template <typename scalar_t>
 __global__ void pia_pool_backward_query_kernel(PoolBackwardArgs<scalar_t> args) {
   __shared__ scalar_t sums[kQueryRows][kWarp];
-  const PoolArgs<scalar_t>& a = args.forward;
+  const PoolArgs<scalar_t>& in = args.in;
   const int lane = threadIdx.x, warp = threadIdx.y;
   const int64_t d = static_cast<int64_t>(blockIdx.x) * kWarp + lane, head = blockIdx.y;
-  const int64_t part = blockIdx.z;
-  const int64_t begin = part * a.sets() / kQueryParts, end = (part + 1) * a.sets() / kQueryParts;
+  const int64_t part = blockIdx.z, sets = in.outer * in.inner;
+  const int64_t begin = part * sets / kQueryParts, end = (part + 1) * sets / kQueryParts;
   scalar_t sum = 0;
-  if (d < a.width) {
+  if (d < in.width) {
     for (int64_t set = begin; set < end; ++set) {
-      const scalar_t* to_logits = args.grad_logits + (set * a.heads + head) * a.length;
-      for (int64_t t = warp; t < a.length; t += kQueryRows) {
+      const scalar_t* to_logits = args.grad_logits + (set * in.heads + head) * in.length;
+      for (int64_t t = warp; t < in.length; t += kQueryRows) {
         const scalar_t to_logit = to_logits[t];
-        if (to_logit != 0) sum += to_logit * a.x[a.at(set, t) * a.width + d];
+        if (to_logit != 0) sum += to_logit * in.x[input_at(in, set, t) * in.width + d];
       }
     }
   }
   sums[warp][lane] = sum;
   __syncthreads();
-  if (warp == 0 && d < a.width) {
+  if (warp == 0 && d < in.width) {
     for (int other = 1; other < kQueryRows; ++other) sum += sums[other][lane];
-    args.partial[(part * a.heads + head) * a.width + d] = sum;
+    args.partial[(part * in.heads + head) * in.width + d] = sum;
   }
 }
 
@@ -208,7 +196,7 @@ __global__ void pia_pool_backward_query_kernel(PoolBackwardArgs<scalar_t> args) 
 // Launch: grid.x * kPoolThreads >= heads * D. Writes grad_query.
 template <typename scalar_t>
 __global__ void pia_pool_backward_combine_kernel(PoolBackwardArgs<scalar_t> args) {
-  const int64_t size = args.forward.heads * args.forward.width;
+  const int64_t size = args.in.heads * args.in.width;
   const int64_t element = static_cast<int64_t>(blockIdx.x) * kPoolThreads + threadIdx.x;
   if (element >= size) return;
   scalar_t sum = 0;

@@ -23,6 +23,21 @@ void check_grid(const PoolSizes& sizes) {
              "pia_pool: x is too large for CUDA: ", sets * sizes.length * sizes.width, " elements");
 }
 
+template <typename scalar_t>
+PoolArgs<scalar_t> pool_args(const PoolSizes& sizes, const Tensor& x, const Tensor& query,
+                             const std::optional<Tensor>& mask) {
+  PoolArgs<scalar_t> args{};
+  args.outer = sizes.outer;
+  args.length = sizes.length;
+  args.inner = sizes.inner;
+  args.width = sizes.width;
+  args.heads = sizes.heads;
+  args.x = data<scalar_t>(x);
+  args.query = data<scalar_t>(query);
+  args.mask = data_or_null<uint8_t>(mask);
+  return args;
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> pia_pool_cuda(const Tensor& x_, const Tensor& query_,
@@ -40,11 +55,12 @@ std::tuple<Tensor, Tensor, Tensor> pia_pool_cuda(const Tensor& x_, const Tensor&
   Tensor weights = allocate(x, {sizes.outer, sizes.inner, sizes.heads, sizes.length});
   const auto launch = [&](auto launcher, auto zero) {
     using scalar_t = decltype(zero);
-    check_launch("pia_pool",
-                 launcher(sizes.outer, sizes.length, sizes.inner, sizes.width, sizes.heads,
-                          data<scalar_t>(x), data<scalar_t>(query), data_or_null<uint8_t>(mask),
-                          data<scalar_t>(pooled), data<scalar_t>(lse), data<scalar_t>(weights),
-                          current_stream(device)));
+    PoolForwardArgs<scalar_t> args{};
+    args.in = pool_args<scalar_t>(sizes, x, query, mask);
+    args.pooled = data<scalar_t>(pooled);
+    args.lse = data<scalar_t>(lse);
+    args.weights = data<scalar_t>(weights);
+    check_launch("pia_pool", launcher(&args, current_stream(device)));
   };
   if (x.scalar_type() == ScalarType::Float) {
     launch(mg2l_pia_pool_float, 0.0F);
@@ -79,13 +95,17 @@ std::tuple<Tensor, Tensor> pia_pool_backward_cuda(const Tensor& grad_, const Ten
   }
   const auto launch = [&](auto launcher, auto zero) {
     using scalar_t = decltype(zero);
-    check_launch(
-        "pia_pool_backward",
-        launcher(sizes.outer, sizes.length, sizes.inner, sizes.width, sizes.heads,
-                 data<scalar_t>(grad), data<scalar_t>(x), data<scalar_t>(query),
-                 data_or_null<uint8_t>(mask), data<scalar_t>(pooled), data<scalar_t>(lse),
-                 data<scalar_t>(weights), data<scalar_t>(grad_logits), data<scalar_t>(partial),
-                 data<scalar_t>(grad_x), data<scalar_t>(grad_query), current_stream(device)));
+    PoolBackwardArgs<scalar_t> args{};
+    args.in = pool_args<scalar_t>(sizes, x, query, mask);
+    args.grad = data<scalar_t>(grad);
+    args.pooled = data<scalar_t>(pooled);
+    args.lse = data<scalar_t>(lse);
+    args.weights = data<scalar_t>(weights);
+    args.grad_logits = data<scalar_t>(grad_logits);
+    args.partial = data<scalar_t>(partial);
+    args.grad_x = data<scalar_t>(grad_x);
+    args.grad_query = data<scalar_t>(grad_query);
+    check_launch("pia_pool_backward", launcher(&args, current_stream(device)));
   };
   if (x.scalar_type() == ScalarType::Float) {
     launch(mg2l_pia_pool_backward_float, 0.0F);

@@ -2,13 +2,16 @@
 // for the runtime in tests/cuda_host that executes it on the CPU.
 #pragma once
 
-// MG2L_LAUNCH_SHARED launches with so many bytes of dynamic shared memory, which may be more than
-// the 48 KiB that every kernel may have unasked; `kernel` is a plain name.
+// MG2L_LAUNCH_SHARED launches with so many bytes of dynamic shared memory, which with the static
+// one may be more than the 48 KiB that every kernel may have unasked; `kernel` is a plain name.
 #ifdef MG2L_CUDA_HOST
 #define MG2L_LAUNCH(kernel, grid, block, stream, ...) \
   (static_cast<void>(stream), cuda_host::launch(kernel, grid, block, __VA_ARGS__))
-#define MG2L_LAUNCH_SHARED(kernel, grid, block, bytes, stream, ...) \
-  (static_cast<void>(stream), cuda_host::launch_shared(kernel, grid, block, bytes, __VA_ARGS__))
+#define MG2L_LAUNCH_SHARED(kernel, grid, block, bytes, stream, ...)          \
+  (static_cast<void>(stream),                                                \
+   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, \
+                        static_cast<int>(bytes)),                            \
+   cuda_host::launch_shared(kernel, grid, block, bytes, __VA_ARGS__))
 
 namespace mg2l {
 inline void* dynamic_shared() { return cuda_host::dynamic_shared(); }

@@ -6,8 +6,10 @@ using cuda_host::Access;
 
 #define CUDA_HOST_API extern "C" __attribute__((visibility("default")))
 
-CUDA_HOST_API void cuda_host_begin(uint32_t seed, uint32_t preempt, int check) {
-  cuda_host::options = {seed, preempt, check != 0};
+CUDA_HOST_API void cuda_host_begin(uint32_t seed, uint32_t preempt, int check,
+                                   uint64_t max_shared) {
+  cuda_host::options = {seed, preempt, check != 0, max_shared};
+  cuda_host::forget_attributes();
   cuda_host::forget_buffers();
   cuda_host::forget_report();
 }
@@ -15,6 +17,11 @@ CUDA_HOST_API void cuda_host_begin(uint32_t seed, uint32_t preempt, int check) {
 CUDA_HOST_API void cuda_host_add_buffer(const char* name, void* start, size_t bytes, size_t granule,
                                         int writable, int initialised) {
   cuda_host::add_buffer(name, start, bytes, granule, writable != 0, initialised != 0);
+}
+
+// What the compiler knows of a kernel: bytes of all its __shared__ variables.
+CUDA_HOST_API void cuda_host_set_static_shared(const void* kernel, size_t bytes) {
+  cuda_host::set_static_shared(kernel, bytes);
 }
 
 // For libraries that are no longer used. Every guarded stack takes two entries of the kernel's

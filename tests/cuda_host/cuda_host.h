@@ -44,9 +44,12 @@ using cudaStream_t = void*;
 
 enum cudaError_t {  // the values of the CUDA runtime
   cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
   cudaErrorInvalidConfiguration = 9,
   cudaErrorLaunchFailure = 719,
 };
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t error);
@@ -56,7 +59,11 @@ namespace cuda_host {
 using Body = void (*)(void* context);
 
 // Calls `body(context)` once for every thread of every block.
-void run(dim3 grid, dim3 block, size_t dynamic_shared_bytes, Body body, void* context);
+void run(const void* kernel, dim3 grid, dim3 block, size_t dynamic_shared_bytes, Body body,
+         void* context);
+
+// Lets a kernel have more dynamic shared memory than fits into 48 KiB with its static one.
+cudaError_t allow_dynamic_shared(const void* kernel, int bytes);
 
 // The dynamic shared memory of the running block, aligned to 16 bytes.
 void* dynamic_shared();
@@ -66,7 +73,7 @@ void launch_shared(Kernel kernel, dim3 grid, dim3 block, size_t dynamic_shared_b
                    Args... args) {
   auto body = [&]() CUDA_HOST_RAW { kernel(args...); };
   run(
-      grid, block, dynamic_shared_bytes,
+      reinterpret_cast<const void*>(kernel), grid, block, dynamic_shared_bytes,
       [](void* context) { (*static_cast<decltype(body)*>(context))(); }, &body);
 }
 
@@ -76,5 +83,10 @@ void launch(Kernel kernel, dim3 grid, dim3 block, Args... args) {
 }
 
 }  // namespace cuda_host
+
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel kernel, cudaFuncAttribute, int bytes) {
+  return cuda_host::allow_dynamic_shared(reinterpret_cast<const void*>(kernel), bytes);
+}
 
 #include "intrinsics.h"

@@ -158,8 +158,8 @@ def case(
         "rows": rows,
         "layers": len(units),
         "units": np.array(units, np.int64),
-        "own_weights": int(own),
-        "tanh_gelu": int(approximate == "tanh"),
+        "own_weights": own,
+        "tanh_gelu": approximate == "tanh",
         "context": stored(context),
         "packed": packed,
     }

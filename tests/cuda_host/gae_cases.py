@@ -124,7 +124,7 @@ def _case(
 ) -> Case:
     steps, columns = arrays["terminated"].shape
     wide = dtype is np.float64
-    sizes = {"steps": steps, "columns": columns, "gamma": GAMMA, "gae_lambda": GAE_LAMBDA}
+    sizes = {"steps": steps, "columns": columns, "gamma": GAMMA, "decay": GAMMA * GAE_LAMBDA}
     return Case(
         function=f"{function}_{'double' if wide else 'float'}",
         inputs={**sizes, **arrays},

@@ -7,7 +7,7 @@ import re
 import subprocess
 import weakref
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +22,16 @@ DTYPES = {
     "uint16_t": np.uint16,
     "int32_t": np.int32,
     "int64_t": np.int64,
+    "Bf16": np.uint16,
 }
-SCALARS = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
+SCALARS = {
+    "int64_t": ctypes.c_int64,
+    "double": ctypes.c_double,
+    "float": ctypes.c_float,
+    "bool": ctypes.c_bool,
+}
 ALIGNMENT = 256  # what cudaMalloc promises
+MAX_SHARED = 64 * 1024  # bytes a block can have on the smallest GPU, 7.5
 UNDEFINED = 0xFF  # every byte of what nobody wrote: NaN as a floating-point number
 
 
@@ -75,14 +82,22 @@ class Report(tuple[Finding, ...]):
     __repr__ = __str__  # what pytest shows when a report should have been empty
 
 
-class Parameter(NamedTuple):
-    """A parameter of a launcher."""
+class Field(NamedTuple):
+    """A number or pointer in the struct that a launcher takes."""
 
     name: str
     type: str
     is_pointer: bool
     is_const: bool
     is_optional: bool
+
+
+class Launcher(NamedTuple):
+    """What a launcher takes: one struct."""
+
+    struct: type[ctypes.Structure]
+    fields: tuple[Field, ...]
+    """Those of structs inside it too, in order; no two have one name."""
 
 
 class Launch(NamedTuple):
@@ -95,9 +110,9 @@ class Launch(NamedTuple):
 class Library:
     """A kernel file that runs on the CPU.
 
-    Its launchers are the functions that ``launchers.h`` declares with ``MG2L_API int``; a pointer
-    to const is an input, any other an output, and a name that begins with ``optional_`` may be
-    left out.
+    Its launchers are the functions that ``launchers.h`` declares with ``MG2L_API int``; a field of
+    their struct that points to const is an input, any other pointer an output, and one with
+    "or null" in its comment may be left out.
     """
 
     def __init__(self, path: Path, launchers: str) -> None:
@@ -108,6 +123,8 @@ class Library:
         self._dll.cuda_host_switches.restype = ctypes.c_uint64
         self._dll.cuda_host_accesses.restype = ctypes.c_uint64
         weakref.finalize(self, self._dll.cuda_host_release)
+        for kernel, size in _static_shared(path, self._dll).items():
+            self._dll.cuda_host_set_static_shared(ctypes.c_void_p(kernel), ctypes.c_size_t(size))
 
     def call(
         self,
@@ -116,6 +133,7 @@ class Library:
         *,
         schedule: Schedule = IN_ORDER,
         in_out: Collection[str] = (),
+        max_shared: int = MAX_SHARED,
     ) -> Report:
         """Run a launcher.
 
@@ -124,10 +142,10 @@ class Library:
 
         Args:
             function: Name of the launcher.
-            arguments: Value or array of every parameter, by name (without ``optional_``), except
-                ``stream``. bool arrays count as uint8.
+            arguments: Value or array of every field, by name. bool arrays count as uint8.
             schedule: How threads take turns.
             in_out: Outputs that are read as well.
+            max_shared: Bytes of shared memory that a block can have on the GPU.
 
         Returns:
             What was found.
@@ -135,32 +153,33 @@ class Library:
         Raises:
             TypeError: An argument is missing, unknown, or of the wrong type.
         """
-        parameters = self.launchers[function]
-        _check_names(function, parameters, arguments)
+        launcher = self.launchers[function]
+        _check_names(function, launcher.fields, arguments)
         options = (schedule.seed, schedule.preempt, int(schedule.check))
-        self._dll.cuda_host_begin(*options)
+        self._dll.cuda_host_begin(*options, ctypes.c_uint64(max_shared))
         memory = _Memory()
-        converted: list[object] = []
-        for parameter in parameters:
-            if not parameter.is_pointer:
-                converted.append(SCALARS[parameter.type](arguments[parameter.name]))
-            elif (value := arguments.get(parameter.name)) is not None or not parameter.is_optional:
-                defined = parameter.is_const or parameter.name in in_out
-                copy = memory.place(_as_type(parameter, value), is_output=not parameter.is_const)
+        values: dict[str, Any] = {}
+        for field in launcher.fields:
+            given = arguments.get(field.name)
+            if not field.is_pointer:
+                values[field.name] = given
+            elif given is not None or not field.is_optional:
+                defined = field.is_const or field.name in in_out
+                copy = memory.place(_as_type(field, given), is_output=not field.is_const)
                 if not defined:
                     copy.view(np.uint8).fill(UNDEFINED)
-                converted.append(ctypes.c_void_p(copy.ctypes.data))
+                values[field.name] = copy.ctypes.data
                 self._dll.cuda_host_add_buffer(
-                    parameter.name.encode(),
+                    field.name.encode(),
                     ctypes.c_void_p(copy.ctypes.data),
                     ctypes.c_size_t(copy.nbytes),
                     ctypes.c_size_t(copy.itemsize),
-                    int(not parameter.is_const),
+                    int(not field.is_const),
                     int(defined),
                 )
-            else:
-                converted.append(None)
-        status = getattr(self._dll, function)(*converted, None)
+        struct = launcher.struct()
+        _fill(struct, values)
+        status = getattr(self._dll, function)(ctypes.byref(struct), None)
         memory.copy_outputs_back()
         report = self._report()
         if status and not report:
@@ -205,42 +224,113 @@ class Library:
         return Report(Finding(*key, count) for key, count in sorted(counts.items()))
 
 
-def parse_launchers(text: str) -> dict[str, tuple[Parameter, ...]]:
-    """Parameters of every launcher that a header declares, ``stream`` left out."""
-    launchers = {}
-    for name, parameters in re.findall(r"MG2L_API int (\w+)\(([^)]*)\);", text):
-        launchers[name] = tuple(_parse_parameters(name, parameters))
+STRUCT = re.compile(r"(?:template <([^>]*)>\s*)?struct (\w+) {\n(.*?)\n};", re.DOTALL)
+FIELD = re.compile(r"\s*(const )?(\w+)(?:<([^>]*)>)?(\*?) (\w+);\s*(//.*)?")
+LAUNCHER = re.compile(r"MG2L_API int (\w+)\(const (\w+)(?:<([^>]*)>)?\* args,\s*void\* stream\);")
+
+
+def parse_launchers(text: str) -> dict[str, Launcher]:
+    """Every launcher that a header declares.
+
+    Raises:
+        ValueError: a launcher takes anything but one struct and a stream, or a field of the struct
+            cannot be read.
+    """
+    structs = {
+        name: (re.findall(r"typename (\w+)", parameters), body)
+        for parameters, name, body in STRUCT.findall(text)
+    }
+    launchers = {
+        function: Launcher(*_read_struct(structs, name, _words(types)))
+        for function, name, types in LAUNCHER.findall(text)
+    }
+    for function in re.findall(r"MG2L_API int (\w+)\(", text):
+        if function not in launchers:
+            raise ValueError(f"{function} must take a pointer to one struct, and a stream")
     return launchers
 
 
-def _parse_parameters(function: str, text: str) -> Iterator[Parameter]:
-    for declaration in text.split(","):
-        match = re.fullmatch(r"\s*(const\s+)?(\w+)(\*?)\s+(optional_)?(\w+)\s*", declaration)
+def _words(types: str) -> list[str]:
+    return [word.strip() for word in types.split(",")] if types else []
+
+
+def _read_struct(
+    structs: Mapping[str, tuple[list[str], str]], name: str, types: list[str]
+) -> tuple[type[ctypes.Structure], tuple[Field, ...]]:
+    """A struct for ctypes, and its fields with those of structs inside it."""
+    parameters, body = structs[name]
+    known = dict(zip(parameters, types, strict=True))
+    members: list[tuple[str, Any]] = []
+    fields: list[Field] = []
+    for line in body.splitlines():
+        match = FIELD.fullmatch(line)
         if not match:
-            raise ValueError(f"{function}: cannot read the parameter {declaration.strip()!r}")
-        const, type_name, star, optional, name = match.groups()
-        if name != "stream":
-            yield Parameter(name, type_name, bool(star), bool(const), bool(optional))
+            raise ValueError(f"{name}: cannot read the field {line.strip()!r}")
+        const, type_name, inner, star, field, comment = match.groups()
+        type_name = known.get(type_name, type_name)
+        if type_name in structs and not star:
+            nested, its_fields = _read_struct(
+                structs, type_name, [known[word] for word in _words(inner)]
+            )
+            members.append((field, nested))
+            fields += its_fields
+            continue
+        members.append((field, ctypes.c_void_p if star else SCALARS[type_name]))
+        optional = "or null" in (comment or "")
+        fields.append(Field(field, type_name, bool(star), bool(const), optional))
+    return type(name, (ctypes.Structure,), {"_fields_": members}), tuple(fields)
 
 
-def _check_names(
-    function: str, parameters: tuple[Parameter, ...], arguments: Collection[str]
-) -> None:
-    known = {parameter.name for parameter in parameters}
-    needed = {parameter.name for parameter in parameters if not parameter.is_optional}
+def _fill(struct: ctypes.Structure, values: Mapping[str, Any]) -> None:
+    for name, *_ in struct._fields_:
+        member = getattr(struct, name)
+        if isinstance(member, ctypes.Structure):
+            _fill(member, values)
+        elif name in values:
+            setattr(struct, name, values[name])
+
+
+def _check_names(function: str, fields: tuple[Field, ...], arguments: Collection[str]) -> None:
+    known = {field.name for field in fields}
+    needed = {field.name for field in fields if not field.is_optional}
     if unknown := set(arguments) - known:
-        raise TypeError(f"{function} has no parameters {sorted(unknown)}")
+        raise TypeError(f"{function} has no fields {sorted(unknown)}")
     if missing := needed - set(arguments):
         raise TypeError(f"{function} needs {sorted(missing)}")
 
 
-def _as_type(parameter: Parameter, array: object) -> NDArray[np.generic]:
-    if isinstance(array, np.ndarray) and array.dtype == np.bool_ and parameter.type == "uint8_t":
+def _as_type(field: Field, array: object) -> NDArray[np.generic]:
+    if isinstance(array, np.ndarray) and array.dtype == np.bool_ and field.type == "uint8_t":
         array = array.view(np.uint8)
-    fits = isinstance(array, np.ndarray) and array.dtype == DTYPES[parameter.type]
+    fits = isinstance(array, np.ndarray) and array.dtype == DTYPES[field.type]
     if not isinstance(array, np.ndarray) or not fits or not array.flags.c_contiguous:
-        raise TypeError(f"{parameter.name} must be a contiguous array of {parameter.type}")
+        raise TypeError(f"{field.name} must be a contiguous array of {field.type}")
     return array
+
+
+def _static_shared(path: Path, dll: ctypes.CDLL) -> dict[int, int]:
+    """Bytes of static shared memory by the address of the kernel that declares it.
+
+    ``__shared__`` variables are thread-local here, and the name of a local variable begins with
+    that of its function: ``_Z<function>`` declares ``_ZZ<function>E<variable>``.
+    """
+    table = subprocess.run(
+        ["readelf", "--symbols", "--wide", str(path)], text=True, capture_output=True, check=True
+    ).stdout
+    symbols = [line.split() for line in table.splitlines() if len(line.split()) == 8]
+    functions = {row[7]: int(row[1], 16) for row in symbols if row[3] == "FUNC"}
+    anchor = "cuda_host_report"
+    address = ctypes.cast(getattr(dll, anchor), ctypes.c_void_p).value
+    assert address is not None
+    base = address - functions[anchor]
+    sizes: Counter[int] = Counter()
+    for row in symbols:
+        if row[3] == "TLS" and row[7].startswith("_ZZ"):
+            kernel = max(
+                (name for name in functions if row[7].startswith(f"_ZZ{name[2:]}E")), key=len
+            )
+            sizes[base + functions[kernel]] += int(row[2], 0)
+    return dict(sizes)
 
 
 class _Memory:

@@ -47,10 +47,10 @@ def case(
         integers["mask"][:, 0] = False
     cotangents = {
         name: rng.normal(size=(groups, queries)).astype(dtype)
-        for name in ("to_lse", "to_negatives", "to_mean", "to_positive")
+        for name in ("grad_lse", "grad_lse_negatives", "grad_mean", "grad_positive")
     }
     if filters:
-        cotangents["to_negatives"][:, 0] = 0  # of minus infinity
+        cotangents["grad_lse_negatives"][:, 0] = 0  # of minus infinity
 
     def define(precision: torch.dtype) -> dict[str, Array]:
         leaves = {k: torch.from_numpy(v).to(precision).requires_grad_() for k, v in floats.items()}

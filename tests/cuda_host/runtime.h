@@ -8,8 +8,8 @@
 
 namespace cuda_host {
 
-constexpr int kMaxThreads = 1024;                // of a block, as on every GPU
-constexpr size_t kMaxDynamicShared = 64 * 1024;  // of a block that opts in, on the smallest GPU
+constexpr int kMaxThreads = 1024;       // of a block, as on every GPU
+constexpr size_t kUnasked = 48 * 1024;  // bytes of shared memory; static memory never has more
 constexpr int kLanes = 32;
 constexpr int kNoThread = -1;
 
@@ -17,6 +17,7 @@ struct Options {
   uint32_t seed = 0;     // 0: threads run in the order of their index; else every choice is drawn
   uint32_t preempt = 0;  // switch threads at about one in so many memory accesses; 0: never
   bool check = true;
+  uint64_t max_shared = 0;  // bytes of a block's shared memory, static and dynamic, on this GPU
 };
 extern Options options;
 
@@ -42,6 +43,8 @@ void preempt();                   // lets other threads run now
 uint32_t random_number();
 cudaError_t take_last_error();
 void last_launch(unsigned sizes[6]);  // grid x, y, z and block x, y, z
+void set_static_shared(const void* kernel, size_t bytes);
+void forget_attributes();  // of kernels
 
 // --- checker.cpp: what every access to memory means ---
 

@@ -2,6 +2,7 @@
 // barriers, at warp operations and, when asked, at memory accesses.
 #include <algorithm>
 #include <deque>
+#include <map>
 #include <numeric>
 #include <set>
 #include <vector>
@@ -57,6 +58,8 @@ uint64_t random_state;
 bool failed = false;
 cudaError_t last_error = cudaSuccess;
 unsigned last_sizes[6];
+std::map<const void*, size_t> static_shared;    // bytes by kernel
+std::map<const void*, size_t> allowed_dynamic;  // by kernel that has asked for more
 
 Thread& current_thread() { return block.threads[thread_of(current_fiber())]; }
 
@@ -248,7 +251,43 @@ bool is_valid(const dim3& grid, const dim3& size) {
          grid.x <= 0x7fffffffu && grid.y >= 1 && grid.y <= 65535 && grid.z >= 1 && grid.z <= 65535;
 }
 
+size_t static_shared_of(const void* kernel) {
+  const auto found = static_shared.find(kernel);
+  return found == static_shared.end() ? 0 : found->second;
+}
+
+// Why no GPU of the chosen kind runs a kernel with so much shared memory; empty if it does.
+std::string shared_memory_fault(const void* kernel, size_t dynamic) {
+  const size_t fixed = static_shared_of(kernel);
+  if (fixed > kUnasked) {
+    return std::to_string(fixed) + " bytes of static shared memory, a kernel can have " +
+           std::to_string(kUnasked);
+  }
+  const auto asked = allowed_dynamic.find(kernel);
+  const size_t most = asked == allowed_dynamic.end() ? kUnasked - fixed : asked->second;
+  if (dynamic <= most) return "";
+  return std::to_string(dynamic) + " bytes of dynamic shared memory beside " +
+         std::to_string(fixed) + " of static, " + std::to_string(most) + " are allowed" +
+         (asked == allowed_dynamic.end() ? " without cudaFuncSetAttribute" : "");
+}
+
 }  // namespace
+
+void set_static_shared(const void* kernel, size_t bytes) { static_shared[kernel] = bytes; }
+
+void forget_attributes() { allowed_dynamic.clear(); }
+
+cudaError_t allow_dynamic_shared(const void* kernel, int bytes) {
+  const size_t wanted = static_cast<size_t>(bytes), fixed = static_shared_of(kernel);
+  if (bytes < 0 || wanted + fixed > options.max_shared) {
+    report("launch", "cudaFuncSetAttribute: " + std::to_string(bytes) +
+                         " bytes of dynamic shared memory beside " + std::to_string(fixed) +
+                         " of static, a block has " + std::to_string(options.max_shared));
+    return last_error = cudaErrorInvalidValue;
+  }
+  allowed_dynamic[kernel] = wanted;
+  return cudaSuccess;
+}
 
 uint32_t random_number() {  // xorshift64
   random_state ^= random_state << 13;
@@ -302,7 +341,7 @@ uint64_t warp_operation(WarpOp op, unsigned mask, uint64_t value, int source, Si
   return waiting.result;
 }
 
-void run(dim3 grid, dim3 size, size_t dynamic_shared_bytes, Body kernel_body,
+void run(const void* kernel, dim3 grid, dim3 size, size_t dynamic_shared_bytes, Body kernel_body,
          void* kernel_context) {
   const unsigned sizes[6] = {grid.x, grid.y, grid.z, size.x, size.y, size.z};
   std::copy_n(sizes, 6, last_sizes);
@@ -311,10 +350,9 @@ void run(dim3 grid, dim3 size, size_t dynamic_shared_bytes, Body kernel_body,
     last_error = cudaErrorInvalidConfiguration;
     return;
   }
-  if (dynamic_shared_bytes > kMaxDynamicShared) {
-    report("launch", "no GPU of sm_75 has " + std::to_string(dynamic_shared_bytes) +
-                         " bytes of shared memory for a block");
-    last_error = cudaErrorInvalidConfiguration;
+  if (const std::string fault = shared_memory_fault(kernel, dynamic_shared_bytes); !fault.empty()) {
+    report("launch", fault);
+    last_error = cudaErrorInvalidValue;
     return;
   }
   gridDim = grid;
@@ -345,6 +383,8 @@ const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
     case cudaSuccess:
       return "no error";
+    case cudaErrorInvalidValue:
+      return "invalid argument";
     case cudaErrorInvalidConfiguration:
       return "invalid configuration argument";
     default:

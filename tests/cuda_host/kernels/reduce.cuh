@@ -7,6 +7,8 @@
 
 namespace self_test {
 
+using mg2l::dynamic_shared;
+
 constexpr int kBlock = 256;
 constexpr int kWarps = kBlock / 32;
 constexpr int kBins = 64;
@@ -101,11 +103,22 @@ __global__ void warp_vote_kernel(int64_t count, const float* x, int32_t* positiv
 // Reverses each row of x[rows, columns] through dynamic shared memory of 4 * columns bytes.
 // Launch: a block a row, of columns threads.
 __global__ void reverse_kernel(const float* x, float* reversed) {
-  float* row = static_cast<float*>(cuda_host::dynamic_shared());
+  float* row = static_cast<float*>(dynamic_shared());
   const int64_t first = blockIdx.x * int64_t{blockDim.x};
   row[threadIdx.x] = x[first + threadIdx.x];
   __syncthreads();
   reversed[first + threadIdx.x] = row[blockDim.x - 1 - threadIdx.x];
+}
+
+// Uses the last number of its static and of its dynamic shared memory.
+// Launch: one thread.
+template <int kFloats>
+__global__ void much_shared_kernel(int64_t dynamic_floats, float* y) {
+  __shared__ float row[kFloats];
+  float* more = static_cast<float*>(dynamic_shared());
+  row[kFloats - 1] = 1;
+  if (dynamic_floats > 0) more[dynamic_floats - 1] = 1;
+  y[0] = row[kFloats - 1];
 }
 
 // Reads two neighbouring floats at once, from an address that only floats may have if `shift` is 1.
