@@ -81,11 +81,12 @@ MG2L_INLINE void walk_step(const GaeArrays<scalar_t>& a, int64_t first, int64_t 
   }
 }
 
-// Writes what walk_step made and adds up its moments.
+// Writes what walk_step made and adds up its moments about the pivot.
 template <int kLanes, int kVecs, typename scalar_t>
 MG2L_INLINE void write_step(const GaeArrays<scalar_t>& a, int64_t at,
                             const Vec<scalar_t, kLanes> (&advantage)[kVecs],
                             const Vec<scalar_t, kLanes> (&value)[kVecs],
+                            const Vec<scalar_t, kLanes> (&pivot)[kVecs],
                             Vec<scalar_t, kLanes> (&sum)[kVecs],
                             Vec<scalar_t, kLanes> (&square_sum)[kVecs]) {
   using V = Vec<scalar_t, kLanes>;
@@ -93,23 +94,50 @@ MG2L_INLINE void write_step(const GaeArrays<scalar_t>& a, int64_t at,
 #pragma GCC unroll 8
   for (int i = 0; i < kVecs; ++i) {
     store(advantages + i * kLanes, advantage[i]);
-    sum[i] += advantage[i];
-    square_sum[i] += advantage[i] * advantage[i];
+    const V deviation = advantage[i] - pivot[i];
+    sum[i] += deviation;
+    square_sum[i] += deviation * deviation;
   }
 #pragma GCC unroll 8
   for (int i = 0; i < kVecs; ++i) store(returns + i * kLanes, V(advantage[i] + value[i]));
 }
 
-template <int kLanes, int kVecs, typename scalar_t>
-MG2L_INLINE void add_to_totals(double (&total)[kLanes * kVecs],
-                               Vec<scalar_t, kLanes> (&sum)[kVecs]) {
-  scalar_t sums[kLanes * kVecs];
+// Mean and sum of squared deviations of the steps so far, for the columns of a strip. Steps are
+// merged a block at a time (Chan et al., 1983), their sums taken about a pivot, the mean before
+// them: nothing cancels, however large the mean. The first block's pivot is its first advantage.
+template <int kWidth>
+struct Moments {
+  double count = 0;
+  double mean[kWidth] = {}, squares[kWidth] = {};
+
+  template <int kLanes, int kVecs, typename scalar_t>
+  MG2L_INLINE void merge(double steps, Vec<scalar_t, kLanes> (&pivot)[kVecs],
+                         Vec<scalar_t, kLanes> (&sum)[kVecs],
+                         Vec<scalar_t, kLanes> (&square_sum)[kVecs]) {
+    scalar_t pivots[kWidth], sums[kWidth], square_sums[kWidth];
 #pragma GCC unroll 8
-  for (int i = 0; i < kVecs; ++i) store(sums + i * kLanes, sum[i]);
+    for (int i = 0; i < kVecs; ++i) {
+      store(pivots + i * kLanes, pivot[i]);
+      store(sums + i * kLanes, sum[i]);
+      store(square_sums + i * kLanes, square_sum[i]);
+    }
+    const double total = count + steps, weight = steps / total;
+    for (int n = 0; n < kWidth; ++n) {
+      const double shift = static_cast<double>(sums[n]) / steps;
+      const double within = static_cast<double>(square_sums[n]) - shift * shift * steps;
+      const double delta = static_cast<double>(pivots[n]) + shift - mean[n];
+      mean[n] += delta * weight;
+      squares[n] += (within < 0 ? 0 : within) + delta * delta * count * weight;
+      pivots[n] = static_cast<scalar_t>(mean[n]);
+    }
+    count = total;
 #pragma GCC unroll 8
-  for (int i = 0; i < kVecs; ++i) sum[i] = Vec<scalar_t, kLanes>{};
-  for (int n = 0; n < kLanes * kVecs; ++n) total[n] += static_cast<double>(sums[n]);
-}
+    for (int i = 0; i < kVecs; ++i) {
+      pivot[i] = load<Vec<scalar_t, kLanes>>(pivots + i * kLanes);
+      sum[i] = square_sum[i] = Vec<scalar_t, kLanes>{};
+    }
+  }
+};
 
 // A strip of kVecs vectors of kLanes neighbouring columns, walked back through all steps: each
 // input is read once and each output written once, one after the other, and the state of the
@@ -118,10 +146,11 @@ template <typename scalar_t, int kLanes, int kVecs, bool kScaled>
 MG2L_INLINE void gae_strip(const GaeArrays<scalar_t>& a, int64_t first) {
   constexpr int kWidth = kLanes * kVecs;
   using V = Vec<scalar_t, kLanes>;
-  double total[kWidth] = {}, square_total[kWidth] = {};  // of the advantages
   const V gamma = splat<V>(a.gamma), decay = splat<V>(a.decay);
   V carry[kVecs] = {}, next_value[kVecs];
-  V sum[kVecs] = {}, square_sum[kVecs] = {};  // what is not yet in the totals
+  Moments<kWidth> moments;
+  V pivot[kVecs] = {}, sum[kVecs] = {}, square_sum[kVecs] = {};  // of steps not in moments yet
+  int64_t last = a.steps;                                        // these begin below it
 #pragma GCC unroll 8
   for (int i = 0; i < kVecs; ++i) {
     next_value[i] = load_value<kLanes, kScaled>(
@@ -135,14 +164,20 @@ MG2L_INLINE void gae_strip(const GaeArrays<scalar_t>& a, int64_t first) {
     } else {
       walk_step<kScaled, false, kLanes>(a, first, step, gamma, decay, carry, next_value);
     }
-    write_step<kLanes, kVecs>(a, at, carry, next_value, sum, square_sum);
+    if (step == a.steps - 1) std::copy(carry, carry + kVecs, pivot);
+    write_step<kLanes, kVecs>(a, at, carry, next_value, pivot, sum, square_sum);
     if (step % kPartialSteps == 0) {
-      add_to_totals<kLanes, kVecs, scalar_t>(total, sum);
-      add_to_totals<kLanes, kVecs, scalar_t>(square_total, square_sum);
+      moments.template merge<kLanes, kVecs, scalar_t>(static_cast<double>(last - step), pivot, sum,
+                                                      square_sum);
+      last = step;
     }
   }
-  std::copy(total, total + kWidth, a.moments + first);
-  std::copy(square_total, square_total + kWidth, a.moments + a.columns + first);
+  for (int n = 0; n < kWidth; ++n) {
+    // x - x is 0, or NaN where an advantage was not finite.
+    const double finite = moments.squares[n] - moments.squares[n];
+    a.moments[first + n] = moments.mean[n] + finite;
+    a.moments[a.columns + first + n] = moments.squares[n] + finite;
+  }
 }
 
 template <int kLanes, int kVecs, bool kScaled, typename scalar_t>

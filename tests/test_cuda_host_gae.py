@@ -115,6 +115,19 @@ def test_gae_reads_final_values_only_where_truncated(gae: Library) -> None:
         check_case(gae, case, Schedule())
 
 
+@pytest.mark.parametrize("steps", [1, 50, 300])  # both kernels
+def test_gae_moments_do_not_cancel(gae: Library, steps: int) -> None:
+    """A mean of a million standard deviations."""
+    case = forward_case(steps, 40, np.float32, flags="all")
+    case.inputs["rewards"] += np.float32(1e6)
+    assert not gae.call(case.function, case.arguments)
+    advantages = case.outputs["advantages"].astype(np.float64)
+    mean, squares = case.outputs["moments"]
+    np.testing.assert_allclose(mean, advantages.mean(0), rtol=1e-14)
+    deviations = advantages - advantages.mean(0)
+    np.testing.assert_allclose(squares, (deviations**2).sum(0), rtol=1e-9, atol=1e-9)
+
+
 # --- Faults ---
 
 
@@ -183,7 +196,15 @@ FAULTS = [
         "uninitialised",
         occurrence=1,
     ),
-    fault("moments of the first chunk only", "sum += sums[chunk][x];", "", WRONG),
+    fault(
+        "moments of the first chunk only",
+        "moments.merge({counts[chunk][x], means[chunk][x], squares[chunk][x]});",
+        "",
+        WRONG,
+    ),
+    fault("means not merged", "mean += delta * weight;", "", WRONG),
+    fault("no spread between chunks", "other.squares + delta * delta", "other.squares + 0", WRONG),
+    fault("the shift is not taken out", "square_sum - sum * shift", "square_sum", WRONG),
     fault(
         "writes to its input",
         "args.advantages[at] = carry;",

@@ -1,3 +1,4 @@
+import math
 import os
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def test_matches_reference(dtype, shape, flags, final_values, scaled, device):
     assert isinstance(result, GAE)
     for name, ours, theirs in zip(GAE._fields, result, expected, strict=True):
         assert ours.is_contiguous(), name
-        # float32 rounds an advantage of size 10 by 1e-6, and 200 of them add up in the moments.
+        # float32 rounds an advantage of size 10 by 1e-6, and 200 squares add up in the moments.
         tolerance: dict[str, Any] = {}
         if dtype == torch.float32:
             tolerance = {"rtol": 1e-5, "atol": 2e-4 if name == "moments" else 2e-5}
@@ -153,25 +154,48 @@ def test_moments_give_mean_and_variance_of_any_group(dtype, device):
     advantages, _, moments = gae(*args, **options)
     assert moments.dtype == torch.float64
     assert moments.shape == (2, 32, 3)
-    per_agent = moments.sum(1) / (100 * 32)
+    mean = moments[0].mean(0)  # of the 32 columns of each agent
+    squares = moments[1].sum(0) + 100 * (moments[0] - mean).square().sum(0)
     wide = advantages.double()
     tolerance: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-6}
-    torch.testing.assert_close(per_agent[0], wide.mean((0, 1)), **tolerance)
-    torch.testing.assert_close(
-        per_agent[1] - per_agent[0] ** 2, wide.var((0, 1), unbiased=False), **tolerance
-    )
+    torch.testing.assert_close(mean, wide.mean((0, 1)), **tolerance)
+    torch.testing.assert_close(squares / (100 * 32), wide.var((0, 1), unbiased=False), **tolerance)
 
 
-def test_moments_of_many_steps_keep_double_precision(device):
-    # In float32 a running sum of 2^20 ones and more would be off by far more than this.
-    steps = 1 << 20
-    rewards = torch.full((steps, 2), 0.1, device=device)
-    stop = torch.ones(steps, 2, dtype=torch.bool, device=device)
-    moments = gae(rewards, torch.zeros(steps + 1, 2, device=device), stop, stop, 1.0, 1.0).moments
-    exact = float(torch.tensor(0.1)) * steps
-    torch.testing.assert_close(
-        moments[0].cpu(), torch.full((2,), exact).double(), rtol=2e-7, atol=0
-    )
+def given_advantages(advantages: Tensor) -> GAE:
+    """`gae` of steps that are episodes of their own: the rewards are the advantages."""
+    ended = torch.ones_like(advantages, dtype=torch.bool)
+    values = advantages.new_zeros(len(advantages) + 1, *advantages.shape[1:])
+    return gae(advantages, values, ended, ended, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("steps", [1, 15, 16, 17, 200, 4001])
+@pytest.mark.parametrize("mean", [0.0, 1e3, 1e6, -1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_moments_do_not_cancel(dtype, mean, steps, device):
+    """A mean of a million standard deviations, as far as the dtype can hold such numbers."""
+    noise = torch.randn(steps, 37, generator=torch.Generator().manual_seed(steps))
+    x = (mean + noise).to(device, dtype)
+    x[steps // 2 :] *= 0.5  # a mean that moves
+    moments = given_advantages(x).moments
+    wide = x.double()
+    torch.testing.assert_close(moments[0], wide.mean(0), rtol=1e-7, atol=1e-7)
+    squares = (wide - wide.mean(0)).square().sum(0)
+    torch.testing.assert_close(moments[1], squares, rtol=1e-5, atol=1e-9)
+
+
+def test_moments_of_equal_advantages_have_no_spread(device):
+    moments = given_advantages(torch.full((1 << 16, 2), 0.1, device=device)).moments
+    assert torch.equal(moments[0], torch.full_like(moments[0], float(torch.tensor(0.1))))
+    assert not moments[1].any()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_moments_of_a_column_that_is_not_finite_are_nan(value, device):
+    for step in (0, 7, 39):
+        x = torch.ones(40, 3, device=device)
+        x[step, 1] = value
+        assert given_advantages(x).moments.isnan().tolist() == [[False, True, False]] * 2
 
 
 def test_strided_inputs(device):

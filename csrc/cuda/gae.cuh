@@ -19,6 +19,27 @@ constexpr int kColumnThreads = 128;  // threads of a block that walk a column ea
 constexpr int kChunkColumns = 32;    // columns of a block that cuts time: one warp wide
 constexpr int kChunks = 16;          // chunks that time is cut into
 
+// Mean and sum of squared deviations of some steps of a column.
+struct Moments {
+  double count = 0, mean = 0, squares = 0;
+
+  // Chan et al., 1983: nothing cancels, however large the mean.
+  __device__ void merge(const Moments& other) {
+    if (other.count == 0) return;
+    const double total = count + other.count, weight = other.count / total;
+    const double delta = other.mean - mean;
+    mean += delta * weight;
+    squares += other.squares + delta * delta * count * weight;
+    count = total;
+  }
+
+  // x - x is 0, or NaN where an advantage was not finite.
+  __device__ void write(double* moments, int64_t columns, int64_t column) const {
+    moments[column] = mean + (squares - squares);
+    moments[columns + column] = squares + (squares - squares);
+  }
+};
+
 // One column: its de-normalisation, and the steps of its recurrence.
 template <typename scalar_t>
 struct GaeColumn {
@@ -52,10 +73,11 @@ struct GaeColumn {
     return args.rewards[at] - value + args.gamma * next_value;
   }
 
-  // Walks the steps [begin, end) backwards from the advantage that enters, writes them and adds to
-  // their moments.
-  __device__ void walk(int64_t begin, int64_t end, scalar_t carry, double* sum,
-                       double* square_sum) const {
+  // Walks the steps [begin, end) backwards from the advantage that enters, writes them and returns
+  // their moments. These are summed about the first advantage: as one of them it is at most the
+  // root of (end - begin) standard deviations from their mean, so that in double little cancels.
+  __device__ Moments walk(int64_t begin, int64_t end, scalar_t carry) const {
+    double pivot = 0, sum = 0, square_sum = 0;
     scalar_t next_value = value(end);
     for (int64_t step = end - 1; step >= begin; --step) {
       const scalar_t here = value(step);
@@ -65,10 +87,16 @@ struct GaeColumn {
       const int64_t at = step * args.columns + column;
       args.advantages[at] = carry;
       args.returns[at] = carry + here;
-      *sum += static_cast<double>(carry);
-      *square_sum += static_cast<double>(carry) * static_cast<double>(carry);
+      if (step == end - 1) pivot = carry;
+      const double deviation = carry - pivot;
+      sum += deviation;
+      square_sum += deviation * deviation;
       next_value = here;
     }
+    if (begin == end) return {};
+    const double count = static_cast<double>(end - begin), shift = sum / count;
+    const double squares = square_sum - sum * shift;
+    return {count, pivot + shift, squares < 0 ? 0 : squares};
   }
 };
 
@@ -81,10 +109,8 @@ template <typename scalar_t>
 __global__ void gae_columns_kernel(GaeArgs<scalar_t> args) {
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kColumnThreads + threadIdx.x;
   if (column >= args.columns) return;
-  double sum = 0, square_sum = 0;
-  GaeColumn<scalar_t>(args, column).walk(0, args.steps, scalar_t(0), &sum, &square_sum);
-  args.moments[column] = sum;
-  args.moments[args.columns + column] = square_sum;
+  const GaeColumn<scalar_t> walker(args, column);
+  walker.walk(0, args.steps, scalar_t(0)).write(args.moments, args.columns, column);
 }
 
 // Thread (x, y) owns chunk y of column x of its block's kChunkColumns columns; a warp is one chunk
@@ -95,8 +121,9 @@ template <typename scalar_t>
 __global__ void gae_chunked_kernel(GaeArgs<scalar_t> args) {
   __shared__ scalar_t factors[kChunks][kChunkColumns];
   __shared__ scalar_t offsets[kChunks][kChunkColumns];
-  __shared__ double sums[kChunks][kChunkColumns];
-  __shared__ double square_sums[kChunks][kChunkColumns];
+  __shared__ double counts[kChunks][kChunkColumns];
+  __shared__ double means[kChunks][kChunkColumns];
+  __shared__ double squares[kChunks][kChunkColumns];
   const int x = threadIdx.x, y = threadIdx.y;
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kChunkColumns + x;
   const int64_t length = (args.steps + kChunks - 1) / kChunks;
@@ -126,21 +153,18 @@ __global__ void gae_chunked_kernel(GaeArgs<scalar_t> args) {
   for (int later = kChunks - 1; later > y; --later) {
     carry = offsets[later][x] + factors[later][x] * carry;
   }
-  double sum = 0, square_sum = 0;
-  if (works) {
-    GaeColumn<scalar_t>(args, column).walk(begin, end, carry, &sum, &square_sum);
-  }
-  sums[y][x] = sum;
-  square_sums[y][x] = square_sum;
+  Moments moments;
+  if (works) moments = GaeColumn<scalar_t>(args, column).walk(begin, end, carry);
+  counts[y][x] = moments.count;
+  means[y][x] = moments.mean;
+  squares[y][x] = moments.squares;
   __syncthreads();
 
   if (y == 0 && column < args.columns) {
     for (int chunk = 1; chunk < kChunks; ++chunk) {
-      sum += sums[chunk][x];
-      square_sum += square_sums[chunk][x];
+      moments.merge({counts[chunk][x], means[chunk][x], squares[chunk][x]});
     }
-    args.moments[column] = sum;
-    args.moments[args.columns + column] = square_sum;
+    moments.write(args.moments, args.columns, column);
   }
 }
 

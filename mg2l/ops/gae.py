@@ -141,8 +141,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
         value_mean,
         value_std,
     ) = inputs
+    advantages, _returns, moments = output
     ctx.save_for_backward(
-        values, terminated, truncated, final_values, value_mean, value_std, output[0]
+        values, terminated, truncated, final_values, value_mean, value_std, advantages, moments
     )
     ctx.gamma, ctx.gae_lambda = gamma, gae_lambda
     ctx.set_materialize_grads(False)
@@ -154,14 +155,15 @@ def _backward(
     grad_returns: Tensor | None,
     grad_moments: Tensor | None,
 ) -> Any:
-    values, terminated, truncated, final_values, mean, std, advantages = ctx.saved_tensors
+    values, terminated, truncated, final_values, mean, std, advantages, moments = ctx.saved_tensors
     if grad_advantages is None:
         grad_advantages = torch.zeros_like(advantages)
     if grad_returns is None:
         grad_returns = torch.zeros_like(advantages)
-    if grad_moments is not None:  # sums of the advantages and of their squares
-        through_moments = grad_moments[0] + 2 * advantages.double() * grad_moments[1]
-        grad_advantages = grad_advantages + through_moments.to(advantages.dtype)
+    if grad_moments is not None:
+        through_mean = grad_moments[0] / max(len(advantages), 1)
+        through_squares = 2 * (advantages.double() - moments[0]) * grad_moments[1]
+        grad_advantages = grad_advantages + (through_mean + through_squares).to(advantages.dtype)
     grad_rewards, grad_values, grad_final = torch.ops.mg2l.gae_backward.default(
         grad_advantages,
         grad_returns,

@@ -50,7 +50,9 @@ def gae(
         carry = error + gamma * gae_lambda * torch.where(over[step], zero, carry)
         advantages[step] = carry
     wide = advantages.double()
-    moments = torch.stack([wide.sum(0), wide.square().sum(0)])
+    mean = wide.sum(0) / max(len(wide), 1)
+    squares = (wide - mean).square().sum(0)
+    moments = torch.stack([mean, squares]) * _one_if_finite(squares)
     return GAE(advantages, advantages + values[:-1], moments)
 
 

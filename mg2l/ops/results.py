@@ -17,10 +17,12 @@ class GAE(NamedTuple):
     """``[T, *B]``: ``advantages`` plus the de-normalised value, the target of the critic."""
 
     moments: Tensor
-    """``[2, *B]`` float64: sum and sum of squares of the advantages over T.
+    """``[2, *B]`` float64: mean of the advantages over T, and the sum of squared deviations.
 
-    Summed over any group of columns and divided by its number of steps they are the mean and the
-    mean square of the group, so that advantages can be normalised without reading them again.
+    They do not cancel however large the mean is against the spread. A group of columns has the mean
+    ``m = moments[0].mean()`` and the sum of squared deviations ``moments[1].sum() + T *
+    (moments[0] - m).square().sum()``, so that advantages can be normalised without reading them
+    again. Both are NaN where an advantage is not finite or the square of a deviation overflows.
     """
 
 

@@ -32,6 +32,9 @@ class Case:
     rounded: dict[str, Array] = field(default_factory=dict)
     """What outputs in bfloat16 must be before they are rounded."""
 
+    units: dict[str, int] = field(default_factory=dict)
+    """Units in the last place that an output may be off by, where not 16."""
+
     finish: Callable[[], None] = lambda: None
     """Called after the call: makes of the outputs what can be compared."""
 
@@ -52,7 +55,7 @@ def largest_errors(case: Case) -> dict[str, tuple[float, float]]:
     errors = {}
     for name, exact in case.exact.items():
         plain_error = float(_distance(case.plain[name], exact).max(initial=0))
-        allowed = 2 * plain_error + 16 * epsilon * float(
+        allowed = 2 * plain_error + case.units.get(name, 16) * epsilon * float(
             np.abs(exact[np.isfinite(exact)]).max(initial=1)
         )
         errors[name] = float(_distance(case.outputs[name], exact).max(initial=0)), allowed

@@ -62,7 +62,10 @@ def forward_case(
         "returns": np.empty((steps, columns), dtype),
         "moments": np.empty((2, columns)),
     }
-    return _case("mg2l_gae", dtype, {**floats, **ends}, outputs, define)
+    case = _case("mg2l_gae", dtype, {**floats, **ends}, outputs, define)
+    # Squares are summed about one of the advantages: they may be T + 1 times those about the mean.
+    case.units["moments"] = 16 + steps
+    return case
 
 
 def backward_case(
