@@ -24,7 +24,10 @@ LAYERS = (
 )
 """From the bottom; above them are the commands, files at the top of ``mg2l/``."""
 
-COMMANDS = {f"mg2l/envs/{name}.py" for name in ("benchmark", "command", "render", "replay")}
+COMMANDS = {
+    "mg2l/estimators/table.py",
+    *(f"mg2l/envs/{name}.py" for name in ("benchmark", "command", "render", "replay")),
+}
 """Commands that stand beside what they show."""
 
 PACKAGE = Path(__file__).resolve().parents[1] / "mg2l"

@@ -94,19 +94,17 @@ class Parser(argparse.ArgumentParser):
         abort(message)
 
 
-def at_least(least: int, kind: type = int) -> Callable[[str], Any]:
-    """Type of a `Parser`'s argument: a number of ``kind`` from ``least`` to `LARGEST_NUMBER`."""
+def at_least(least: int, kind: type = int, most: int = LARGEST_NUMBER) -> Callable[[str], Any]:
+    """Type of a `Parser`'s argument: a number of ``kind`` from ``least`` to ``most``."""
 
     def read(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not least <= value <= LARGEST_NUMBER:
+        if value is None or not least <= value <= most:
             what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(
-                f"must be {what} from {least} to {LARGEST_NUMBER}, got {text!r}"
-            )
+            raise argparse.ArgumentTypeError(f"must be {what} from {least} to {most}, got {text!r}")
         return value
 
     return read

@@ -15,7 +15,7 @@ from mg2l.estimators import bounds, checks
 from mg2l.estimators.critics import CRITICS, Critic
 from mg2l.estimators.gaussian import Gaussian
 from mg2l.estimators.notes import Notes
-from mg2l.estimators.preprocess import PREPROCESS, prepare
+from mg2l.estimators.preprocess import PREPROCESS, dominated_by_outliers, prepare
 from mg2l.ops.results import PairwiseScores
 
 SMILE_CLIP = 5.0
@@ -184,7 +184,10 @@ def fit_mi(
                 [about.value(PairwiseScores(*(row[pick] for row in scores))) for pick in picks]
             )
         if not math.isfinite(value):
-            raise ValueError(f"lr={lr} lets the critic of {name} diverge, which is then {value}")
+            raise ValueError(
+                f"the critic of {name} diverges, which is then {value}: lower lr={lr}, or take "
+                "preprocess='rank' if there are outliers"
+            )
         return _Fit(value, resampled)
 
     chosen = _make_critic(critic or about.critic, x, y, hidden, features, seed)
@@ -199,6 +202,9 @@ def fit_mi(
     held = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     held[test] = True
     notes.on_samples(estimator, about.train == "likelihood", x, y, held)
+    for letter, raw, fitted, valued in (("x", x, x_train, x_test), ("y", y, y_train, y_test)):
+        dominated = dominated_by_outliers(raw[train], fitted, valued, preprocess)
+        notes.on_outliers(estimator, about.bound, letter, dominated)
     notes.on_value(estimator, about.bound, (found.value, low, high), x, y, tested)
     if check and about.bound == "upper":
         lower = fit("info_nce", _make_critic("separable", x, y, hidden, features, seed))

@@ -59,6 +59,22 @@ class Notes:
                 breaks=True,
             )
 
+    def on_outliers(self, name: str, bound: str, letter: str, dominated: list[int]) -> None:
+        """Say where outliers hide the other values.
+
+        Args:
+            name: the estimator.
+            bound: what it bounds.
+            letter: ``x`` or ``y``.
+            dominated: its coordinates of which this is so.
+        """
+        if dominated:
+            self._add(
+                f"coordinates {dominated} of {letter} have outliers so far out that the critic of "
+                f"{name} cannot tell the other values apart; take preprocess='rank'",
+                breaks=bound == "upper",
+            )
+
     def on_value(
         self,
         name: str,

@@ -8,6 +8,9 @@ from torch import Tensor
 PREPROCESS = ("rank", "standardise", "none")
 """What is done to samples: see `prepare`."""
 
+NARROW = 1e-3
+"""Standard deviations that the middle half of a coordinate's values spans at least."""
+
 
 def prepare(train: Tensor, x: Tensor, how: str) -> Tensor:
     """Samples as a critic reads them; equal for all units, offsets and signs of coordinates.
@@ -22,29 +25,63 @@ def prepare(train: Tensor, x: Tensor, how: str) -> Tensor:
     Returns:
         ``[M, size]``, dtype of ``x``. A coordinate that is constant in ``train`` is 0.
     """
-    known, wanted = _standardised(train.double(), x.double(), how == "none")
+    scaled = (_scaled if how == "rank" else _standardised)(
+        train.double(), x.double(), how == "none"
+    )
     if how == "rank":
-        columns = zip(known.unbind(1), wanted.unbind(1), strict=True)
-        wanted = torch.stack([_normal_score(*pair) for pair in columns], 1)
-    return wanted.to(x.dtype)
+        columns = zip(*(samples.unbind(1) for samples in scaled), strict=True)
+        return torch.stack([_normal_score(*pair) for pair in columns], 1).to(x.dtype)
+    return scaled[1].to(x.dtype)
+
+
+def dominated_by_outliers(raw: Tensor, train: Tensor, test: Tensor, how: str) -> list[int]:
+    """Coordinates whose outliers hide the other values from a critic.
+
+    Args:
+        raw: ``[N, size]`` samples from which location and scale were taken.
+        train: the same after `prepare`.
+        test: ``[M, size]`` held-out samples after `prepare`.
+        how: what `prepare` was asked for.
+
+    Returns:
+        Those whose middle half of values spans less than `NARROW`, though they are not all equal
+        (with ``none``, where scales may differ, only if it is so for all coordinates), and those
+        with a held-out value beyond ``1 / NARROW``.
+    """
+    before, after = (_middle_half(samples) for samples in (raw, train))
+    narrow = (after < NARROW) & (before > 0)
+    if how == "none" and not narrow[before > 0].all():
+        narrow = torch.zeros_like(narrow)
+    far = test.abs().amax(0) > 1 / NARROW
+    return [int(i) for i in (narrow | far).nonzero().flatten()]
+
+
+def _middle_half(samples: Tensor) -> Tensor:
+    """``[size]``, from the first quartile to the third."""
+    ordered = samples.double().sort(0).values
+    return ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4]
 
 
 def _standardised(train: Tensor, x: Tensor, whole: bool) -> tuple[Tensor, Tensor]:
     """Both without location, scale and sign; ``whole`` takes one scale for all coordinates."""
-    # By the largest value first: squares neither overflow nor vanish in any unit.
-    largest = _scale(train.abs().amax(0), whole)
-    train, x = train / largest, x / largest
+    train, x = _scaled(train, x, whole)
     mean = train.mean(0)
     train, x = train - mean, x - mean
     constant = train.abs().amax(0) <= 1e-15
     largest = _scale(train.abs().amax(0), whole)
     train, x = train / largest, x / largest
     std = _scale(train.square().mean(0).sqrt(), whole)
-    # Which way a coordinate points is part of its unit: here the first sample is above the median.
+    return tuple((v / std).masked_fill(constant, 0.0) for v in (train, x))  # type: ignore[return-value]
+
+
+def _scaled(train: Tensor, x: Tensor, whole: bool) -> tuple[Tensor, Tensor]:
+    """Both by their largest value, so that squares neither overflow nor vanish, and without sign.
+
+    Which way a coordinate points is part of its unit: here the first sample is above the median.
+    """
     above, below = (train > train[0]).sum(0), (train < train[0]).sum(0)
-    sign = torch.where(above > below, -1.0, 1.0)
-    scale = sign / std
-    return tuple((v * scale).masked_fill(constant, 0.0) for v in (train, x))  # type: ignore[return-value]
+    largest = _scale(train.abs().amax(0), whole) * torch.where(above > below, -1.0, 1.0)
+    return train / largest, x / largest
 
 
 def _scale(size: Tensor, whole: bool) -> Tensor:

@@ -14,7 +14,10 @@ from pathlib import Path
 
 from rich.progress import track
 
+from mg2l.cli import Parser, at_least, command
+from mg2l.core.files import FileError, MissingFileError, parse_json, read_text, require, write_text
 from mg2l.estimators import distributions
+from mg2l.estimators.checks import MAX_STEPS, MIN_PAIRS
 from mg2l.estimators.fit import ESTIMATORS, fit_mi
 
 SEEDS, SAMPLES, STEPS = 5, 10_000, 500
@@ -24,11 +27,31 @@ Estimates = dict[tuple[str, str], list[float]]
 
 
 def load(path: Path) -> dict[tuple[str, str, int], float]:
-    """Estimates made so far by distribution, estimator and seed."""
-    if not path.exists():
+    """Estimates made so far by distribution, estimator and seed.
+
+    Raises:
+        FileError: the file holds something else.
+    """
+    try:
+        lines = read_text(path).splitlines()
+    except MissingFileError:
         return {}
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    shape = {"distribution": str, "estimator": str, "seed": int, "mi": float}
+    rows = [require(parse_json(line, path), shape, path) for line in lines if line.endswith("}")]
     return {(row["distribution"], row["estimator"], row["seed"]): row["mi"] for row in rows}
+
+
+def around_table(page: Path) -> tuple[str, str]:
+    """What stands before and after the table of a page.
+
+    Raises:
+        FileError: the page cannot be read, or has no place for a table.
+    """
+    before, start, rest = read_text(page).partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise FileError(f"{page}: has no place for the table: {START!r} to {END!r}")
+    return before, after
 
 
 def run(path: Path, seeds: int = SEEDS, samples: int = SAMPLES, steps: int = STEPS) -> Estimates:
@@ -95,28 +118,27 @@ def markdown(estimates: Estimates) -> str:
     return "\n".join(lines)
 
 
+@command
 def main() -> None:
     """Entry point of ``python -m mg2l.estimators.table``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m mg2l.estimators.table",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("results", type=Path, help="file of estimates, appended to")
     parser.add_argument("--write", type=Path, help="page whose table is replaced")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--samples", type=int, default=SAMPLES)
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seeds", type=at_least(1), default=SEEDS)
+    parser.add_argument("--samples", type=at_least(MIN_PAIRS + 2), default=SAMPLES)
+    parser.add_argument("--steps", type=at_least(1, most=MAX_STEPS), default=STEPS)
     arguments = parser.parse_args()
+    around = None if arguments.write is None else around_table(arguments.write)
     text = markdown(run(arguments.results, arguments.seeds, arguments.samples, arguments.steps))
-    if arguments.write is None:
+    if around is None:
         print(text)
-        return
-    page = arguments.write.read_text()
-    if START not in page or END not in page:
-        parser.error(f"{arguments.write} has no place for the table: {START!r} to {END!r}")
-    before, after = page.split(START)[0], page.split(END)[1]
-    arguments.write.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}")
+    else:
+        before, after = around
+        write_text(arguments.write, f"{before}{START}\n\n{text}\n\n{END}{after}")
 
 
 if __name__ == "__main__":
