@@ -53,7 +53,7 @@ def folded(operator: Any, rows: Tensor, index: Tensor, p: dict[str, Tensor]) -> 
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("contexts", "transitions", "agents"), SIZES)
-def test_encode_context(benchmark, ratios, judge, contexts, transitions, agents):
+def test_encode_context(benchmark, ratios, check_bars, contexts, transitions, agents):
     p = parameters()
     rows = torch.randn(ROWS, agents, FEATURES)
     index = torch.randint(ROWS, (contexts, transitions))
@@ -71,4 +71,4 @@ def test_encode_context(benchmark, ratios, judge, contexts, transitions, agents)
     benchmark.extra_info.update(results)
     benchmark.pedantic(lambda: folded(encode_context, rows, index, p), rounds=15, warmup_rounds=2)
     if transitions >= 100:
-        judge(results, BARS)
+        check_bars(results, BARS)

@@ -6,9 +6,9 @@ already, which ``gae`` never has. An element of ``gae`` is 18 bytes: reward 4, v
 advantage 4, return 4. An element of the copy is 16.
 
 ``extra_info`` holds, from medians and from the fastest rounds: milliseconds, the speed-up over the
-loop, and the bandwidth as a fraction of the copy's. The bars are judged by the fastest rounds:
+loop, and the bandwidth as a fraction of the copy's. The bars apply to the fastest rounds:
 whatever else runs on two cores multiplies the median of everything that uses both. Rounds are taken
-with several sets of arrays: where their pages lie in a cache is chance.
+with several sets of arrays: where their pages lie in a cache is random.
 """
 
 import statistics

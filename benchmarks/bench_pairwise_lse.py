@@ -52,7 +52,7 @@ def info_nce(operator: Any, **arguments: Any) -> torch.Tensor:
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("size", BARS, ids=str)
-def test_dot(benchmark, ratios, judge, size):
+def test_dot(benchmark, ratios, check_bars, size):
     batch, count, width = size
     torch.manual_seed(0)
     queries = torch.randn(batch, width, requires_grad=True)
@@ -68,7 +68,7 @@ def test_dot(benchmark, ratios, judge, size):
     benchmark.extra_info.update(results)
     benchmark.pedantic(lambda: info_nce(pairwise_lse, **arguments), rounds=5, warmup_rounds=1)
     forward, both = BARS[size]
-    judge(results, {"forward": ("torch", forward), "forward_backward": ("torch", both)})
+    check_bars(results, {"forward": ("torch", forward), "forward_backward": ("torch", both)})
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -15,7 +15,7 @@ BARS = {(64, 2, 64): 1.0, (64, 512, 64): 2.0, (512, 100, 16): 1.0}
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("shape", BARS, ids=str)
-def test_pia_pool(benchmark, ratios, judge, shape):
+def test_pia_pool(benchmark, ratios, check_bars, shape):
     torch.manual_seed(0)
     x, query = torch.randn(shape, requires_grad=True), torch.randn(1, shape[-1], requires_grad=True)
     results = ratios(
@@ -27,4 +27,4 @@ def test_pia_pool(benchmark, ratios, judge, shape):
     print(f"{list(shape)}: {results}")
     benchmark.extra_info.update(results)
     benchmark.pedantic(lambda: pia_pool(x, query).pooled, rounds=51, warmup_rounds=2)
-    judge(results, dict.fromkeys(("forward", "forward_backward"), ("torch", BARS[shape])))
+    check_bars(results, dict.fromkeys(("forward", "forward_backward"), ("torch", BARS[shape])))

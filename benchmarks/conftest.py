@@ -97,15 +97,15 @@ def ratios(interleaved: Callable[..., dict[str, list[float]]]) -> Callable[..., 
 
 
 @pytest.fixture
-def judge() -> Callable[[Ratios, dict[str, tuple[str, float]]], None]:
-    """Holds the fastest rounds against bars ``{pass: (path, ratio)}``.
+def check_bars() -> Callable[[Ratios, dict[str, tuple[str, float]]], None]:
+    """Check the fastest rounds against bars ``{pass: (backend, ratio)}``.
 
     Whatever else runs on the machine multiplies the median of everything that uses all cores.
     """
 
     def run(results: Ratios, bars: dict[str, tuple[str, float]]) -> None:
-        for name, (path, bar) in bars.items():
-            found = results[name][f"over_{path}_fastest"]
-            assert found >= bar, f"{name}: {found} times faster than {path}, bar {bar}"
+        for name, (backend, bar) in bars.items():
+            ratio = results[name][f"over_{backend}_fastest"]
+            assert ratio >= bar, f"{name}: {ratio} times faster than {backend}, bar {bar}"
 
     return run

@@ -5,9 +5,9 @@ Compiles ``csrc/cuda/*.cu`` with nvcc for each architecture and reads what ptxas
 needed. Exits with status 1 if a kernel spills registers or has a stack frame: local arrays that the
 compiler could not keep in registers live in global memory.
 
-Occupancy is the share of a multiprocessor's threads that its registers, shared memory and slots for
-blocks leave room for (CUDA C++ Programming Guide, compute capabilities). It bounds how much latency
-can be hidden; more is not always faster.
+Occupancy is the fraction of a multiprocessor's threads that its registers, shared memory and slots
+for blocks leave room for (CUDA C++ Programming Guide, compute capabilities). It bounds how much
+latency can be hidden; more is not always faster.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def occupancy(arch: str, registers: int, shared_bytes: int, block_threads: int) 
 
 
 def occupancy_share(usage: Usage) -> float:
-    """Resident threads of a kernel as a share of what the multiprocessor could hold."""
+    """Resident threads of a kernel as a fraction of what the multiprocessor could hold."""
     blocks = occupancy(usage.arch, usage.registers, usage.shared_bytes, usage.block_threads)
     threads = blocks * _round_up(usage.block_threads, WARP)
     return threads / MULTIPROCESSORS[usage.arch].threads

@@ -6,10 +6,10 @@
 namespace mg2l {
 namespace {
 
-// pooled[h] = keep * pooled[h] + sum over the tile of weight[t] * features[t, h].
+// pooled[h] = rescale * pooled[h] + sum over the tile of weight[t] * features[t, h].
 template <int kBytes, typename scalar_t>
 MG2L_INLINE void pool_tile(const scalar_t* features, const scalar_t* weights, int64_t padded,
-                           int64_t count, scalar_t keep, scalar_t* pooled) {
+                           int64_t count, scalar_t rescale, scalar_t* pooled) {
   constexpr int kLanes = kBytes / sizeof(scalar_t);
   using V = Vec<scalar_t, kLanes>;
   constexpr int kBlock = 4;
@@ -17,7 +17,7 @@ MG2L_INLINE void pool_tile(const scalar_t* features, const scalar_t* weights, in
     V sum[kBlock];
 #pragma GCC unroll 4
     for (int v = 0; v < kBlock; ++v) {
-      sum[v] = h + v * kLanes < padded ? load<V>(pooled + h + v * kLanes) * splat<V>(keep) : V{};
+      sum[v] = h + v * kLanes < padded ? load<V>(pooled + h + v * kLanes) * splat<V>(rescale) : V{};
     }
     if (h + kBlock * kLanes <= padded) {
       for (int64_t t = 0; t < count; ++t) {
@@ -48,7 +48,7 @@ MG2L_INLINE void encode_one(const EncodeArrays<input_t, scalar_t>& a, Scratch<sc
   const int64_t set = a.sizes.own_weights ? agent : 0;
   const int64_t padded = network.last().padded, units = network.last().units;
   const scalar_t* query = network.query.data() + set * padded;
-  scalar_t most = -std::numeric_limits<scalar_t>::infinity(), total = 0;
+  scalar_t running_max = -std::numeric_limits<scalar_t>::infinity(), running_sum = 0;
   std::fill(scratch.pooled.begin(), scratch.pooled.end(), scalar_t(0));
   for (int64_t first = 0; first < a.sizes.transitions; first += kTile) {
     const int64_t count = std::min(kTile, a.sizes.transitions - first);
@@ -57,27 +57,27 @@ MG2L_INLINE void encode_one(const EncodeArrays<input_t, scalar_t>& a, Scratch<sc
     scalar_t zero = 0;  // x - x is 0, or NaN
     for (int64_t t = 0; t < count; ++t) zero += scratch.logits[t] - scratch.logits[t];
     if (zero != 0) {
-      total = zero;
+      running_sum = zero;
       break;
     }
-    scalar_t tile_most = most;
-    for (int64_t t = 0; t < count; ++t) tile_most = std::max(tile_most, scratch.logits[t]);
+    scalar_t tile_max = running_max;
+    for (int64_t t = 0; t < count; ++t) tile_max = std::max(tile_max, scratch.logits[t]);
     if (weights) {
       for (int64_t t = 0; t < count; ++t) weights[first + t] = narrow<input_t>(scratch.logits[t]);
     }
-    const scalar_t keep = total > 0 ? std::exp(most - tile_most) : scalar_t(0);
-    exp_tile<kBytes>(scratch.logits, tile_most);
-    scalar_t tile_total = 0;
-    for (int64_t t = 0; t < count; ++t) tile_total += scratch.logits[t];
-    pool_tile<kBytes>(scratch.features.back().data(), scratch.logits, padded, count, keep,
+    const scalar_t rescale = running_sum > 0 ? std::exp(running_max - tile_max) : scalar_t(0);
+    exp_tile<kBytes>(scratch.logits, tile_max);
+    scalar_t tile_sum = 0;
+    for (int64_t t = 0; t < count; ++t) tile_sum += scratch.logits[t];
+    pool_tile<kBytes>(scratch.features.back().data(), scratch.logits, padded, count, rescale,
                       scratch.pooled.data());
-    total = total * keep + tile_total;
-    most = tile_most;
+    running_sum = running_sum * rescale + tile_sum;
+    running_max = tile_max;
   }
   const int64_t pair = context * a.sizes.agents + agent;
-  const scalar_t scale = scalar_t(1) / total;  // NaN where a logit is not finite
+  const scalar_t scale = scalar_t(1) / running_sum;  // NaN where a logit is not finite
   for (int64_t h = 0; h < units; ++h) pooled[pair * units + h] = scratch.pooled[h] * scale;
-  lse[pair] = most + std::log(total);
+  lse[pair] = running_max + std::log(running_sum);
   if (weights) {
     for (int64_t t = 0; t < a.sizes.transitions; ++t) {
       weights[t] = narrow<input_t>(std::exp(widen<scalar_t>(weights[t]) - lse[pair]));

@@ -1,4 +1,4 @@
-// What the CPU and the CUDA implementation of `encode_context` share: judging the arguments and
+// What the CPU and the CUDA implementation of `encode_context` share: checking the arguments and
 // laying them out. See mg2l/ops/encode_context.py for what the operator computes.
 #pragma once
 
@@ -127,16 +127,16 @@ struct EncodeTensors {
   }
 };
 
-// Where rows of the context are found: in order, or through an index that is judged here.
+// Where rows of the context are found: in order, or through an index that is checked here.
 inline void check_rows(const int64_t* index, int64_t count, int64_t rows) {
-  int64_t least = 0, most = 0;
+  int64_t lowest = 0, highest = 0;
   for (int64_t i = 0; i < count; ++i) {
-    least = index[i] < least ? index[i] : least;
-    most = index[i] > most ? index[i] : most;
+    lowest = index[i] < lowest ? index[i] : lowest;
+    highest = index[i] > highest ? index[i] : highest;
   }
-  MG2L_CHECK(count == 0 || (least >= 0 && most < rows),
+  MG2L_CHECK(count == 0 || (lowest >= 0 && highest < rows),
              "encode_context: index must be in [0, R) = [0, ", rows, "), got ",
-             least < 0 ? least : most);
+             lowest < 0 ? lowest : highest);
 }
 
 }  // namespace mg2l

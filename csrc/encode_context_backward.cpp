@@ -69,11 +69,11 @@ MG2L_INLINE void layer_backward(const Network<scalar_t>& network, size_t l, int6
 }
 
 // Adds what one agent's transitions of one context give to the gradients. `grad` is that of the
-// pooled features, padded; `along` its product with them.
+// pooled features, padded; `delta` its product with them.
 template <int kBytes, bool kTanh, typename input_t, typename scalar_t>
 MG2L_INLINE void encode_one_backward(const EncodeArrays<input_t, scalar_t>& a,
                                      Scratch<scalar_t>& scratch, int64_t context, int64_t agent,
-                                     const scalar_t* grad, scalar_t along, scalar_t lse,
+                                     const scalar_t* grad, scalar_t delta, scalar_t lse,
                                      Gradients<scalar_t>& sums, input_t* grad_context) {
   constexpr int kLanes = kBytes / sizeof(scalar_t);
   using V = Vec<scalar_t, kLanes>;
@@ -89,7 +89,7 @@ MG2L_INLINE void encode_one_backward(const EncodeArrays<input_t, scalar_t>& a,
     if (std::isnan(lse)) std::fill(scratch.logits, scratch.logits + count, lse);
     scalar_t* grad_logit = scratch.alignment;
     for (int64_t t = 0; t < count; ++t) {
-      grad_logit[t] = scratch.logits[t] * (scratch.alignment[t] - along);
+      grad_logit[t] = scratch.logits[t] * (scratch.alignment[t] - delta);
     }
     scalar_t* slopes = scratch.slopes.back().data();
     for (int64_t h = 0; h < padded; h += kLanes) {
@@ -155,16 +155,16 @@ void encode_context_backward_kernel(const EncodeArrays<input_t, scalar_t>& a,
              context < (within + 1) * a.sizes.contexts / parts; ++context) {
           for (int64_t agent = set; agent < set + set_agents; ++agent) {
             const int64_t pair = context * agents + agent;
-            scalar_t along = 0;
+            scalar_t delta = 0;
             for (int64_t h = 0; h < units; ++h) {
               grad[h] = grad_pooled[pair * units + h];
-              along += grad[h] * pooled[pair * units + h];
+              delta += grad[h] * pooled[pair * units + h];
             }
             if (a.tanh_gelu) {
-              encode_one_backward<bytes, true>(a, scratch, context, agent, grad.data(), along,
+              encode_one_backward<bytes, true>(a, scratch, context, agent, grad.data(), delta,
                                                lse[pair], sums, out.context);
             } else {
-              encode_one_backward<bytes, false>(a, scratch, context, agent, grad.data(), along,
+              encode_one_backward<bytes, false>(a, scratch, context, agent, grad.data(), delta,
                                                 lse[pair], sums, out.context);
             }
           }

@@ -1,4 +1,4 @@
-// What the CPU and the CUDA implementation of `gae` share: judging the arguments and laying them
+// What the CPU and the CUDA implementation of `gae` share: checking the arguments and laying them
 // out. See mg2l/ops/gae.py for what the operator computes.
 #pragma once
 

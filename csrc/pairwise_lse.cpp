@@ -11,7 +11,7 @@ namespace {
 // What is known of a query's negatives so far, a lane for every kLanes-th key.
 template <typename V>
 struct Tally {
-  V most, total, sum, count, above;
+  V running_max, running_sum, sum, count, above;
 };
 
 template <int kBytes, bool kAll, typename scalar_t, typename V>
@@ -21,7 +21,7 @@ MG2L_INLINE void tally_tile(const PairArrays<scalar_t>& a, const scalar_t* score
   constexpr int kVectors = kKeys / kLanes;
   const V one = splat<V>(scalar_t(1)), lowest = splat<V>(kLowest<scalar_t>);
   const V high = splat<V>(a.clip), low = -high, own = splat<V>(positive);
-  V clipped[kVectors], most = tally.most;
+  V clipped[kVectors], max = tally.running_max;
 #pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v) {
     const V score = load<V>(scores + v * kLanes);
@@ -41,20 +41,20 @@ MG2L_INLINE void tally_tile(const PairArrays<scalar_t>& a, const scalar_t* score
       tally.count += is;
       tally.above += score > own ? is : V{};
     }
-    most = clipped[v] > most ? clipped[v] : most;
+    max = clipped[v] > max ? clipped[v] : max;
   }
-  V total = tally.total * exp_lanes<kLanes>(tally.most - most);
+  V exp_sum = tally.running_sum * exp_lanes<kLanes>(tally.running_max - max);
 #pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v) {
-    const V e = exp_lanes<kLanes>(clipped[v] - most);
+    const V e = exp_lanes<kLanes>(clipped[v] - max);
     if constexpr (kAll) {
-      total += e;
+      exp_sum += e;
     } else {
-      total += e * load<V>(negative + v * kLanes);
+      exp_sum += e * load<V>(negative + v * kLanes);
     }
   }
-  tally.most = most;
-  tally.total = total;
+  tally.running_max = max;
+  tally.running_sum = exp_sum;
 }
 
 template <typename scalar_t>
@@ -67,8 +67,8 @@ struct PairResults {
 template <typename scalar_t>
 scalar_t log_add(scalar_t a, scalar_t b) {
   if (std::isnan(a) || std::isnan(b)) return a + b;
-  const scalar_t most = std::max(a, b), least = std::min(a, b);
-  return std::isinf(most) ? most : most + std::log1p(std::exp(least - most));
+  const scalar_t max = std::max(a, b), min = std::min(a, b);
+  return std::isinf(max) ? max : max + std::log1p(std::exp(min - max));
 }
 
 template <int kBytes, typename scalar_t>
@@ -77,16 +77,16 @@ MG2L_INLINE void finish(const PairArrays<scalar_t>& a,
                         scalar_t positive, int64_t at, const PairResults<scalar_t>& out) {
   constexpr int kLanes = kBytes / sizeof(scalar_t);
   using V = Vec<scalar_t, kLanes>;
-  scalar_t most = kLowest<scalar_t>;
-  for (int lane = 0; lane < kLanes; ++lane) most = std::max<scalar_t>(most, tally.most[lane]);
-  const V scaled = tally.total * exp_lanes<kLanes>(tally.most - splat<V>(most));
-  const scalar_t total = sum_lanes<scalar_t, kLanes>(scaled);
+  scalar_t max = kLowest<scalar_t>;
+  for (int lane = 0; lane < kLanes; ++lane) max = std::max<scalar_t>(max, tally.running_max[lane]);
+  const V scaled = tally.running_sum * exp_lanes<kLanes>(tally.running_max - splat<V>(max));
+  const scalar_t exp_sum = sum_lanes<scalar_t, kLanes>(scaled);
   const scalar_t count = sum_lanes<scalar_t, kLanes>(tally.count);
   const scalar_t sum = sum_lanes<scalar_t, kLanes>(tally.sum);
-  // x - x is 0, or NaN where x is not finite: so are then the results, and whoever guards against
+  // x - x is 0, or NaN where x is not finite: so are then the results, and a guard against
   // losses that are not finite sees it.
   const scalar_t lse =
-      (count > 0 ? most + std::log(total) : -std::numeric_limits<scalar_t>::infinity()) +
+      (count > 0 ? max + std::log(exp_sum) : -std::numeric_limits<scalar_t>::infinity()) +
       (sum - sum);
   out.lse_negatives[at] = lse;
   out.lse[at] = log_add(lse, a.clipped(positive) + (positive - positive));

@@ -1,4 +1,4 @@
-// What the CPU and the CUDA implementation of `pairwise_lse` share: judging the arguments. See
+// What the CPU and the CUDA implementation of `pairwise_lse` share: checking the arguments. See
 // mg2l/ops/pairwise_lse.py for what the operator computes.
 #pragma once
 
@@ -62,8 +62,8 @@ inline PairSizes check_pairwise_lse(const Tensor& queries, const Tensor& keys,
 
 // Also what the forward pass left for the backward pass, and the gradients of its results.
 inline PairSizes check_pairwise_lse_backward(
-    const Tensor& to_lse, const Tensor& to_negatives, const Tensor& to_mean,
-    const Tensor& to_positive, const Tensor& queries, const Tensor& keys, const Tensor& positive,
+    const Tensor& grad_lse, const Tensor& grad_lse_negatives, const Tensor& grad_mean,
+    const Tensor& grad_positive, const Tensor& queries, const Tensor& keys, const Tensor& positive,
     double scale, const std::optional<Tensor>& std, const std::optional<Tensor>& query_labels,
     const std::optional<Tensor>& key_labels, const std::optional<Tensor>& mask,
     std::optional<double> clip, const Tensor& lse, const Tensor& lse_negatives,
@@ -75,10 +75,10 @@ inline PairSizes check_pairwise_lse_backward(
   const auto check = [&](const char* name, const Tensor& tensor) {
     check_like(op, name, tensor, "queries", queries, shape, "[G, B]");
   };
-  check("to_lse", to_lse);
-  check("to_negatives", to_negatives);
-  check("to_mean", to_mean);
-  check("to_positive", to_positive);
+  check("grad_lse", grad_lse);
+  check("grad_lse_negatives", grad_lse_negatives);
+  check("grad_mean", grad_mean);
+  check("grad_positive", grad_positive);
   check("lse", lse);
   check("lse_negatives", lse_negatives);
   check_like(op, "negatives", negatives, "queries", queries, shape, "[G, B]", ScalarType::Long);

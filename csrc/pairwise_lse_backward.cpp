@@ -12,8 +12,9 @@ template <typename scalar_t>
 struct PairGradients {
   const scalar_t *lse, *lse_negatives;  // results of the forward pass
   const int64_t* negatives;
-  const scalar_t *to_lse, *to_negatives, *to_mean, *to_positive;  // gradients of the results
-  scalar_t *queries, *keys, *std;                                 // to be written
+  const scalar_t *grad_lse, *grad_lse_negatives, *grad_mean,
+      *grad_positive;              // gradients of the results
+  scalar_t *queries, *keys, *std;  // to be written
 };
 
 // Gradients of one query's scores of a tile, in place of the scores.
@@ -54,9 +55,10 @@ MG2L_INLINE void tile_gradients(const PairArrays<scalar_t>& a, const PackedKeys<
     scalar_t* scores = scratch.scores + i * kKeys;
     const scalar_t negatives = g.lse_negatives[at];
     // exp(s - lse) = exp(s - lse_negatives) exp(lse_negatives - lse)
-    const scalar_t weight = g.to_negatives[at] + g.to_lse[at] * std::exp(negatives - g.lse[at]);
+    const scalar_t weight =
+        g.grad_lse_negatives[at] + g.grad_lse[at] * std::exp(negatives - g.lse[at]);
     const scalar_t mean =
-        g.to_mean[at] / static_cast<scalar_t>(std::max<int64_t>(g.negatives[at], 1));
+        g.grad_mean[at] / static_cast<scalar_t>(std::max<int64_t>(g.negatives[at], 1));
     const int64_t own = a.positive[at] - first_key;
     const scalar_t positive = own >= 0 && own < kKeys ? scores[own] : scalar_t(0);
     if (mark_negatives(a, group, first + i, first_key, scratch.negative)) {
@@ -65,8 +67,9 @@ MG2L_INLINE void tile_gradients(const PairArrays<scalar_t>& a, const PackedKeys<
       score_gradients<kBytes, false>(a, scores, scratch.negative, negatives, weight, mean);
     }
     if (own >= 0 && own < kKeys) {
-      const scalar_t share = std::exp(a.clipped(positive) - g.lse[at]);
-      scores[own] = g.to_positive[at] + (a.within(positive) ? g.to_lse[at] * share : scalar_t(0));
+      const scalar_t own_weight = std::exp(a.clipped(positive) - g.lse[at]);
+      scores[own] =
+          g.grad_positive[at] + (a.within(positive) ? g.grad_lse[at] * own_weight : scalar_t(0));
     }
   }
 }
@@ -208,19 +211,20 @@ void pairwise_lse_backward_kernel(const PairArrays<scalar_t>& a, const PairGradi
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> pairwise_lse_backward_cpu(
-    const Tensor& to_lse_, const Tensor& to_negatives_, const Tensor& to_mean_,
-    const Tensor& to_positive_, const Tensor& queries, const Tensor& keys, const Tensor& positive,
+    const Tensor& grad_lse_, const Tensor& grad_lse_negatives_, const Tensor& grad_mean_,
+    const Tensor& grad_positive_, const Tensor& queries, const Tensor& keys, const Tensor& positive,
     double scale, const std::optional<Tensor>& std, const std::optional<Tensor>& query_labels,
     const std::optional<Tensor>& key_labels, const std::optional<Tensor>& mask,
     std::optional<double> clip, const Tensor& lse_, const Tensor& lse_negatives_,
     const Tensor& negatives_) {
   const PairSizes sizes = check_pairwise_lse_backward(
-      to_lse_, to_negatives_, to_mean_, to_positive_, queries, keys, positive, scale, std,
-      query_labels, key_labels, mask, clip, lse_, lse_negatives_, negatives_);
+      grad_lse_, grad_lse_negatives_, grad_mean_, grad_positive_, queries, keys, positive, scale,
+      std, query_labels, key_labels, mask, clip, lse_, lse_negatives_, negatives_);
   const PairTensors tensors(queries, keys, positive, std, query_labels, key_labels, mask);
   check_positive(sizes, tensors.positive);
-  const Tensor to_lse = as_contiguous(to_lse_), to_negatives = as_contiguous(to_negatives_);
-  const Tensor to_mean = as_contiguous(to_mean_), to_positive = as_contiguous(to_positive_);
+  const Tensor grad_lse = as_contiguous(grad_lse_),
+               grad_lse_negatives = as_contiguous(grad_lse_negatives_);
+  const Tensor grad_mean = as_contiguous(grad_mean_), grad_positive = as_contiguous(grad_positive_);
   const Tensor lse = as_contiguous(lse_), lse_negatives = as_contiguous(lse_negatives_);
   const Tensor negatives = as_contiguous(negatives_);
   Tensor grad_queries = allocate(queries, sizes_of(queries));
@@ -236,8 +240,8 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_lse_backward_cpu(
     pairwise_lse_backward_kernel<scalar_t>(
         pair_arrays<scalar_t>(sizes, tensors, scale, clip),
         {data<scalar_t>(lse), data<scalar_t>(lse_negatives), data<int64_t>(negatives),
-         data<scalar_t>(to_lse), data<scalar_t>(to_negatives), data<scalar_t>(to_mean),
-         data<scalar_t>(to_positive), data<scalar_t>(grad_queries), data<scalar_t>(grad_keys),
+         data<scalar_t>(grad_lse), data<scalar_t>(grad_lse_negatives), data<scalar_t>(grad_mean),
+         data<scalar_t>(grad_positive), data<scalar_t>(grad_queries), data<scalar_t>(grad_keys),
          std ? data<scalar_t>(grad_std) : nullptr});
   };
   queries.scalar_type() == ScalarType::Float ? run(0.0F) : run(0.0);

@@ -164,7 +164,7 @@ MG2L_INLINE void pool_set(const PoolArrays<scalar_t>& a, int64_t set, int64_t he
   const int64_t width = a.sizes.width, length = a.sizes.length;
   const scalar_t* query = a.query + head * width;
   alignas(64) scalar_t tile[kTile] = {};
-  scalar_t most = kNone, total = 0;
+  scalar_t running_max = kNone, running_sum = 0;
   std::fill(pooled, pooled + width, scalar_t(0));
   for (int64_t first = 0; first < length; first += kTile) {
     const int64_t count = std::min(kTile, length - first);
@@ -177,22 +177,22 @@ MG2L_INLINE void pool_set(const PoolArrays<scalar_t>& a, int64_t set, int64_t he
       return;
     }
     if (weights) std::copy(tile, tile + count, weights + first);
-    scalar_t now = most;
-    for (int64_t t = 0; t < count; ++t) now = std::max(now, tile[t]);
-    if (now == kNone) continue;
-    exp_row<kBytes>(tile, kTile, now);
+    scalar_t tile_max = running_max;
+    for (int64_t t = 0; t < count; ++t) tile_max = std::max(tile_max, tile[t]);
+    if (tile_max == kNone) continue;
+    exp_row<kBytes>(tile, kTile, tile_max);
     drop_missing(a, set, first, count, tile);
-    if (now > most) {
-      const scalar_t keep = total > 0 ? std::exp(most - now) : scalar_t(0);
-      for (int64_t d = 0; d < width; ++d) pooled[d] *= keep;
-      total *= keep;
-      most = now;
+    if (tile_max > running_max) {
+      const scalar_t rescale = running_sum > 0 ? std::exp(running_max - tile_max) : scalar_t(0);
+      for (int64_t d = 0; d < width; ++d) pooled[d] *= rescale;
+      running_sum *= rescale;
+      running_max = tile_max;
     }
-    for (int64_t t = 0; t < count; ++t) total += tile[t];
+    for (int64_t t = 0; t < count; ++t) running_sum += tile[t];
     add_inputs<kBytes>(a, set, first, count, tile, pooled);
   }
-  *lse = total > 0 ? most + std::log(total) : kNone;
-  const scalar_t scale = total > 0 ? 1 / total : scalar_t(0);
+  *lse = running_sum > 0 ? running_max + std::log(running_sum) : kNone;
+  const scalar_t scale = running_sum > 0 ? 1 / running_sum : scalar_t(0);
   for (int64_t d = 0; d < width; ++d) pooled[d] *= scale;
   if (weights) {
     for (int64_t t = 0; t < length; ++t) {
@@ -211,7 +211,7 @@ MG2L_INLINE void pool_set_backward(const PoolArrays<scalar_t>& a, int64_t set, i
   const int64_t width = a.sizes.width, length = a.sizes.length;
   const scalar_t* query = a.query + head * width;
   const bool empty = lse == -std::numeric_limits<scalar_t>::infinity();
-  const scalar_t along = dot<kBytes>(grad, pooled, width);
+  const scalar_t delta = dot<kBytes>(grad, pooled, width);
   alignas(64) scalar_t weights[kTile] = {}, slopes[kTile] = {};
   for (int64_t first = 0; first < length; first += kTile) {
     const int64_t count = std::min(kTile, length - first);
@@ -230,7 +230,7 @@ MG2L_INLINE void pool_set_backward(const PoolArrays<scalar_t>& a, int64_t set, i
         if (head == 0) std::fill(to, to + width, scalar_t(0));
         continue;
       }
-      slopes[t] = weights[t] * (dot<kBytes>(x, grad, width) - along);
+      slopes[t] = weights[t] * (dot<kBytes>(x, grad, width) - delta);
       const V w = splat<V>(weights[t]), s = splat<V>(slopes[t]);
       int64_t d = 0;
       for (; d + kLanes <= width; d += kLanes) {

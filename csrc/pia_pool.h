@@ -1,4 +1,4 @@
-// What the CPU and the CUDA implementation of `pia_pool` share: judging the arguments. See
+// What the CPU and the CUDA implementation of `pia_pool` share: checking the arguments. See
 // mg2l/ops/pia_pool.py for what the operator computes.
 #pragma once
 

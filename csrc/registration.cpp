@@ -33,9 +33,9 @@ STABLE_TORCH_LIBRARY(mg2l, m) {
       " -> (Tensor lse, Tensor lse_negatives, Tensor mean, Tensor positive_score,"
       " Tensor negatives, Tensor rank)");
   m.def(
-      "pairwise_lse_backward(Tensor to_lse, Tensor to_negatives, Tensor to_mean,"
-      " Tensor to_positive, Tensor queries, Tensor keys, Tensor positive, float scale, Tensor? std,"
-      " Tensor? query_labels, Tensor? key_labels, Tensor? mask, float? clip, Tensor lse,"
-      " Tensor lse_negatives, Tensor negatives)"
+      "pairwise_lse_backward(Tensor grad_lse, Tensor grad_lse_negatives, Tensor grad_mean,"
+      " Tensor grad_positive, Tensor queries, Tensor keys, Tensor positive, float scale,"
+      " Tensor? std, Tensor? query_labels, Tensor? key_labels, Tensor? mask, float? clip,"
+      " Tensor lse, Tensor lse_negatives, Tensor negatives)"
       " -> (Tensor grad_queries, Tensor grad_keys, Tensor grad_std)");
 }

@@ -225,7 +225,7 @@ FAULTS = [
     fault("biases get no gradient", "sum += grad[row * grad_pitch + unit];", "", WRONG),
     fault("contexts: no bound", "row + r < count; ++r", "true; ++r", "out of bounds"),
     fault("a tile too few", "left > 0; --left", "left > 1; --left", WRONG),
-    fault("tile not begun anew", "tile = 0;", "", "out of bounds"),
+    fault("tile not reset", "tile = 0;", "", "out of bounds"),
     fault(
         "agents of a set", "own_weights ? 1 : plan.agents", "own_weights ? plan.agents : 1", WRONG
     ),

@@ -64,14 +64,14 @@ class Draw:
                 x[np.unravel_index(at, x.shape)] = value
         return x
 
-    def flags(self, *shape: int, chance: float = 0.3) -> Tensor:
-        return torch.as_tensor(self.rng.random(shape) < chance)
+    def flags(self, *shape: int, probability: float = 0.3) -> Tensor:
+        return torch.as_tensor(self.rng.random(shape) < probability)
 
     def indices(self, *shape: int, below: int) -> Tensor:
         return torch.as_tensor(self.rng.integers(0, max(below, 1), shape))
 
-    def maybe(self, value: Any, chance: float = 0.4) -> Any:
-        return value if self.rng.random() < chance else None
+    def maybe(self, value: Any, probability: float = 0.4) -> Any:
+        return value if self.rng.random() < probability else None
 
 
 def gae(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
@@ -91,7 +91,7 @@ def pia_pool(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
     width = draw.size(40, 1)
     dim = int(draw.rng.integers(len(axes) + 1))
     shape = [*axes[:dim], draw.size(70, 1), *axes[dim:]]
-    options = {"dim": dim, "mask": draw.maybe(draw.flags(*shape, chance=0.8))}
+    options = {"dim": dim, "mask": draw.maybe(draw.flags(*shape, probability=0.8))}
     options["return_weights"] = bool(draw.rng.random() < 0.5)
     return [draw.floats(*shape, width), draw.floats(draw.size(3), width)], options
 
@@ -128,7 +128,7 @@ def pairwise_lse(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
     if draw.rng.random() < 0.3:
         options["query_labels"] = draw.indices(*groups, queries, below=4)
         options["key_labels"] = draw.indices(*groups, keys, below=4)
-    options["mask"] = draw.maybe(draw.flags(*groups, queries, keys, chance=0.7))
+    options["mask"] = draw.maybe(draw.flags(*groups, queries, keys, probability=0.7))
     options["clip"] = draw.maybe(float(draw.rng.uniform(0.5, 5)))
     own = draw.indices(*groups, queries, below=keys)
     return [draw.floats(*groups, queries, width), draw.floats(*groups, keys, width), own], options
@@ -215,7 +215,7 @@ def test_random_calls(batch):
         check(OPERATORS[seed % len(OPERATORS)], seed)
 
 
-# Raw entries of the dispatcher, which autograd calls: every one judges what it reads.
+# Raw entries of the dispatcher, which autograd calls: every one checks what it reads.
 
 RAW = torch.ops.mg2l
 
@@ -264,8 +264,11 @@ def abuse() -> list[Any]:
         ("get no gradients", lambda: encode(few[0], *few, rows, index, True)),
         ("index must be in", lambda: encode(few[0], *few, rows, far, False)),
         ("index must be in", lambda: encode(few[0], *few, rows, -far, False)),
-        ("to_lse must have shape", lambda: pairs([one, *grads[1:]], own, saved)),
-        ("to_positive must be float32", lambda: pairs([*grads[:3], grads[3].double()], own, saved)),
+        ("grad_lse must have shape", lambda: pairs([one, *grads[1:]], own, saved)),
+        (
+            "grad_positive must be float32",
+            lambda: pairs([*grads[:3], grads[3].double()], own, saved),
+        ),
         ("lse must have shape", lambda: pairs(grads, own, (none, *saved[1:]))),
         ("negatives must be int64", lambda: pairs(grads, own, (*saved[:2], saved[2].int()))),
         ("positive must lie in", lambda: pairs(grads, own + 10**9, saved)),

@@ -37,10 +37,10 @@ def inputs(
     def normal(*sizes: int) -> Tensor:
         return torch.randn(sizes, generator=generator, dtype=dtype).to(device)
 
-    def chance(probability: float) -> Tensor:
+    def bernoulli(probability: float) -> Tensor:
         return (torch.rand(shape, generator=generator) < probability).to(device)
 
-    terminated, truncated = (chance(probability) for probability in FLAGS[flags])
+    terminated, truncated = (bernoulli(probability) for probability in FLAGS[flags])
     options: dict[str, Any] = {}
     if final_values:
         read = truncated & ~terminated

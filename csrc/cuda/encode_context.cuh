@@ -130,7 +130,7 @@ __device__ void gelu(bool tanh_gelu, scalar_t x, scalar_t& value, scalar_t& slop
 }
 
 // Copies a tile of an agent's transitions into shared memory, zeros where there are none. A row
-// that the index seeks where none is becomes NaN, and with it everything made of it.
+// that an index points to outside the context becomes NaN, and so does everything computed from it.
 template <typename input_t, typename scalar_t>
 __device__ void gather_tile(const EncodePlan<input_t, scalar_t>& plan, scalar_t* shared,
                             int64_t context, int64_t agent, int64_t first, int64_t count) {

@@ -1,5 +1,5 @@
 // Kernel of `encode_context_backward`: plain pointers, no torch header. As encode_context.cuh,
-// whose tiles it makes again, with the derivatives of every layer beside its features.
+// whose tiles it computes again, with the derivatives of every layer beside its features.
 #pragma once
 
 #include <cstdint>
@@ -100,7 +100,7 @@ __device__ void backward_layer(const EncodePlan<input_t, scalar_t>& plan, int l,
 }
 
 // A part of the gradients: the tiles [part * n / parts, (part + 1) * n / parts) of a set of weights
-// in order, their features made anew.
+// in order, their features computed again.
 //
 // Launch: grid (parts, sets), block kEncodeThreads, dynamic shared memory for a tile. Writes
 // partial, and grad_context where it is wanted.

@@ -45,10 +45,10 @@ void check_encode_cuda(const EncodeSizes& sizes, ScalarType dtype, bool backward
              " hidden layers are supported on CUDA, got ", layers);
   const int64_t per_row = shared_per_row(sizes.features, layers, sizes.units.data(), backward);
   const int64_t bytes = dtype == ScalarType::Double ? 8 : 4;
-  const int64_t most = kSharedBytes / bytes / (kQuad + 1);
-  MG2L_CHECK(per_row <= most, op, ": features and hidden layers are too wide for CUDA: ", per_row,
-             " numbers per transition", backward ? " in the backward pass" : "", ", at most ", most,
-             " fit; use kernels=torch");
+  const int64_t limit = kSharedBytes / bytes / (kQuad + 1);
+  MG2L_CHECK(per_row <= limit, op, ": features and hidden layers are too wide for CUDA: ", per_row,
+             " numbers per transition", backward ? " in the backward pass" : "", ", at most ",
+             limit, " fit; use kernels=torch");
   const int64_t pairs = sizes.contexts * sizes.agents;
   MG2L_CHECK(pairs <= std::numeric_limits<int32_t>::max() / kForwardBlocks, op,
              ": contexts times agents must be at most ",

@@ -1,5 +1,5 @@
 // Binds the CUDA kernels of `pairwise_lse` and `pairwise_lse_backward` to torch; compiled by the
-// host compiler. `positive` lies on the device and is not judged here: where it names no key the
+// host compiler. `positive` lies on the device and is not checked here: where it names no key the
 // results of the query are NaN.
 #include "../pairwise_lse.h"
 #include "device.h"
@@ -8,10 +8,10 @@
 namespace mg2l {
 namespace {
 
-constexpr int64_t kMostGroups = 65535;  // blocks along the second axis of a grid
+constexpr int64_t kMaxGroups = 65535;  // blocks along the second axis of a grid
 
 void check_groups(const PairSizes& sizes) {
-  MG2L_CHECK(sizes.groups <= kMostGroups, "pairwise_lse: there must be at most ", kMostGroups,
+  MG2L_CHECK(sizes.groups <= kMaxGroups, "pairwise_lse: there must be at most ", kMaxGroups,
              " groups on CUDA, got ", sizes.groups);
 }
 

@@ -20,7 +20,7 @@ MAX_INTEGER = 2**63 - 1
 
 
 def check_samples(x: Any, y: Any) -> None:
-    """Judge the samples.
+    """Validate the samples.
 
     Raises:
         ValueError: not two finite float tensors ``[N, size]`` of one dtype, device and N >= 8.
@@ -48,7 +48,7 @@ def check_samples(x: Any, y: Any) -> None:
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str], others: str = "") -> None:
-    """Judge a name.
+    """Validate a name.
 
     Raises:
         ValueError: none of the choices.
@@ -59,7 +59,7 @@ def check_choice(name: str, value: Any, choices: Iterable[str], others: str = ""
 
 
 def check_integer(name: str, value: Any, least: int, most: int) -> None:
-    """Judge an integer.
+    """Validate an integer.
 
     Raises:
         ValueError: no integer, or out of bounds.
@@ -69,7 +69,7 @@ def check_integer(name: str, value: Any, least: int, most: int) -> None:
 
 
 def check_widths(name: str, value: Any) -> None:
-    """Judge the widths of hidden layers.
+    """Validate the widths of hidden layers.
 
     Raises:
         ValueError: no sequence of integers, or one out of bounds.
@@ -81,7 +81,7 @@ def check_widths(name: str, value: Any) -> None:
 
 
 def check_learning_rate(lr: Any) -> None:
-    """Judge a learning rate.
+    """Validate a learning rate.
 
     Raises:
         ValueError: not a positive, finite number.

@@ -92,7 +92,7 @@ def mapped(base: Known, name: str, x_map: Callable[[Tensor], Tensor]) -> Known:
 
 
 def part_of(base: Known, share: float, kept: int) -> Known:
-    """The same with the first ``kept`` coordinates of y alone, which hold a share of ``I``."""
+    """The same with the first ``kept`` coordinates of y alone, which hold a fraction of ``I``."""
 
     def draw(count: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
         x, y = base.draw(count, g)

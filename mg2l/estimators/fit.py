@@ -32,7 +32,7 @@ class Estimator(NamedTuple):
     """``lower``, ``upper`` or ``neither``."""
 
     value: Callable[[PairwiseScores], Tensor]
-    """Of the scores of held-out samples."""
+    """The bound from the scores of held-out samples."""
 
     train: str
     """What its critic maximises: ``value``, ``mine``, ``jsd`` or ``likelihood``."""
@@ -41,7 +41,7 @@ class Estimator(NamedTuple):
     """The critic it has if none is asked for."""
 
     clip: float | None = None
-    """Of the scores' log-sum-exp."""
+    """Bound of the scores in their log-sum-exp; None for none."""
 
     shift: float = 0.0
     """Added to the scores before they are valued."""
@@ -137,7 +137,7 @@ def fit_mi(
         steps: of Adam, in ``[1, 1e9]``.
         batch_size: pairs of a step, at least 2; more than there are is all of them.
         lr: learning rate, positive; it falls to 0 along a cosine.
-        held_out: share of the pairs that the estimate is made of, in ``(0, 1)``; it leaves at
+        held_out: fraction of the pairs that the bound is taken on, in ``(0, 1)``; it leaves at
             least 2 pairs to train on, and is at least 2 pairs.
         preprocess: ``rank`` maps each coordinate to a normal by its ranks, under which information
             does not change, and which tames heavy tails; ``standardise`` gives each coordinate
@@ -229,7 +229,7 @@ def _check_arguments(
     preprocess: str,
     seed: int,
 ) -> int:
-    """Judge what `fit_mi` was given; returns K, how many pairs are held out."""
+    """Validate what `fit_mi` was given; return K, how many pairs are held out."""
     checks.check_samples(x, y)
     checks.check_choice("estimator", estimator, ESTIMATORS)
     if critic is not None and not isinstance(critic, Critic):
@@ -262,7 +262,7 @@ def _make_critic(
 
 
 def _try(critic: Critic, x: Tensor, y: Tensor) -> None:
-    """Judge whether a critic takes these samples, and has something to train."""
+    """Check that a critic takes these samples, and has something to train."""
     try:
         with torch.no_grad():
             critic(x[:2], y[:2])

@@ -11,13 +11,13 @@ MARGIN = 0.05
 """What two bounds may disagree by [nats]."""
 
 NEAR_CEILING = 1.0
-"""Distance [nats] from its ceiling at which an estimate tells little of what lies above."""
+"""Distance [nats] from its ceiling at which an estimate says little about larger values."""
 
 SEEN = 10
 """Times that a value is seen on average where a variable is taken for discrete."""
 
 REPEATED = 0.01
-"""Share of the held-out pairs that may be training pairs as well."""
+"""Fraction of the held-out pairs that may be training pairs as well."""
 
 
 class Notes:
@@ -51,10 +51,10 @@ class Notes:
         if entropy(x) is not None and entropy(y) is not None:
             return  # pairs of labels repeat
         pair = torch.unique(torch.cat([x, y], 1), dim=0, return_inverse=True)[1]
-        share = float(torch.isin(pair[test], pair[~test]).double().mean())
-        if share > REPEATED:
+        fraction = float(torch.isin(pair[test], pair[~test]).double().mean())
+        if fraction > REPEATED:
             self._add(
-                f"{share:.0%} of the held-out pairs are training pairs as well: {name} may know "
+                f"{fraction:.0%} of the held-out pairs are training pairs as well: {name} may know "
                 "them by heart, and bounds nothing; leave repeated pairs out",
                 breaks=True,
             )
@@ -102,11 +102,11 @@ class Notes:
                 breaks=bound == "upper" and high < 0,
             )
         for letter, samples in (("x", x), ("y", y)):
-            most = entropy(samples)
-            if most is not None and low > most + MARGIN:
+            limit = entropy(samples)
+            if limit is not None and low > limit + MARGIN:
                 self._add(
-                    f"{name} is {value:.2f}, more than the entropy H({letter}) = {most:.2f} of the "
-                    f"values of {letter}, which I(x; y) cannot exceed",
+                    f"{name} is {value:.2f}, more than the entropy H({letter}) = {limit:.2f} of "
+                    f"the values of {letter}, which I(x; y) cannot exceed",
                     breaks=bound == "lower",
                 )
         log_pairs, log_products = math.log(tested), math.log(tested * (tested - 1))
@@ -149,8 +149,8 @@ def entropy(samples: Tensor) -> float | None:
     counts = torch.unique(samples, dim=0, return_counts=True)[1]
     if len(counts) * SEEN > len(samples):
         return None
-    share = counts.double() / len(samples)
-    return float(-(share * share.log()).sum()) + (len(counts) - 1) / (2 * len(samples))
+    frequency = counts.double() / len(samples)
+    return float(-(frequency * frequency.log()).sum()) + (len(counts) - 1) / (2 * len(samples))
 
 
 def _is_label(column: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """All estimators on all distributions of known information: the table of ``docs/estimators.md``.
 
 ``python -m mg2l.estimators.table RESULTS.jsonl [--write docs/estimators.md]``. Every estimate is
-appended to the file as soon as it is made; a run that was stopped goes on where it was.
+appended to the file as soon as it is made; a run that was stopped resumes where it was.
 """
 
 from __future__ import annotations

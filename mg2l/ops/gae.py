@@ -32,7 +32,7 @@ def gae(
     ==========================  ==================================================================
     step t                      ``V'[t]``
     ==========================  ==================================================================
-    goes on                     ``V[t + 1]``
+    continues                   ``V[t + 1]``
     ``terminated``              0: nothing follows
     ``truncated`` only          value of ``final_values[t]``, else ``V[t + 1]``: the episode was
                                 cut off, but what it would have earned still counts

@@ -32,8 +32,8 @@ def pairwise_lse(
     Donsker-Varadhan, SMILE (``clip``; Song & Ermon, 2020, arXiv:1910.06222, eq. 6) and the
     leave-one-out bound (Poole et al., 2019, arXiv:1905.06922, eq. 13) follow from the rest.
 
-    Neither pass keeps anything of size B x M: scores are made a tile at a time, and again for the
-    gradients.
+    Neither pass stores anything of size B x M: scores are computed a tile at a time, and
+    again for the gradients.
 
     Args:
         queries: ``[*G, B, D]`` float32 or float64.
@@ -113,10 +113,10 @@ def _fake(queries: Tensor, *_: Any) -> tuple[Tensor, ...]:
 
 @torch.library.register_fake("mg2l::pairwise_lse_backward")
 def _backward_fake(
-    to_lse: Tensor,
-    to_negatives: Tensor,
-    to_mean: Tensor,
-    to_positive: Tensor,
+    grad_lse: Tensor,
+    grad_lse_negatives: Tensor,
+    grad_mean: Tensor,
+    grad_positive: Tensor,
     queries: Tensor,
     keys: Tensor,
     positive: Tensor,

@@ -45,7 +45,7 @@ class Case:
 
 
 def largest_errors(case: Case) -> dict[str, tuple[float, float]]:
-    """Of every output: its largest error, and the largest error allowed.
+    """The largest error of every output, and the largest error allowed.
 
     That is twice the error of plain torch in the same precision, plus 16 units in the last place of
     the largest number (inputs are of order 1): the kernels add in another order. What was not

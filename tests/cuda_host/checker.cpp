@@ -1,5 +1,5 @@
 // Shadow memory: for every element of every buffer and every byte of shared memory, who read and
-// wrote it last, so that an access can be judged when it happens.
+// wrote it last, so that an access can be checked when it happens.
 //
 // Two accesses to the same place by different threads, one of them a write and not both atomic, are
 // a race unless something orders them: a barrier of the block between them (their epochs differ),
@@ -251,7 +251,7 @@ void passed_warp_barrier(int warp, uint32_t lanes) {
 
 void access(void* pointer, size_t bytes, Access kind, const void* program_counter) {
   char* address = static_cast<char*>(pointer);
-  // Local variables and the runtime's own are nobody else's business.
+  // Local variables and the runtime's own are not checked.
   if (current_fiber() == host_fiber() || is_on_fiber_stack(address) || in_image(address)) return;
   ++access_count;
   if (options.preempt != 0 && random_number() % options.preempt == 0) preempt();

@@ -15,7 +15,7 @@ from mg2l.ops import reference
 
 
 class Sizes(NamedTuple):
-    """Of a call."""
+    """Sizes of a call."""
 
     contexts: int
     transitions: int
@@ -104,7 +104,7 @@ def case(
         biases.append(draw(sets, unit))
         width = unit
     query = draw(sets, width, scale=0.25 * width**-0.5)  # logits of order 1
-    # Products of order 1, or rounding of what cancels would tell in the gradients.
+    # Products of order 1, or rounding of what cancels would show in the gradients.
     grad = (rng.normal(size=(contexts, agents, width)) / width).astype(dtype)
 
     def define(precision: torch.dtype) -> dict[str, Any]:

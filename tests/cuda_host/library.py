@@ -46,7 +46,7 @@ class Schedule:
     """Switch threads at about one in so many accesses to memory as well; 0: never."""
 
     check: bool = True
-    """Watch every access. Without, only what can be told from the outside is reported."""
+    """Watch every access. Without, only what shows from the outside is reported."""
 
 
 IN_ORDER = Schedule()

@@ -31,7 +31,7 @@ def case(
         backward: the gradients.
     """
     groups, queries, keys, width = size
-    scale = 0.9 / width**0.5  # scores of order 1, or their rounding would tell in the weights
+    scale = 0.9 / width**0.5  # scores of order 1, or their rounding would show in the weights
     rng = np.random.default_rng(sum(size))
     floats: dict[str, Array] = {
         "query": rng.normal(size=(groups, queries, width)).astype(dtype),

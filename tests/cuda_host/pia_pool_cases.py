@@ -11,7 +11,7 @@ from cuda_host.cases import Array, Case
 from mg2l.ops import reference
 
 QUERY_PARTS = 64
-"""Of the sets, in the sum for the gradient of the query."""
+"""Parts of the sets in the sum for the gradient of the query."""
 
 
 def case(
@@ -34,7 +34,7 @@ def case(
     outer, length, inner, width = shape
     rng = np.random.default_rng(sum(shape) + heads)
     x = rng.normal(size=shape).astype(dtype)
-    # Logits of order 1, or rounding of the logits would tell in the weights.
+    # Logits of order 1, or rounding of the logits would show in the weights.
     query = (rng.normal(size=(heads, width)) / width**0.5).astype(dtype)
     grad = rng.normal(size=(outer, inner, heads, width)).astype(dtype)
     mask = rng.random((outer, length, inner)) < 0.7

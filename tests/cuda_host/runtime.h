@@ -1,4 +1,4 @@
-// The parts of the runtime and what they tell each other. Everything is global state of one
+// The parts of the runtime and what they exchange. Everything is global state of one
 // library, used by one host thread at a time.
 #pragma once
 
@@ -8,8 +8,9 @@
 
 namespace cuda_host {
 
-constexpr int kMaxThreads = 1024;       // of a block, as on every GPU
-constexpr size_t kUnasked = 48 * 1024;  // bytes of shared memory; static memory never has more
+constexpr int kMaxThreads = 1024;  // of a block, as on every GPU
+constexpr size_t kDefaultShared =
+    48 * 1024;  // bytes of shared memory; static memory never has more
 constexpr int kLanes = 32;
 constexpr int kNoThread = -1;
 
@@ -39,7 +40,7 @@ void set_thread(Fiber* fiber, int thread);
 // --- schedule.cpp: which thread runs next, barriers and warp operations ---
 
 void preempt();                   // lets other threads run now
-[[noreturn]] void fail_launch();  // ends the launch; for faults after which it cannot go on
+[[noreturn]] void fail_launch();  // ends the launch; for faults after which it cannot continue
 uint32_t random_number();
 cudaError_t take_last_error();
 void last_launch(unsigned sizes[6]);  // grid x, y, z and block x, y, z

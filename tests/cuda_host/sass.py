@@ -16,7 +16,7 @@ class Instruction(NamedTuple):
     """One instruction, as far as anybody asks."""
 
     name: str
-    """Of ``NAMES``, else empty."""
+    """One of ``NAMES``, else empty."""
 
     predicated: bool
 

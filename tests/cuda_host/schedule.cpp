@@ -63,7 +63,7 @@ std::map<const void*, size_t> allowed_dynamic;  // by kernel that has asked for 
 
 Thread& current_thread() { return block.threads[thread_of(current_fiber())]; }
 
-// threadIdx belongs to whoever runs.
+// threadIdx belongs to the running thread.
 void place_thread() {
   const unsigned thread = static_cast<unsigned>(thread_of(current_fiber()));
   threadIdx = {thread % blockDim.x, thread / blockDim.x % blockDim.y,
@@ -259,15 +259,15 @@ size_t static_shared_of(const void* kernel) {
 // Why no GPU of the chosen kind runs a kernel with so much shared memory; empty if it does.
 std::string shared_memory_fault(const void* kernel, size_t dynamic) {
   const size_t fixed = static_shared_of(kernel);
-  if (fixed > kUnasked) {
+  if (fixed > kDefaultShared) {
     return std::to_string(fixed) + " bytes of static shared memory, a kernel can have " +
-           std::to_string(kUnasked);
+           std::to_string(kDefaultShared);
   }
   const auto asked = allowed_dynamic.find(kernel);
-  const size_t most = asked == allowed_dynamic.end() ? kUnasked - fixed : asked->second;
-  if (dynamic <= most) return "";
+  const size_t limit = asked == allowed_dynamic.end() ? kDefaultShared - fixed : asked->second;
+  if (dynamic <= limit) return "";
   return std::to_string(dynamic) + " bytes of dynamic shared memory beside " +
-         std::to_string(fixed) + " of static, " + std::to_string(most) + " are allowed" +
+         std::to_string(fixed) + " of static, " + std::to_string(limit) + " are allowed" +
          (asked == allowed_dynamic.end() ? " without cudaFuncSetAttribute" : "");
 }
 

@@ -93,11 +93,11 @@ __global__ void warp_vote_kernel(int64_t count, const float* x, int32_t* positiv
   if (at >= count) return;
   const float value = x[at];
   positive[at] = __popc(__ballot_sync(lanes, value > 0));
-  float most = value;
+  float lane_max = value;
   for (unsigned left = lanes; left != 0; left &= left - 1) {
-    most = max(most, __shfl_sync(lanes, value, __ffs(left) - 1));
+    lane_max = max(lane_max, __shfl_sync(lanes, value, __ffs(left) - 1));
   }
-  largest[at] = most;
+  largest[at] = lane_max;
 }
 
 // Reverses each row of x[rows, columns] through dynamic shared memory of 4 * columns bytes.
