@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mg2l import train
+import mg2l.train as train
 
 SMALL = [
     *("--algo=mg2l", "--env=mpe-spread", "n_iters=4", "save_interval=2", "gpu_id=-1", "seed=3"),

@@ -9,15 +9,16 @@ import pytest
 import torch
 from method_helpers import tiny_config
 
-from mg2l import train
 from mg2l.config import files as loading
+from mg2l.config.options import Options
+from mg2l.training import loop
 from mg2l.training.folder import RunFolder
 from mg2l.training.learner import Learner
 
 
 def next_metrics(learner: Learner, iteration: int) -> str:
     """Metrics of an iteration as text, without those that tell the time."""
-    metrics = train.iterate(learner, iteration)
+    metrics = loop.iterate(learner, iteration)
     timeless = {k: v for k, v in metrics.items() if "time/" not in k and "per_s" not in k}
     return json.dumps(timeless, sort_keys=True)
 
@@ -33,9 +34,9 @@ def test_goes_on_bit_for_bit(algo: str, tmp_path: Path) -> None:
     undisturbed.prepare()
     before = [next_metrics(undisturbed, iteration) for iteration in range(2)]
     assert before[0] != before[1]
-    train.save(undisturbed, folder_at(tmp_path), 2)
+    loop.save(undisturbed, folder_at(tmp_path), 2)
     torch.rand(3)  # whatever else draws from torch's own stream
     resumed: Any = Learner(config, torch.device("cpu"))
-    assert train.restore(resumed, folder_at(tmp_path), previous=False) == 2
+    assert loop.restore(resumed, folder_at(tmp_path), Options()) == 2
     for iteration in (2, 3):
         assert next_metrics(resumed, iteration) == next_metrics(undisturbed, iteration)

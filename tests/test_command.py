@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 from hostile_helpers import small_run, status
 
-from mg2l import cli, evaluate, train
+import mg2l.train as train
+from mg2l import cli, evaluate
 from mg2l.core.files import WriteError, read_json
 from mg2l.core.schema import ConfigError
-from mg2l.training import checkpoint
+from mg2l.training import checkpoint, loop
 from mg2l.training.metrics import read_metrics
 from mg2l.training.stop import GracefulStop, Interrupted, Output
 
@@ -194,14 +195,14 @@ def test_a_full_disk_while_training(trained, tmp_path, monkeypatch, capsys, call
 
 
 def test_a_run_whose_folder_is_removed_ends(tmp_path, monkeypatch, capsys):
-    iterate = train.iterate
+    iterate = loop.iterate
 
-    def removing(learner, iteration, periodic=None):
+    def removing(learner, iteration, evaluator=None):
         if iteration == 2:
             shutil.rmtree(tmp_path / "runs")
-        return iterate(learner, iteration, periodic)
+        return iterate(learner, iteration, evaluator)
 
-    monkeypatch.setattr(train, "iterate", removing)
+    monkeypatch.setattr(loop, "iterate", removing)
     with pytest.raises(AssertionError):
         small_run(tmp_path / "runs")
     err = capsys.readouterr().err

@@ -28,7 +28,7 @@ from mg2l.envs import registry
 from mg2l.envs import render as envs_render
 from mg2l.envs import replay as envs_replay
 from mg2l.report import __main__ as report
-from mg2l.train import train
+from mg2l.train import run as train
 from mg2l.training.metrics import read_metrics, scalars
 
 ROOT = Path(__file__).resolve().parents[1]

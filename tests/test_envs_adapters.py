@@ -15,7 +15,8 @@ from adapted_envs import TEST, TRAIN
 from gymnasium.spaces import Box, Discrete
 from method_helpers import TINY, overrides
 
-from mg2l import cli, train
+import mg2l.train as train
+from mg2l import cli
 from mg2l.core.schema import ConfigError
 from mg2l.envs import adapters, registry
 from mg2l.envs.adapters import workers
@@ -326,7 +327,7 @@ def test_the_example_trains_on_an_unmodified_package(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_origins", dict(registry._origins))
     values = {**TINY, "log_tensorboard": False, "main_save_path": tmp_path, "n_workers": 2}
     words = ["--algo=mg2l", f"--env={EXAMPLES / 'third_party.yaml'}"]
-    assert train.train(*cli.parse([*words, *overrides(values)])) == 0
+    assert train.run(*cli.parse([*words, *overrides(values)])) == 0
     (folder,) = tmp_path.glob("*/*/*")
     assert len(read_metrics(folder / "metrics.jsonl")) == 2
     for name in [name for name in sys.modules if name.startswith("mg2l_plugin_")]:

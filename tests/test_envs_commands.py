@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from method_helpers import TINY
 
-from mg2l import cli, train
+import mg2l.train as train
+from mg2l import cli
 from mg2l.core.schema import ConfigError
 from mg2l.envs import benchmark, registry, render, video
 
@@ -133,7 +134,7 @@ def test_render_refusals(tmp_path, capsys):
 def test_render_trained(algo, tmp_path, capsys):
     values = {**TINY, "main_save_path": tmp_path, "hidden_sizes_mlp": "[16]", "save_model": "true"}
     words = [f"{key}={value}".replace("=False", "=false") for key, value in values.items()]
-    assert train.train(*cli.parse([f"--algo={algo}", "--env=mpe-spread", *words])) == 0
+    assert train.run(*cli.parse([f"--algo={algo}", "--env=mpe-spread", *words])) == 0
     (run,) = tmp_path.glob("*/*/*")
     for task in (0, 4):  # trained on, and held out
         assert render.main([f"--run={run}", f"--task={task}", f"--out={tmp_path}/{task}.gif"]) == 0

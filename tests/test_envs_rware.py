@@ -9,7 +9,8 @@ import pytest
 import yaml
 from method_helpers import TINY
 
-from mg2l import cli, train
+import mg2l.train as train
+from mg2l import cli
 from mg2l._warehouse import Warehouses
 from mg2l.config.files import CONFIGS, load_config
 from mg2l.core.schema import ConfigError
@@ -229,7 +230,7 @@ def test_trains(algo, tmp_path):
     values = {**TINY, "main_save_path": tmp_path, "hidden_sizes_mlp": "[16]", "save_model": "true"}
     words = [f"{key}={value}" for key, value in values.items()]
     arguments = [f"--algo={algo}", "--env=rware-layout", *words]
-    assert train.train(*cli.parse([word.replace("=False", "=false") for word in arguments])) == 0
+    assert train.run(*cli.parse([word.replace("=False", "=false") for word in arguments])) == 0
     (folder,) = tmp_path.glob("*/*/*")
     rows = read_metrics(folder / "metrics.jsonl")
     assert len(rows) == 2

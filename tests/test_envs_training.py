@@ -6,7 +6,8 @@ import pytest
 import yaml
 from method_helpers import TINY
 
-from mg2l import cli, train
+import mg2l.train as train
+from mg2l import cli
 from mg2l.config.files import CONFIGS, available, load_config
 from mg2l.envs import registry
 from mg2l.training.metrics import read_metrics
@@ -29,7 +30,7 @@ def test_two_iterations(family, tmp_path, monkeypatch):
     monkeypatch.chdir(work)
     values = {**TINY, "main_save_path": "runs", "hidden_sizes_mlp": "[16]"}
     words = [f"{key}={value}".replace("=False", "=false") for key, value in values.items()]
-    assert train.train(*cli.parse([f"--env={env_file(family, tmp_path)}", *words])) == 0
+    assert train.run(*cli.parse([f"--env={env_file(family, tmp_path)}", *words])) == 0
     (folder,) = work.glob("runs/*/mg2l/*")
     rows = read_metrics(folder / "metrics.jsonl")
     assert len(rows) == 2

@@ -24,8 +24,8 @@ from mg2l.envs.copies import CopiesEnv
 from mg2l.evaluation.meta_test import MetaTest, PeriodicTest
 from mg2l.evaluation.video import VideoRenderer
 from mg2l.experience.rollout import Rollout
-from mg2l.train import iterate
 from mg2l.training.learner import Learner
+from mg2l.training.loop import iterate
 
 LENGTHS = (3, 4, 7, 5, 10)  # of the episodes of each task; the last two are held out
 ALGORITHMS = loading.available("algo")

@@ -17,7 +17,8 @@ import pytest
 import torch
 from method_helpers import TINY, overrides, tiny_learner
 
-from mg2l import cli, evaluate, export, train
+import mg2l.train as train
+from mg2l import cli, evaluate, export
 from mg2l.algorithms.agent import AgentNetwork, ContextAgent, Standardise
 from mg2l.algorithms.transition_encoder import TransitionMoments
 from mg2l.config import files as loading
@@ -149,7 +150,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny run of mg2l, exported to ``export`` in its folder."""
     root = tmp_path_factory.mktemp("runs")
     pairs = {**TINY, "save_model": True, "main_save_path": root}
-    assert train.train(*cli.parse(overrides(pairs))) == 0
+    assert train.run(*cli.parse(overrides(pairs))) == 0
     (folder,) = root.glob("*/mg2l/*")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["export", str(folder)])

@@ -7,7 +7,8 @@ import pytest
 import torch
 from method_helpers import TINY, KnownConfig, KnownEnv, env_of, known_learner, overrides
 
-from mg2l import cli, train
+import mg2l.train as train
+from mg2l import cli
 from mg2l.envs import registry
 from mg2l.envs.finite import NonFiniteStepError
 from mg2l.evaluation.meta_test import MetaTest

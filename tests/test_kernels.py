@@ -7,8 +7,8 @@ from method_helpers import TINY
 from mg2l import ops
 from mg2l.config import files as loading
 from mg2l.ops import backend
-from mg2l.train import iterate
 from mg2l.training.learner import Learner
+from mg2l.training.loop import iterate
 
 
 def metrics(kernels: str, hidden: list[int]) -> list[dict[str, float]]:

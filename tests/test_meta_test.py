@@ -9,7 +9,8 @@ import pytest
 import torch
 from method_helpers import TINY, overrides, tiny_learner
 
-from mg2l import cli, evaluate, train
+import mg2l.train as train
+from mg2l import cli, evaluate
 from mg2l.config import files as loading
 from mg2l.envs import registry
 from mg2l.evaluation.meta_test import MetaTest
@@ -147,7 +148,7 @@ def words(algo, root, **values):
 
 
 def run(algo, root, **values):
-    assert train.train(*cli.parse(words(algo, root, **values))) == 0
+    assert train.run(*cli.parse(words(algo, root, **values))) == 0
     (folder,) = root.glob(f"*/{algo}/*")
     return folder
 

@@ -20,7 +20,7 @@ from method_helpers import (
 from test_export import check_follows
 from test_export import collect as follow
 
-from mg2l import export, train
+from mg2l import export
 from mg2l.config import files as loading
 from mg2l.config.sections import PolicyConfig
 from mg2l.core.schema import ConfigError
@@ -34,6 +34,7 @@ from mg2l.evaluation.meta_test import PeriodicTest
 from mg2l.nn.normaliser import LayerNorm, RunningNorm
 from mg2l.nn.policy import Actor
 from mg2l.ops import reference
+from mg2l.training import loop
 from mg2l.training.learner import Learner
 
 
@@ -161,7 +162,7 @@ def test_moments_are_of_all_that_was_acted_on(monkeypatch):
     monkeypatch.setattr(learner.actor, "observe", watch)
     norm_of(learner).load_state_dict(RunningNorm(2, 4, 10.0).state_dict())
     for iteration in range(2):
-        train.iterate(learner, iteration)
+        loop.iterate(learner, iteration)
     assert [len(observations) for observations, _ in kept] == [10] * 4
     for agent in range(2):
         seen = torch.cat([o[:, :, agent][alive[:, :, agent]] for o, alive in kept]).double()
@@ -197,7 +198,7 @@ def test_goes_on_bit_for_bit(monkeypatch):
     for _ in range(2):
         learner = known_learner(monkeypatch, "mg2l")
         state = copy.deepcopy(learner.networks())
-        train.iterate(learner, 0)
+        loop.iterate(learner, 0)
         runs.append((state, copy.deepcopy(learner.networks())))
     fresh = Learner(learner.config, torch.device("cpu"))
     fresh.load_networks(runs[0][1])
@@ -298,7 +299,7 @@ def test_one_number_is_learned_from_whatever_is_added_to_rewards(monkeypatch, bo
     Where values begin at 0 they stay at -16 with a bonus of 100.
     """
     learner = thermostat(monkeypatch, bonus)
-    returns = [train.iterate(learner, i)["return"] - 20 * bonus for i in range(12)]
+    returns = [loop.iterate(learner, i)["return"] - 20 * bonus for i in range(12)]
     assert np.mean(returns[:2]) < -7
     assert np.mean(returns[-2:]) > -5.5
 

@@ -17,7 +17,8 @@ from run_files import write_run
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from mg2l import cli, evaluate, probe, train
+import mg2l.train as train
+from mg2l import cli, evaluate, probe
 from mg2l.envs import video
 from mg2l.evaluation import groups, results
 from mg2l.report import __main__ as report
@@ -34,7 +35,7 @@ def trained(root: Path, algo: str, seed: int, n_iters: int = 3) -> Path:
     values = {**TINY, "save_model": True, "eval_interval": 1, "eval_episodes": 1}
     values |= {"eval_shots": [0, 1], "n_iters": n_iters, "seed": seed, "main_save_path": root}
     words = [f"--algo={algo}", *overrides(values)]
-    assert train.train(*cli.parse(words)) == 0
+    assert train.run(*cli.parse(words)) == 0
     (folder,) = root.glob(f"*/{algo}/*-sd{seed}")
     return folder
 

@@ -15,10 +15,12 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from mg2l import cli, train
+import mg2l.train as train
+from mg2l import cli
 from mg2l.config.files import config_from_yaml
 from mg2l.core.schema import ConfigError
 from mg2l.training import folder as folder_module
+from mg2l.training import loop
 from mg2l.training.device import select_device
 from mg2l.training.finite import NonFiniteError, check_finite
 from mg2l.training.folder import RunFolder
@@ -136,24 +138,14 @@ def test_what_cannot_be_built_is_said_before_there_is_a_folder(
 ):
     config, options = choice
     if error is not None:
-        monkeypatch.setattr(train, "Learner", Mock(side_effect=error))
+        monkeypatch.setattr(loop, "Learner", Mock(side_effect=error))
     config = dataclasses.replace(
         config, gpu_id=-1, policy=dataclasses.replace(config.policy, obs="cnn")
     )
     with pytest.raises(ConfigError, match=line) as caught:
-        train.train(config, options)
+        train.run(config, options)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
-
-
-def test_training_says_once_that_there_is_no_gpu(monkeypatch, capsys, choice):
-    config, options = choice
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(train, "begin", Mock(side_effect=ConfigError("far enough")))
-    for gpu_id, line in ((3, "gpu_id=3: torch finds no GPU here, training on the CPU\n"), (-1, "")):
-        with pytest.raises(ConfigError, match="far enough"):
-            train.train(dataclasses.replace(config, gpu_id=gpu_id), options)
-        assert capsys.readouterr().out == line
 
 
 def test_device_with_gpus(monkeypatch, capsys):

@@ -14,7 +14,8 @@ import pytest
 import safetensors.torch
 from hostile_helpers import small_run, status
 
-from mg2l import evaluate, train
+import mg2l.train as train
+from mg2l import evaluate
 from mg2l.training import checkpoint
 from mg2l.training.metrics import read_metrics
 

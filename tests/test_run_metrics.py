@@ -321,7 +321,7 @@ def test_plain_lines_every_log_interval_and_at_the_end():
     console = Console(file=out)
     with RunProgress(25, log_interval=10, console=console) as progress:
         for iteration in range(1, 26):
-            progress.update(iteration, METRICS)
+            progress.show(iteration, METRICS)
             if iteration == 10:
                 progress.note("[saved] " + "x" * 200)
     lines = out.getvalue().splitlines()
@@ -355,7 +355,7 @@ def test_a_terminal_is_given_back_after_an_error():
 
     def work():
         with RunProgress(4, console=console) as progress:
-            progress.update(2, METRICS)
+            progress.show(2, METRICS)
             progress.note("a note")
             raise RuntimeError
 
@@ -374,6 +374,6 @@ def test_a_dumb_terminal_gets_plain_lines():
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, _environ={"TERM": "dumb"})
     with RunProgress(4, console=console) as progress:
-        progress.update(1, METRICS)
+        progress.show(1, METRICS)
     assert not progress.live
     assert out.getvalue().startswith("iteration 1/4")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from method_helpers import TINY, overrides
 
-from mg2l import cli, train
+import mg2l.train as train
+from mg2l import cli
 from mg2l.config import files as loading
 from mg2l.envs.particle.spread import Spread
 from mg2l.training.metrics import read_metrics
@@ -97,7 +98,7 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("algo", "case"), CASES, ids=str)
 def test_trains(algo, case, tmp_path):
-    assert train.train(*cli.parse(words(algo, tmp_path, **case))) == 0
+    assert train.run(*cli.parse(words(algo, tmp_path, **case))) == 0
     (folder,) = tmp_path.glob("*/*/*")
     rows = read_metrics(folder / "metrics.jsonl")
     assert len(rows) == 2

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from hostile_helpers import SMALL, status
 
-from mg2l import evaluate, export, probe, train
+import mg2l.train as train
+from mg2l import evaluate, export, probe
 from mg2l.cli.jobs import Job
 from mg2l.config import files as loading
 from mg2l.envs import registry, render

@@ -9,7 +9,8 @@ import torch
 from method_helpers import TINY, overrides, tiny_learner
 from PIL import Image, ImageSequence
 
-from mg2l import cli, evaluate, train
+import mg2l.train as train
+from mg2l import cli, evaluate
 from mg2l.envs import video
 from mg2l.evaluation import video as team_video
 from mg2l.evaluation.meta_test import MetaTest, first_steps
@@ -28,7 +29,7 @@ def learner() -> Learner:
 def trained(root: Path, algo: str) -> Path:
     pairs = {**TINY, "save_model": True, "main_save_path": root}
     arguments = [f"--algo={algo}", *overrides(pairs)]
-    assert train.train(*cli.parse(arguments)) == 0
+    assert train.run(*cli.parse(arguments)) == 0
     (folder,) = root.glob(f"*/{algo}/*")
     return folder
 

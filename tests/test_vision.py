@@ -8,9 +8,11 @@ import torch
 from method_helpers import TINY, tiny_config, tiny_learner
 from torch.nn import functional as F
 
-from mg2l import cli, train
+import mg2l.train as train
+from mg2l import cli
 from mg2l.core.schema import ConfigError
 from mg2l.nn.vision import ImageEncoder, StackedConv, Vision
+from mg2l.training import loop
 from mg2l.training.learner import Learner
 from mg2l.training.metrics import read_metrics
 
@@ -70,7 +72,7 @@ def test_trains(algo, share, tmp_path):
         f"{key}={str(value).lower() if isinstance(value, bool) else value}"
         for key, value in values.items()
     ]
-    assert train.train(*cli.parse([f"--algo={algo}", "--env=magent-gather", *words])) == 0
+    assert train.run(*cli.parse([f"--algo={algo}", "--env=magent-gather", *words])) == 0
     (folder,) = tmp_path.glob("*/*/*")
     assert len(read_metrics(folder / "metrics.jsonl")) == 2
 
@@ -85,7 +87,7 @@ def test_gradients_reach_every_filter():
     before = {
         name: [p.detach().clone() for p in image.parameters()] for name, image in filters.items()
     }
-    train.iterate(learner, 0)
+    loop.iterate(learner, 0)
     for name, image in filters.items():
         for old, new in zip(before[name], image.parameters(), strict=True):
             assert not torch.equal(old, new), name

@@ -14,7 +14,6 @@ import itertools
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from mg2l.config import algorithms
@@ -31,17 +30,16 @@ from mg2l.config.files import (
     config_to_yaml,
     load_config,
     read_sources,
-    with_values,
 )
 from mg2l.config.options import Options
 from mg2l.config.sections import Config
-from mg2l.core.files import WriteError, read_json
-from mg2l.core.packages import require
+from mg2l.core.files import WriteError
 from mg2l.core.schema import ConfigError, Key, keys, nearest
 from mg2l.envs import registry
 from mg2l.envs.base import EnvError
 from mg2l.experience.finite import NonFiniteLossError
 from mg2l.training.checkpoint import CheckpointError
+from mg2l.training.choice import choose
 from mg2l.training.device import out_of_memory
 from mg2l.training.finite import NonFiniteError
 from mg2l.training.stop import Output, interruptible, output_status, status_of
@@ -213,36 +211,6 @@ def _key_names() -> set[str]:
     return {*Schema(DEFAULTS["env"]).by_name, *families, *own}
 
 
-def _stem(name: str) -> str:
-    return Path(name).stem if name.endswith((".yaml", ".yml")) else Path(name).name
-
-
-def _resume(options: dict[str, str], overrides: list[str]) -> tuple[Config, Options]:
-    folder = Path(options["resume"])
-    if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"--resume={folder}: no run lies there (it has no config.yaml)")
-    shape = {"names": dict.fromkeys(KINDS, str)}
-    names = read_json(folder / "environment.json", shape, inside=folder)["names"]
-    for kind in KINDS:
-        if kind in options and _stem(options[kind]) != names[kind]:
-            raise ConfigError(
-                f"--{kind}={options[kind]} conflicts with --resume={folder}, a run of "
-                f"--{kind}={names[kind]}; leave --{kind} out"
-            )
-    trust = "trust" in options
-    config = config_from_yaml(folder / "config.yaml", trust)
-    changed = with_values(config, overrides)
-    now, then = about(changed), about(config)
-    for path, value in now.items():
-        if value != then[path]:
-            raise ConfigError(
-                f"{path}={value} conflicts with --resume={folder}, where it is {then[path]}; "
-                f"only these may change: {', '.join(sorted(RESUMABLE))}"
-            )
-    previous = "resume-previous" in options
-    return changed, Options(names["expt"], names["algo"], names["env"], folder, previous, trust)
-
-
 def read(argv: Sequence[str]) -> tuple[Config, Options] | None:
     """Like ``parse``, but mistakes are raised, and a wish for help gives None.
 
@@ -252,21 +220,13 @@ def read(argv: Sequence[str]) -> tuple[Config, Options] | None:
     options, overrides = _read_words(argv)
     if "help" in options:
         return None
-    if "resume" in options:
-        config, parsed = _resume(options, overrides)
-    elif switches := options.keys() & {"resume-previous", "trust"}:
-        raise ConfigError(f"--{min(switches)} needs --resume=RUN")
-    else:
-        names = {kind: options.get(kind, DEFAULTS[kind]) for kind in KINDS}
-        config = load_config(**names, overrides=overrides)
-        if config.load_model and not Path(config.load_model_path).is_dir():
-            raise ConfigError(f"load_model_path={config.load_model_path}: there is no such folder")
-        parsed = Options(
-            expt=_stem(names["expt"]), algo=_stem(names["algo"]), env=_stem(names["env"])
-        )
-    if config.log_wandb:
-        require("log_wandb=true", "wandb", extra="wandb")
-    return config, parsed
+    return choose(
+        {kind: options[kind] for kind in KINDS if kind in options},
+        overrides,
+        options.get("resume"),
+        "resume-previous" in options,
+        "trust" in options,
+    )
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
@@ -368,8 +328,9 @@ def help_text(argv: Sequence[str] = ()) -> str:
             0,
         ),
         "",
-        "  --resume=RUN  go on with the run in folder RUN (or begin it, if it has no checkpoint "
-        "yet)",
+        "  --resume=RUN  continue the run in folder RUN from its last checkpoint, or from the start; "
+        "or from",
+        "      RUN/checkpoints/NAME; last is the newest run in main_save_path",
         "  --resume-previous  where the last checkpoint is damaged, use the one before it",
         f"  --trust  {TRUST}",
         "  --help  this text; 'here' is what --expt, --algo and --env on this command line set",

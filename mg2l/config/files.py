@@ -28,8 +28,8 @@ KINDS = ("expt", "algo", "env")
 DEFAULTS = {"expt": "default", "algo": "mg2l", "env": "mpe-spread"}
 
 RESUMABLE = frozenset([
-    "gpu_id", "n_training_threads", "n_iters", "log_interval", "save_interval", "save_model",
-    "keep_checkpoints", "main_save_path", "log_wandb", "log_tensorboard",
+    "gpu_id", "n_training_threads", "n_iters", "n_env_steps", "log_interval", "save_interval",
+    "save_model", "keep_checkpoints", "main_save_path", "log_wandb", "log_tensorboard",
     "eval_interval", "eval_episodes", "eval_shots",
 ])  # fmt: skip
 """Keys that may change when a run is resumed: none of them changes what it has done so far."""
@@ -95,6 +95,20 @@ def find(kind: str, name: str) -> Path:
             f"YAML file{nearest(name, known)}"
         )
     return CONFIGS / kind / f"{name}.yaml"
+
+
+def one_budget(values: dict[str, Any]) -> dict[str, Any]:
+    """Values of one source; an ``n_iters`` in it replaces ``n_env_steps`` of weaker ones.
+
+    Raises:
+        ConfigError: it says both.
+    """
+    if "n_iters" in values and values.setdefault("n_env_steps", 0):
+        raise ConfigError(
+            f"n_iters={values['n_iters']} and n_env_steps={values['n_env_steps']} are both "
+            "budgets of the run; give one of them"
+        )
+    return values
 
 
 @functools.cache
@@ -298,7 +312,7 @@ class Schema:
     def overrides(self, items: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
         """Like ``flatten``, from ``key=value`` texts whose values are YAML, or from a mapping."""
         if isinstance(items, Mapping):
-            return self.flatten(items)
+            return one_budget(self.flatten(items))
         flat: dict[str, Any] = {}
         for item in items:
             name, equals, text = item.partition("=")
@@ -320,7 +334,7 @@ class Schema:
             value = key.check(value)
             if flat.setdefault(key.path, value) != value:
                 raise ConfigError(f"{key.path} is given twice: {flat[key.path]} and {value}")
-        return flat
+        return one_budget(flat)
 
     def merge(self, values: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
         """Values by ``Key.path`` over the defaults, the last ones winning, and interpolated.
@@ -518,7 +532,8 @@ def read_sources(expt: str, algo: str, env: str) -> Sources:
         schema = Schema(family, _algorithm(name, mapping, path))
         for index, (path, mapping) in enumerate(found):
             # Files of environments and experiments are shared by all algorithms.
-            values.append((str(path), schema.flatten(mapping, foreign=index != 1)))
+            given = schema.flatten(mapping, foreign=index != 1)
+            values.append((str(path), one_budget(given)))
     except ConfigError as error:
         text = str(error)
         raise ConfigError(text if text.startswith(str(path)) else f"{path}: {text}") from None

@@ -18,10 +18,13 @@ class Options:
     """Names of the files (without folder and ending) that were chosen."""
 
     resume: Path | None = None
-    """Run folder to go on with."""
+    """Run folder to resume."""
 
     resume_previous: bool = False
     """Where the last checkpoint of ``resume`` is damaged, go back to the one before it."""
 
     trust: bool = False
     """Import the code that ``resume`` names."""
+
+    checkpoint: str = ""
+    """Name of the checkpoint of ``resume`` to continue from; empty is the last."""

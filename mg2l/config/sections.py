@@ -229,6 +229,10 @@ class Config(Section):
     n_iters: int = bounded(1000, ge=1, le=1_000_000_000)
     """Iterations of the run."""
 
+    n_env_steps: int = bounded(0, ge=0, le=10**15)
+    """Environment steps of the run, exploration counted, in place of ``n_iters``: the run ends with
+    the iteration that reaches them; 0 leaves ``n_iters`` in force."""
+
     log_interval: int = bounded(1, ge=1)
     """Iterations between two lines of progress; metrics are written for every iteration."""
 

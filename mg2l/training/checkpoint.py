@@ -29,6 +29,10 @@ FORMAT = 2
 """1 kept moments as means of numbers and of their squares."""
 
 TENSORS, STRUCTURE = "state.safetensors", "state.json"
+
+BEST = "best"
+"""Name of the checkpoint that is best by a metric; pruning leaves it alone."""
+
 _PARTIAL, _ASIDE, _TRASH = ".partial-", ".aside-", ".trash-"
 
 MAX_STRUCTURE = 2**26
@@ -155,7 +159,7 @@ def save(
     keep: int = 2,
     about: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the checkpoint of an iteration; those of later ones are of a past given up, and go.
+    """Write the checkpoint of an iteration, and remove those of later iterations.
 
     Args:
         folder: where the run's checkpoints lie; made if missing, in the folder of the run.
@@ -172,11 +176,34 @@ def save(
         ValueError: ``keep`` or ``iteration`` is out of range.
         OSError: the disk refused; every older checkpoint is still there.
     """
-    from mg2l import __version__
-
     if keep < 1 or iteration < 0:
         raise ValueError(f"need keep >= 1 and iteration >= 0, got {keep} and {iteration}")
     folder = Path(folder)
+    place = _write_checkpoint(path_of(folder, iteration), iteration, state, about)
+    remove_later(folder, iteration)
+    for number in iterations(folder)[:-keep]:
+        _remove(path_of(folder, number))
+    return place
+
+
+def save_best(
+    folder: Path | str,
+    iteration: int,
+    state: Mapping[str, Any],
+    *,
+    about: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the checkpoint `BEST` beside those of iterations; arguments and errors as of `save`."""
+    return _write_checkpoint(Path(folder) / BEST, iteration, state, about)
+
+
+def _write_checkpoint(
+    place: Path, iteration: int, state: Mapping[str, Any], about: Mapping[str, Any] | None
+) -> Path:
+    """Write a checkpoint, or replace the one at its place."""
+    from mg2l import __version__
+
+    folder = place.parent
     folder.mkdir(exist_ok=True)
     clean(folder)
     structure, tensors = tree.flatten(state)
@@ -185,7 +212,6 @@ def save(
         raise TypeError(
             f"about must hold plain values, got a tensor at {next(iter(about_tensors))}"
         )
-    place = path_of(folder, iteration)
     partial = place.with_name(_PARTIAL + place.name)
     partial.mkdir()
     try:
@@ -209,11 +235,44 @@ def save(
     partial.rename(place)
     _sync(folder)
     clean(folder)
-    later = [number for number in iterations(folder) if number > iteration]
-    earlier = [number for number in iterations(folder) if number <= iteration]
-    for number in [*later, *earlier[:-keep]]:
-        _remove(path_of(folder, number))
     return place
+
+
+def remove_later(folder: Path | str, iteration: int) -> None:
+    """Remove checkpoints of later iterations: a run that is resumed here computes them again."""
+    folder = Path(folder)
+    for number in iterations(folder):
+        if number > iteration:
+            _remove(path_of(folder, number))
+
+
+def remove_best_after(folder: Path | str, iteration: int) -> None:
+    """Remove `BEST` where it is of a later iteration, which a resumed run computes again."""
+    place = Path(folder) / BEST
+    if place.is_dir() and load(place).iteration > iteration:
+        _remove(place)
+
+
+def roll_back(folder: Path | str, chosen: Checkpoint) -> None:
+    """Make a checkpoint that was loaded the last one of its run, under its iteration's name."""
+    folder = Path(folder)
+    clean(folder)
+    place = path_of(folder, chosen.iteration)
+    if not place.exists():
+        _write_checkpoint(place, chosen.iteration, chosen.state, chosen.about)
+    remove_later(folder, chosen.iteration)
+
+
+def locate(path: Path | str) -> tuple[Path, str]:
+    """Run folder and name of the checkpoint that a path means; the name of a run's last is empty.
+
+    >>> locate("runs/mpe-spread/mg2l/20260101-120000-sd0/checkpoints/best")[1]
+    'best'
+    """
+    path = Path(path)
+    if path.parent.name == "checkpoints" and not (path / "config.yaml").exists():
+        return path.parent.parent, path.name
+    return path, ""
 
 
 def _read_structure(path: Path) -> dict[str, Any]:
@@ -339,9 +398,7 @@ def load_last(
             if not previous or iteration == candidates[-1]:
                 raise
     if found is not None:
-        for iteration in candidates:
-            if iteration > found.iteration:
-                _remove(path_of(folder, iteration))
+        remove_later(folder, found.iteration)
     return found
 
 

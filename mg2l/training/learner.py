@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -115,6 +115,7 @@ class Learner:
         self.start_lr = {name: o.param_groups[0]["lr"] for name, o in self.optimisers.items()}
         self.seconds: dict[str, float] = {}
         self.env_steps = 0
+        self.n_iters = config.n_iters
 
     @property
     def generators(self) -> dict[str, np.random.Generator | torch.Generator]:
@@ -127,7 +128,7 @@ class Learner:
         """Set every learning rate for this iteration; returns them as ``lr/*``."""
         left = 1.0
         if self.config.ppo.use_linear_lr_decay:
-            left = 1 - (1 - LR_FLOOR) * iteration / self.config.n_iters
+            left = 1 - (1 - LR_FLOOR) * iteration / self.n_iters
         for name, optimiser in self.optimisers.items():
             for group in optimiser.param_groups:
                 group["lr"] = self.start_lr[name] * left
@@ -159,15 +160,20 @@ class Learner:
             self.actor.observe(rollout.observations[:-1], rollout.active)
             return self.inference.add_exploration(rollout, ids)
 
-    def prepare(self) -> None:
+    def prepare(self, on_rollout: Callable[[], object] = lambda: None) -> None:
         """Before the first iteration: explore every task, and train the encoder on that.
 
         There are ``n_init_rollouts`` exploration rollouts, and more until every task is visited.
+
+        Args:
+            on_rollout: called after each of them.
         """
         for _ in range(self.config.rollout.n_init_rollouts):
             self.explore()
+            on_rollout()
         while not self.inference.ready():
             self.explore()
+            on_rollout()
         with self.timed("encoder"):
             self.inference.pretrain()
             self._require_finite_parameters()

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a live line on a terminal, plain lines elsewhere."""
+"""What a command shows while it works: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
+
+LINE_INTERVAL = 10.0
+"""Seconds between two plain lines of a `Bar`."""
 
 
 def clock(seconds: float) -> str:
@@ -32,8 +35,108 @@ def summary(metrics: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
-class RunProgress:
-    """Progress of a run, to be used in a ``with`` block, which leaves the terminal as it was.
+def tested_return(metrics: Mapping[str, Any]) -> float | None:
+    """Return of the meta-test in these metrics: on held-out tasks, after the most shots.
+
+    On training tasks where none are held out; None where there was no meta-test.
+    """
+    for part in ("test", "train"):
+        found = {}
+        for name, value in metrics.items():
+            if name.startswith(f"eval/{part}_") and value is not None:
+                found[int(name.removeprefix(f"eval/{part}_").partition("_")[0])] = float(value)
+        if found:
+            return found[max(found)]
+    return None
+
+
+class Bar:
+    """Progress of some work, to be used in a ``with`` block, which leaves the terminal as it was.
+
+    On a terminal a live bar with the time that has passed; elsewhere a line at the start, every
+    `LINE_INTERVAL` seconds and at the end.
+
+    Args:
+        title: what is done.
+        total: units in all; `update` may change it.
+        unit: of what is counted, such as ``steps``.
+        console: where to write; by default standard output.
+        done: units at the start.
+    """
+
+    def __init__(
+        self, title: str, total: int, unit: str = "", console: Console | None = None, done: int = 0
+    ) -> None:
+        self.title, self.total, self.unit, self.done = title, total, unit, done
+        self.console = console or Console()
+        self.live = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.text = ""
+        self._began = self._shown = time.monotonic()
+        self._bar: Progress | None = None
+        if self.live:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.fields[text]}"),
+                console=self.console,
+                refresh_per_second=4,
+            )
+            self._task = self._bar.add_task(title, total=total, completed=done, text="", unit=unit)
+
+    @property
+    def elapsed(self) -> float:
+        """Wall time [s] since the start."""
+        return time.monotonic() - self._began
+
+    def __enter__(self) -> Bar:
+        self._began = self._shown = time.monotonic()
+        if self._bar is not None:
+            self._bar.start()
+        else:
+            self._show_line()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif kind is None and self.done:
+            self._show_line()
+
+    def update(self, done: int, text: str = "", total: int | None = None) -> None:
+        """Show that ``done`` units are complete, and ``text`` beside the bar."""
+        self.done, self.text = done, text
+        self.total = max(self.total if total is None else total, done)
+        if self._bar is not None:
+            shown = f"{self.text}  {clock(self.elapsed)}".strip()
+            self._bar.update(self._task, completed=done, total=self.total, text=shown)
+        elif time.monotonic() - self._shown >= LINE_INTERVAL:
+            self._show_line()
+
+    def advance(self, units: int = 1, text: str = "") -> None:
+        """Show that ``units`` more are complete."""
+        self.update(self.done + units, text)
+
+    def note(self, text: str) -> None:
+        """Write a line of its own, above the live one."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.file.flush()
+
+    def _show_line(self) -> None:
+        self._shown = time.monotonic()
+        count = f"{self.done:,}/{self.total:,} {self.unit}".strip()
+        self.note(
+            f"{self.title}: {count}  {self.text}  {clock(self.elapsed)}".replace("    ", "  ")
+        )
+
+
+class RunProgress(Bar):
+    """Progress of a run: its metrics beside the bar, a plain line every ``log_interval``.
 
     Args:
         n_iters: iterations of the whole run.
@@ -45,58 +148,33 @@ class RunProgress:
     def __init__(
         self, n_iters: int, start: int = 0, log_interval: int = 1, console: Console | None = None
     ) -> None:
-        self.n_iters = n_iters
-        self.log_interval = log_interval
-        self.console = console or Console()
-        self.live = self.console.is_terminal and not self.console.is_dumb_terminal
+        super().__init__("iteration", n_iters, console=console, done=start)
+        self.n_iters, self.log_interval = n_iters, log_interval
         self._start = start
-        self._began = time.monotonic()
-        self._task = TaskID(0)
-        self._bar: Progress | None = None
-        if self.live:
-            self._bar = Progress(
-                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                BarColumn(bar_width=20),
-                TextColumn("{task.fields[text]}"),
-                console=self.console,
-                refresh_per_second=4,
-            )
-            self._task = self._bar.add_task("", total=n_iters, completed=start, text="")
+        self._tested: float | None = None
 
-    def __enter__(self) -> RunProgress:
-        self._began = time.monotonic()
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+    def _show_line(self) -> None:
+        """Nothing at the start and at the end: there are lines of iterations."""
 
     def eta(self, iteration: int) -> float:
         """Seconds that the remaining iterations take at the pace so far."""
         done = iteration - self._start
-        pace = (time.monotonic() - self._began) / done if done > 0 else 0.0
+        pace = self.elapsed / done if done > 0 else 0.0
         return pace * max(self.n_iters - iteration, 0)
 
-    def update(self, iteration: int, metrics: Mapping[str, Any]) -> None:
-        """Show an iteration that is complete."""
-        text = f"{summary(metrics)}  ETA {clock(self.eta(iteration))}".strip()
-        if self._bar is not None:
-            self._bar.update(self._task, completed=iteration, text=text)
-        elif iteration % self.log_interval == 0 or iteration >= self.n_iters:
+    def show(self, iteration: int, metrics: Mapping[str, Any]) -> None:
+        """Show an iteration that is complete: its metrics, and the last return of a meta-test."""
+        tested = tested_return(metrics)
+        self._tested = self._tested if tested is None else tested
+        parts = [summary(metrics)]
+        if self._tested is not None:
+            parts.append(f"test {self._tested:.1f}")
+        parts.append(f"ETA {clock(self.eta(iteration))}")
+        text = "  ".join(part for part in parts if part)
+        self.update(iteration, text)
+        if self.live:
+            return
+        if iteration % self.log_interval == 0 or iteration >= self.n_iters:
             width = len(str(self.n_iters))
-            self._write(f"iteration {iteration:{width}}/{self.n_iters}  {text}")
-
-    def note(self, text: str) -> None:
-        """Write a line of its own, above the live one."""
-        self._write(text)
-
-    def _write(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        self.console.file.flush()
+            line = f"iteration {iteration:{width}}/{self.n_iters}  {text}"
+            self.note(f"{line}  {clock(self.elapsed)} elapsed")

@@ -1,0 +1,1 @@
+"""What ``import mg2l`` offers: training, trained teams, results, and what one registers."""
