@@ -14,7 +14,7 @@ from mg2l.config.options import Options
 from mg2l.config.sections import Config
 from mg2l.evaluation import results
 from mg2l.evaluation.meta_test import PeriodicTest
-from mg2l.training import checkpoint, loop
+from mg2l.training import checkpoint, loop, spaces
 from mg2l.training.choice import choose
 from mg2l.training.device import select_device
 from mg2l.training.folder import RunFolder
@@ -65,6 +65,8 @@ class Training:
         try:
             self._folder = RunFolder.open(config, options)
             self.path = self._folder.path
+            if not self._folder.spaces_path.exists():
+                spaces.write(self._folder.spaces_path, self.learner.env)
             self.iteration = self._restore()
         except BaseException:
             self.close()

@@ -21,6 +21,7 @@ from mg2l.config.options import Options
 from mg2l.config.sections import Config
 from mg2l.core.files import WriteError, read_json, write_json, write_text
 from mg2l.core.schema import ConfigError
+from mg2l.training import spaces
 
 LOCK = ".lock"
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
@@ -105,6 +106,7 @@ class RunFolder:
         config_path: the resolved config, which loads back to an equal ``Config``.
         environment_path: versions, command line and machine, of the start and of every resumption.
         metrics_path: one JSON object per iteration.
+        spaces_path: spaces and tasks of the environment.
         checkpoints: folder of the checkpoints.
         tensorboard: folder of the TensorBoard events.
 
@@ -118,6 +120,7 @@ class RunFolder:
         self.config_path = path / "config.yaml"
         self.environment_path = path / "environment.json"
         self.metrics_path = path / "metrics.jsonl"
+        self.spaces_path = path / spaces.FILE
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
         self._lock: IO[bytes] | None = None
@@ -126,7 +129,8 @@ class RunFolder:
 
     def _check(self) -> None:
         """Refuse a folder that would have something written elsewhere, or to a pipe or a device."""
-        files = {self.config_path, self.environment_path, self.metrics_path, self.path / LOCK}
+        files = {self.config_path, self.environment_path, self.metrics_path, self.spaces_path}
+        files.add(self.path / LOCK)
         for path in (*sorted(files), self.checkpoints, self.tensorboard):
             fits = path.is_file() if path in files else path.is_dir()
             if path.is_symlink() or (path.exists() and not fits):

@@ -16,7 +16,7 @@ from mg2l.config import algorithms
 from mg2l.config.sections import Config
 from mg2l.core.schema import ConfigError
 from mg2l.envs import registry
-from mg2l.envs.base import VectorEnv
+from mg2l.envs.base import EnvConfig, VectorEnv
 from mg2l.experience.finite import require_finite
 from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.rollout import Collector, Rollout
@@ -36,12 +36,18 @@ class Learner:
     Args:
         config: the run.
         device: where networks and rollouts live; environments stay on the CPU.
+        make: builds an environment from its config, the number of sub-environments and a seed.
 
     Raises:
         ValueError: a space of the environment's is not supported.
     """
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device,
+        make: Callable[[EnvConfig, int, int], VectorEnv] = registry.make,
+    ) -> None:
         self.config, self.device = config, device
         self.backend = backend.choose(config.kernels, device)
         streams = np.random.SeedSequence(config.seed).spawn(4)
@@ -51,12 +57,12 @@ class Learner:
         self.noise = torch.Generator(device).manual_seed(torch_seed + 1)
         self.draws = torch.Generator().manual_seed(torch_seed + 2)
 
-        self.env = registry.make(config.env, config.rollout_envs, env_seed)
+        self.env = make(config.env, config.rollout_envs, env_seed)
         self.tasks = self.env.tasks.n_train
         observation, layout = self.env.observation_width, self.env.action_layout
         own = _observed(self.env)
         agents = self.env.num_agents
-        spec = ProblemSpec(
+        self.spec = spec = ProblemSpec(
             config,
             self.env.tasks,
             agents,
@@ -104,7 +110,7 @@ class Learner:
         self.collector = Collector(self.env, self.actor, device, self.noise)
         self.explorer: Collector | None = None
         if inference.explores:
-            env = registry.make(config.env, config.rollout.n_ae_rollout_threads, explore_seed)
+            env = make(config.env, config.rollout.n_ae_rollout_threads, explore_seed)
             self.explorer = Collector(env, self.actor, device, self.noise)
         self.optimisers: dict[str, torch.optim.Optimizer] = {
             "actor": self.ppo.actor_optimiser,

@@ -1,0 +1,138 @@
+"""What a run's networks need to know of its environment, written beside them.
+
+With it a trained team is loaded and acts where the environment itself is not installed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import ArrayLike
+
+from mg2l.core.files import read_json, write_json
+from mg2l.core.schema import ConfigError
+from mg2l.envs.base import EnvConfig, Info, TaskSet, VectorEnv
+
+FILE = "spaces.json"
+
+MAX_WIDTH = 2**24
+"""Numbers in an observation or an action, and actions to choose from, at most."""
+
+SHAPE = {
+    "observations": [int],
+    "actions": [{"box?": {"low": [(float, None)], "high": [(float, None)]}, "discrete?": int}],
+    "image": ([int], None),
+    "tasks": {"names": [str], "features": [[float]], "n_train": int, "n_test": int},
+}
+
+
+def write(path: Path, env: VectorEnv) -> None:
+    """Write the spaces and tasks of an environment.
+
+    Raises:
+        WriteError: the disk refuses.
+    """
+    tasks = env.tasks
+    write_json(
+        path,
+        {
+            "observations": [int(space.shape[0]) for space in env.observation_spaces],
+            "actions": [_describe(space) for space in env.action_spaces],
+            "image": None if env.image is None else list(env.image),
+            "tasks": {
+                "names": list(tasks.names),
+                "features": np.asarray(tasks.features, float).tolist(),
+                "n_train": tasks.n_train,
+                "n_test": len(tasks.test_ids),
+            },
+        },
+    )
+
+
+def _describe(space: spaces.Space[Any]) -> dict[str, Any]:
+    if isinstance(space, spaces.Discrete):
+        return {"discrete": int(space.n)}
+    assert isinstance(space, spaces.Box)
+    bounds = {"low": space.low, "high": space.high}
+    return {
+        "box": {
+            name: [float(x) if np.isfinite(x) else None for x in values]
+            for name, values in bounds.items()
+        }
+    }
+
+
+class SpacesOnly(VectorEnv):
+    """Spaces and tasks of an environment that is not there: it can be neither reset nor stepped.
+
+    Args:
+        path: what `write` wrote, which may come from anywhere.
+        config: of the environment.
+        num_envs: sub-environments N.
+
+    Raises:
+        FileError: the file is missing or damaged.
+        ConfigError: it describes no environment.
+    """
+
+    def __init__(self, path: Path, config: EnvConfig, num_envs: int) -> None:
+        found = read_json(path, SHAPE, inside=path.parent)
+        tasks = found["tasks"]
+        try:
+            self.observation_spaces = tuple(
+                spaces.Box(-np.inf, np.inf, (_width(size),)) for size in found["observations"]
+            )
+            self.action_spaces = tuple(_space(described) for described in found["actions"])
+            if not 1 <= len(self.observation_spaces) == len(self.action_spaces):
+                raise ValueError("needs a space of observations and of actions for each agent")
+            features = np.asarray(tasks["features"], np.float32)
+            params: list[dict[str, Any]] = [{} for _ in tasks["names"]]
+            names, counts = tasks["names"], (tasks["n_train"], tasks["n_test"])
+            self.tasks = TaskSet(params, features, names, *counts)
+            image = found["image"]
+            self.image = None if image is None else (image[0], image[1], image[2])
+        except (ValueError, LookupError) as error:
+            raise ConfigError(f"{path}: describes no environment: {error}") from None
+        self.num_envs, self.num_agents = num_envs, len(self.observation_spaces)
+        self.max_ep_len = config.max_ep_len
+        self.task_ids = np.zeros(num_envs, np.int64)
+
+    def reset(self, seed: Any = None, task_ids: ArrayLike | None = None) -> Any:
+        raise self._missing()
+
+    def step(self, actions: ArrayLike) -> Any:
+        raise self._missing()
+
+    def render(self, index: int = 0) -> Any:
+        raise self._missing()
+
+    def state_dict(self) -> Info:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing: it has no state."""
+
+    def _missing(self) -> RuntimeError:
+        return RuntimeError("this team was loaded without its environment; it can only act")
+
+
+def _width(size: int) -> int:
+    if not 1 <= size <= MAX_WIDTH:
+        raise ValueError(f"a width must be in [1, {MAX_WIDTH}], got {size}")
+    return size
+
+
+def _space(described: dict[str, Any]) -> spaces.Box | spaces.Discrete:
+    if "discrete" in described:
+        return spaces.Discrete(_width(described["discrete"]))
+    bounds = []
+    for name, limit in (("low", -np.inf), ("high", np.inf)):
+        values = described["box"][name]
+        bounds.append(np.array([limit if x is None else x for x in values], np.float32))
+    if len(bounds[0]) != len(bounds[1]):
+        raise ValueError("low and high of a box differ in length")
+    _width(len(bounds[0]))
+    return spaces.Box(*bounds)
