@@ -134,7 +134,7 @@ def test_asked_to_stop(reference, tmp_path, number, status):
         process.stdout.close()
         process.stdout = None
         _, err = finish(process, status)
-        assert "go on with --resume=" in err
+        assert "resume with --resume=" in err
     else:
         process.send_signal(number)
         _, err = finish(process, status)
@@ -183,6 +183,6 @@ def test_a_signal_before_the_first_iteration_stops_at_once_and_the_run_can_begin
     process.send_signal(number)
     out, err = finish(process, status)
     assert err == ""
-    assert "stopped before training; go on with --resume=" in out
+    assert "stopped before training; resume with --resume=" in out
     finish(start(f"--resume={run_folder(tmp_path)}"))
     assert len(read_metrics(run_folder(tmp_path) / "metrics.jsonl")) == 1

@@ -235,4 +235,4 @@ def test_metrics_that_are_shorter_than_the_checkpoint_say_so(run, monkeypatch, c
 def test_a_run_without_a_checkpoint_says_that_it_begins_anew(run, monkeypatch, capsys):
     shutil.rmtree(run / "checkpoints")
     assert status(monkeypatch, train.main, f"--resume={run}") == 0
-    assert "there is no checkpoint: begins anew" in capsys.readouterr().out
+    assert "there is no checkpoint: starts again" in capsys.readouterr().out

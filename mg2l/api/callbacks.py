@@ -186,16 +186,17 @@ class Progress(Callback):
     def on_exploration(self, training: Training, steps: int, total: int) -> None:
         if self._exploring is None:
             self._exploring = Bar("exploring before iteration 1", total, "steps", self.console)
-            self._exploring.__enter__()
+            self._exploring.start()
         self._exploring.update(steps, total=total)
 
     def on_start(self, training: Training) -> None:
-        self._close()
+        if self._exploring is not None:
+            self._exploring.close(complete=True)
         config = training.config
         self._run = RunProgress(
             training.n_iters, training.iteration, config.log_interval, self.console
         )
-        self._run.__enter__()
+        self._run.start()
         options = training.options
         self._run.note(f"{options.algo} on {options.env}, {training.device}: {training.path}")
 
@@ -207,10 +208,7 @@ class Progress(Callback):
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def on_end(self, training: Training) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        for display in (self._exploring, self._run):
-            if display is not None:
-                display.__exit__(None, None, None)
-        self._exploring = self._run = None
+        if self._exploring is not None:
+            self._exploring.close()
+        if self._run is not None:
+            self._run.close()

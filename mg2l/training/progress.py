@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -89,24 +88,27 @@ class Bar:
         """Wall time [s] since the start."""
         return time.monotonic() - self._began
 
-    def __enter__(self) -> Bar:
+    def start(self) -> None:
+        """Show it; in a ``with`` block, this is done."""
         self._began = self._shown = time.monotonic()
         if self._bar is not None:
             self._bar.start()
         else:
             self._show_line()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self, complete: bool = False) -> None:
+        """Leave the terminal as it was; where the work is complete, a last line says so."""
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None and self.done:
+        elif complete:
             self._show_line()
+
+    def __enter__(self) -> Bar:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self.close(complete=kind is None)
 
     def update(self, done: int, text: str = "", total: int | None = None) -> None:
         """Show that ``done`` units are complete, and ``text`` beside the bar."""
