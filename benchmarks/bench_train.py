@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from mg2l.config import files as loading
-from mg2l.train import iterate
 from mg2l.training.learner import Learner
+from mg2l.training.loop import iterate
 
 ROUNDS = 5
 PHASES = ("time/rollout", "time/ppo", "time/encoder")

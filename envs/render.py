@@ -54,8 +54,8 @@ def film_trained(
         CheckpointError: the run has no whole checkpoint.
     """
     # Only here: everything of learning is above the environments.
-    from mg2l.evaluate import load
     from mg2l.evaluation.meta_test import MetaTest
+    from mg2l.evaluation.trained import load
 
     learner = load(run, trust=trust)
     try:

@@ -113,7 +113,7 @@ def main() -> None:
     measure.write_csv(run / "evaluation.csv", found["training_seed"], played)
     if arguments.video is not None:
         given = (arguments.video, arguments.seed, arguments.deterministic, arguments.trust)
-        write_videos(arguments.run, *given)
+        videos(arguments.run, *given)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from mg2l import cli, evaluate
+from mg2l import cli
 from mg2l.algorithms.agent import AgentNetwork
 from mg2l.config.files import family_of
 from mg2l.core.files import write_bytes, write_json, writing
@@ -36,6 +36,7 @@ from mg2l.deploy.policy import Policy
 from mg2l.deploy.reference import Reference, References
 from mg2l.envs import registry
 from mg2l.envs.actions import ActionLayout
+from mg2l.evaluation import trained
 from mg2l.training import checkpoint
 from mg2l.training.learner import Learner
 
@@ -320,7 +321,7 @@ def main() -> None:
     parser.add_argument("--trust", action="store_true", help=cli.TRUST)
     arguments = parser.parse_args()
     out = arguments.out or arguments.run / "export"
-    learner = evaluate.load(arguments.run, torch.device("cpu"), arguments.trust)
+    learner = trained.load(arguments.run, torch.device("cpu"), arguments.trust)
     try:
         last = checkpoint.iterations(arguments.run / "checkpoints")[-1]
         write_team(learner, out, arguments.agents, arguments.tolerance, last)

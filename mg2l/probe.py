@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from mg2l import cli, evaluate
+from mg2l import cli
 from mg2l.algorithms.base import TaskInference
 from mg2l.core.files import write_json
 from mg2l.core.packages import require
 from mg2l.core.schema import ConfigError
-from mg2l.evaluation import plots
+from mg2l.evaluation import plots, trained
 from mg2l.evaluation.representation import Map, describe, maps, plane
 from mg2l.experience.replay import ContextReplay
 from mg2l.training import checkpoint
@@ -160,7 +160,7 @@ def load(path: Path, trust: bool = False) -> Learner:
         ConfigError: no run lies at ``path``, or it has one training task only.
         CheckpointError: it has no whole checkpoint, or its algorithm infers nothing.
     """
-    learner = evaluate.load(path, trust=trust)
+    learner = trained.load(path, trust=trust)
     if not learner.inference.infers_from_contexts:
         raise CheckpointError(
             f"{path}: {learner.config.algo_name} infers no task from contexts, "

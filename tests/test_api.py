@@ -319,7 +319,7 @@ def test_an_agent_by_itself_does_what_it_does_in_its_team(teams, algo):
 
 def test_shared_inference_is_not_decentralised(sizes):
     run = mg2l.train(algo="mate-cen", n_iters=1, **sizes)
-    with pytest.raises(ValueError, match="mate_encoding=joint"):
+    with pytest.raises(ValueError, match="the joint transitions of the team"):
         mg2l.load(run).agent(0)
 
 
@@ -432,7 +432,12 @@ def test_frames_where_pandas_is_installed(sizes, tmp_path, monkeypatch):
     frames: list[Any] = []
     pandas = types.ModuleType("pandas")
     pandas.__spec__ = importlib.machinery.ModuleSpec("pandas", None)
-    pandas.DataFrame = lambda rows: frames.append(rows) or "frame"  # type: ignore[attr-defined]
+
+    def frame(rows: list[dict[str, Any]]) -> str:
+        frames.append(rows)
+        return "frame"
+
+    pandas.DataFrame = frame  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pandas", pandas)
     mg2l.train(algo="mappo", n_iters=1, **sizes)
     found = mg2l.results(tmp_path)

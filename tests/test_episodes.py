@@ -15,12 +15,12 @@ from gymnasium.spaces import Box, Discrete
 from method_helpers import TINY
 from numpy.typing import NDArray
 
-from mg2l import evaluate
 from mg2l.config import files as loading
 from mg2l.config.files import CONFIGS, load_config
 from mg2l.core.schema import ConfigError
 from mg2l.envs import EnvConfig, TaskSet, registry
 from mg2l.envs.copies import CopiesEnv
+from mg2l.evaluation import measure
 from mg2l.evaluation.meta_test import MetaTest, PeriodicTest
 from mg2l.evaluation.video import VideoRenderer
 from mg2l.experience.rollout import Rollout
@@ -185,16 +185,15 @@ def test_tests_in_the_course_of_training():
 
 
 @pytest.mark.parametrize("algo", ["mg2l", "varibad"])
-def test_evaluation_and_its_table(algo, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "load", lambda path, **options: learner_of(algo))
-    found, played = evaluate.evaluate(tmp_path, None, [0, 1], 2, 0, False)
+def test_evaluation_and_its_table(algo, tmp_path):
+    found, played = measure.evaluate(learner_of(algo), None, [0, 1], 2)
     held_out = [row for row in found["results"] if row["split"] == "test"]
     for row in held_out:
         assert row["episode_length"] == 7.5
         assert row["return"] == 1.5 * 7.5
         assert row["by_task"]["5 steps"]["return"] == 7.5
         assert [agent["return"] for agent in row["by_agent"]] == [7.5, 15]
-    evaluate.write_csv(tmp_path / "evaluation.csv", 0, played)
+    measure.write_csv(tmp_path / "evaluation.csv", 0, played)
     rows = list(csv.DictReader((tmp_path / "evaluation.csv").open()))
     for row in rows:
         length = int(row["task"].split()[0])

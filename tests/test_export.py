@@ -18,7 +18,7 @@ import torch
 from method_helpers import TINY, overrides, tiny_learner
 
 import mg2l.train as train
-from mg2l import cli, evaluate, export
+from mg2l import cli, export
 from mg2l.algorithms.agent import AgentNetwork, ContextAgent, Standardise
 from mg2l.algorithms.transition_encoder import TransitionMoments
 from mg2l.config import files as loading
@@ -26,6 +26,7 @@ from mg2l.core.schema import ConfigError
 from mg2l.deploy.agent import FORMAT, Agent, Context
 from mg2l.deploy.policy import Policy
 from mg2l.deploy.reference import Reference, References
+from mg2l.evaluation import trained
 from mg2l.evaluation.meta_test import MetaTest
 from mg2l.experience.replay import Context as Contexts
 from mg2l.experience.rollout import Rollout
@@ -160,7 +161,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def learner(run: Path) -> Learner:
-    return evaluate.load(run)
+    return trained.load(run)
 
 
 def test_the_manifest_says_what_is_there(run):

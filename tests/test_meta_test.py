@@ -13,6 +13,7 @@ import mg2l.train as train
 from mg2l import cli, evaluate
 from mg2l.config import files as loading
 from mg2l.envs import registry
+from mg2l.evaluation import measure
 from mg2l.evaluation.meta_test import MetaTest
 from mg2l.training.learner import Learner
 from mg2l.training.metrics import read_metrics
@@ -134,9 +135,9 @@ def test_discrete_actions_at_random_respect_masks():
 
 
 def test_bounds():
-    assert evaluate.bounds(np.full((2, 5), 3.0)) == (3, 3)
+    assert measure.bounds(np.full((2, 5), 3.0)) == (3, 3)
     data = np.random.default_rng(0).normal(size=(4, 400)) + 10 * np.arange(4)[:, None]
-    low, high = evaluate.bounds(data)
+    low, high = measure.bounds(data)
     error = 1.96 / math.sqrt(data.size)  # differences between tasks do not widen it
     assert low == pytest.approx(data.mean() - error, abs=0.01)
     assert high == pytest.approx(data.mean() + error, abs=0.01)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,8 +12,6 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from mg2l.algorithms.context import ContextInference
-from mg2l.deploy.alone import infer_alone
 from mg2l.envs.base import TaskSet
 from mg2l.evaluation import measure, trained
 from mg2l.evaluation.results import Run
@@ -88,23 +86,23 @@ class Team:
         self._stream: LatentStream | None = None
         self._latent: Tensor | None = None
         self._inferred = False
-        self._needs_features = False
         if self.infers:
             self._latent = self._prior()
-        else:
-            with torch.no_grad():
-                given = self._inference.actor_latent(np.zeros(self._envs, np.int64), 1)
-            if isinstance(given, Tensor):
-                self._needs_features = True
-            else:
-                self._stream = given
+        elif self._inference.latent_source in ("last_step", "belief"):
+            stream = self._inference.actor_latent(np.zeros(self._envs, np.int64), 1)
+            self._stream = cast("LatentStream", stream)
         if features is not None:
             self._latent = self._tell(features)
 
     @property
     def infers(self) -> bool:
-        """Whether the team infers tasks from contexts, when `infer` is called."""
-        return isinstance(self._inference, ContextInference)
+        """Whether tasks are inferred from contexts, when `infer` is called."""
+        return self._inference.infers_from_contexts
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether the team acts on the features of its tasks, as the oracle does."""
+        return self._inference.latent_source == "features"
 
     def act(
         self,
@@ -129,7 +127,7 @@ class Team:
         """
         width = self.observation_sizes[0]
         rows = self._array("observations", observations, (self.num_agents, width))
-        if self._needs_features and self._latent is None:
+        if self.needs_features and self._latent is None:
             raise RuntimeError(
                 "this team acts on the features of its tasks: call reset(features=...) first"
             )
@@ -220,7 +218,7 @@ class Team:
             RuntimeError: the algorithm does not infer from contexts, or nothing was observed.
             ValueError: ``contexts`` has another shape.
         """
-        if not isinstance(self._inference, ContextInference):
+        if not self.infers:
             name = self.learner.config.algo_name
             raise RuntimeError(f"{name} does not infer tasks from contexts")
         if contexts is None:
@@ -229,17 +227,17 @@ class Team:
             held = torch.stack(self._steps, 1)
         else:
             width = self._transitions.width
-            given = np.asarray(contexts, np.float32)
+            given: Array = np.asarray(contexts, np.float32)
             given = given[None] if self._single else given
-            right = (self._envs, given.shape[1], self.num_agents, width) if given.ndim == 4 else ()
-            if given.shape != right or not given.shape[1]:
+            shape, right = list(given.shape), [self._envs, self.num_agents, width]
+            if len(shape) != 4 or [shape[0], *shape[2:]] != right or not shape[1]:
                 wanted = f"{'' if self._single else f'{self._envs}, '}S, {self.num_agents}, {width}"
                 raise ValueError(
                     f"contexts must have shape [{wanted}], got {list(np.shape(contexts))}"
                 )
             held = torch.as_tensor(given, device=self.learner.device)
         with torch.no_grad():
-            context = Context(_draw(held, self._inference.options.ae_batch_size, self.learner))
+            context = Context(_draw(held, self._inference.context_length, self.learner))
             self._latent = self._inference.latent_for_actors(self._inference.infer(context))
         self._inferred = True
         found: Array = self._latent.cpu().numpy()
@@ -281,7 +279,7 @@ class Team:
         """
         if not 0 <= index < self.num_agents:
             raise ValueError(f"index must be in [0, {self.num_agents - 1}], got {index}")
-        infer_alone(self._inference, index)
+        self._inference.agent_network(index)  # raises where they share what is inferred
         return Agent(Team(self.learner), index)
 
     # Measuring.
@@ -319,7 +317,7 @@ class Team:
         return prior[0]
 
     def _tell(self, features: ArrayLike) -> Tensor:
-        if not self._needs_features:
+        if not self.needs_features:
             name = self.learner.config.algo_name
             raise ValueError(f"features must be None: {name} is not given its tasks")
         width = self.tasks.task_dim

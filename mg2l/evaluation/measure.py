@@ -12,7 +12,6 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mg2l.algorithms.context import ContextInference
 from mg2l.core.files import replacing
 from mg2l.core.schema import ConfigError
 from mg2l.evaluation import statistics
@@ -164,7 +163,7 @@ def evaluate(
     Raises:
         ConfigError: ``oracle`` is of another algorithm or environment.
     """
-    if oracle is not None and oracle.config.algo_name != "oracle":
+    if oracle is not None and not oracle.inference.knows_task:
         raise ConfigError(f"--oracle must be a run of oracle, got one of {oracle.config.algo_name}")
     if oracle is not None and oracle.config.env != learner.config.env:
         raise ConfigError("--oracle must be a run in the same environment, got one in another")
@@ -199,7 +198,7 @@ def evaluate(
         "results": results,
         "scale": scales,
     }
-    if isinstance(learner.inference, ContextInference) and max(shots) > 0:
+    if learner.inference.infers_from_contexts and max(shots) > 0:
         found["mismatch"] = {
             split: mismatch(learner, split, max(shots), episodes, seed) for split in splits
         }

@@ -58,7 +58,8 @@ def choose(
         config = load_config(**chosen, overrides=overrides)
         if config.load_model and not Path(config.load_model_path).is_dir():
             raise ConfigError(f"load_model_path={config.load_model_path}: there is no such folder")
-        options = Options(**{kind: stem(name) for kind, name in chosen.items()})
+        expt, algo, env = (stem(chosen[kind]) for kind in ("expt", "algo", "env"))
+        options = Options(expt, algo, env)
     if config.log_wandb:
         require("log_wandb=true", "wandb", extra="wandb")
     return config, options
@@ -98,9 +99,8 @@ def _resume(
                 f"{path}={value} conflicts with --resume={folder}, where it is {then[path]}; "
                 f"only these may change: {', '.join(sorted(RESUMABLE))}"
             )
-    chosen = {kind: own[kind] for kind in KINDS}
-    return changed, Options(**chosen, resume=folder, resume_previous=resume_previous,
-                            trust=trust, checkpoint=name)  # fmt: skip
+    of_run = (own["expt"], own["algo"], own["env"])
+    return changed, Options(*of_run, folder, resume_previous, trust, name)
 
 
 def newest(overrides: Iterable[str] | Mapping[str, Any], names: Mapping[str, str]) -> Path:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 LINE_INTERVAL = 10.0
 """Seconds between two plain lines of a `Bar`."""
+
+
+_Bar = TypeVar("_Bar", bound="Bar")
 
 
 def clock(seconds: float) -> str:
@@ -103,7 +106,7 @@ class Bar:
         elif complete:
             self._show_line()
 
-    def __enter__(self) -> Bar:
+    def __enter__(self: _Bar) -> _Bar:
         self.start()
         return self
 

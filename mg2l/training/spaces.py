@@ -128,11 +128,11 @@ def _width(size: int) -> int:
 def _space(described: dict[str, Any]) -> spaces.Box | spaces.Discrete:
     if "discrete" in described:
         return spaces.Discrete(_width(described["discrete"]))
-    bounds = []
-    for name, limit in (("low", -np.inf), ("high", np.inf)):
-        values = described["box"][name]
-        bounds.append(np.array([limit if x is None else x for x in values], np.float32))
-    if len(bounds[0]) != len(bounds[1]):
+    low, high = (
+        np.array([limit if x is None else x for x in described["box"][name]], np.float32)
+        for name, limit in (("low", -np.inf), ("high", np.inf))
+    )
+    if len(low) != len(high):
         raise ValueError("low and high of a box differ in length")
-    _width(len(bounds[0]))
-    return spaces.Box(*bounds)
+    _width(len(low))
+    return spaces.Box(low, high)
