@@ -1,4 +1,4 @@
-// How the CPU operators were built and run; read by mg2l/_native.py through ctypes.
+// How the CPU operators were built and run; read by mg2l/ops/native.py through ctypes.
 #include "simd.h"
 
 #if defined(__clang__)

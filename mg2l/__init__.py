@@ -13,19 +13,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mg2l import _native
+from mg2l import ops
 
 __version__ = "0.1.0"
-
-_native.load()
-
-from mg2l import ops  # noqa: E402  (its registrations need the loaded operators)
 
 if TYPE_CHECKING:
     from mg2l.api.callbacks import BestCheckpoint, Callback, EarlyStopping, Progress
     from mg2l.api.results import Results, results
     from mg2l.api.team import Team, load
     from mg2l.api.training import Training, iterations, train
+    from mg2l.config.algorithms import register_algorithm
     from mg2l.core.schema import ConfigError
     from mg2l.envs.registry import register as register_env
     from mg2l.evaluation.results import Run
@@ -44,6 +41,7 @@ _WHERE = {
     "Training": "mg2l.api.training:Training",
     "iterations": "mg2l.api.training:iterations",
     "load": "mg2l.api.team:load",
+    "register_algorithm": "mg2l.config.algorithms:register_algorithm",
     "register_env": "mg2l.envs.registry:register",
     "results": "mg2l.api.results:results",
     "train": "mg2l.api.training:train",
@@ -65,6 +63,7 @@ __all__ = [
     "iterations",
     "load",
     "ops",
+    "register_algorithm",
     "register_env",
     "results",
     "train",

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 import mg2l
-from mg2l import _native, cli, ops
+from mg2l import cli, ops
+from mg2l.ops import native
 
 PACKAGES = ("numpy", "gymnasium", "safetensors", "rich", "tensorboard", "wandb")
 
@@ -28,11 +29,11 @@ def _version(package: str) -> str:
 
 def _kernels(name: str) -> str:
     """Devices for which the dispatcher has an implementation of an operator."""
-    return " ".join(device.upper() for device in _native.devices(name)) or "none: its definition"
+    return " ".join(device.upper() for device in native.devices(name)) or "none: its definition"
 
 
 def _cuda_operators() -> str:
-    archs = _native.cuda_archs()
+    archs = native.cuda_archs()
     if not archs:
         return "not built (no nvcc when it was installed, or MG2L_CUDA=0)"
     loaded = "loaded" if torch.version.cuda is not None else "not loaded: torch has no CUDA"
@@ -60,7 +61,7 @@ def describe() -> dict[str, str]:
             ("python", f"{platform.python_version()} on {platform.platform()}"),
             ("torch", f"{torch.__version__} (CUDA {torch.version.cuda or 'none'})"),
             *((package, _version(package)) for package in PACKAGES),
-            ("CPU operators", _native.cpu_build()),
+            ("CPU operators", native.cpu_build()),
             ("CUDA operators", _cuda_operators()),
             *kernels,
             (

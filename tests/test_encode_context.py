@@ -182,14 +182,14 @@ def test_results_do_not_depend_on_the_number_of_threads(threads):
 CHECK_CAPABILITY = """
 import torch
 from test_encode_context import gradients, inputs
-from mg2l import _native
+from mg2l.ops import native
 from mg2l.ops import encode_context, reference
 arguments, index = inputs((3, 100, 2, 23, 40, 24), dtype=torch.float32)
 ours = gradients(encode_context, arguments, index)
 theirs = gradients(reference.encode_context, arguments, index)
 for a, b in zip(ours, theirs, strict=True):
     assert float((a - b).abs().max() / b.abs().max()) < 1e-4
-print(_native.cpu_build())
+print(native.cpu_build())
 """
 
 

@@ -388,8 +388,8 @@ def test_address_sanitizer(tmp_path):
         for name in ("libasan.so", "libstdc++.so")
     ]
     code = (
-        "import torch, test_fuzz as f, mg2l._native\n"
-        f"assert str(mg2l._native.CPU_LIBRARY).startswith({str(tmp_path)!r})\n"
+        "import torch, test_fuzz as f, mg2l.ops.native\n"
+        f"assert str(mg2l.ops.native.CPU_LIBRARY).startswith({str(tmp_path)!r})\n"
         "torch.set_num_threads(2)\n"
         "for seed in range(200): f.check(f.OPERATORS[seed % 4], seed)\n"
         "refused = 0\n"

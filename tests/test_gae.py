@@ -263,9 +263,9 @@ def test_without_avx2():
     """The instructions that every x86-64 has give the same results."""
     code = (
         "import torch, test_gae\n"
-        "from mg2l import _native\n"
+        "from mg2l.ops import native\n"
         "from mg2l.ops import gae, reference\n"
-        "assert 'baseline' in _native.cpu_build(), _native.cpu_build()\n"
+        "assert 'baseline' in native.cpu_build(), native.cpu_build()\n"
         "args, options = test_gae.inputs((70, 130), dtype=torch.float32)\n"
         "for ours, theirs in zip(gae(*args, **options), reference.gae(*args, **options)):\n"
         "    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-5)\n"

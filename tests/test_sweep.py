@@ -11,6 +11,7 @@ import time
 import pytest
 
 from mg2l import cli, sweep
+from mg2l.cli import scheduler
 from mg2l.training.metrics import read_metrics
 
 TINY = [
@@ -211,7 +212,7 @@ def test_what_cannot_succeed_is_tried_once_and_told(tmp_path):
 def ended(tmp_path, monkeypatch, *endings):
     """State of a job after attempts that end with these statuses and last lines."""
     (job,) = jobs_of(*words(tmp_path, algos=("mappo",)))
-    grid = sweep.Sweep([job], tmp_path, 1)
+    grid = scheduler.Sweep([job], tmp_path, 1)
     job.log.parent.mkdir(exist_ok=True)
     for status, line in endings:
         assert job.state == "waiting"
@@ -285,19 +286,19 @@ def test_damaged_runs_and_files_stop_no_sweep(tmp_path):
 
 
 def test_two_sweeps_cannot_share_a_folder(tmp_path):
-    with sweep.own(tmp_path), pytest.raises(cli.ConfigError, match="another sweep is at work"):
-        sweep.own(tmp_path)
+    with scheduler.own(tmp_path), pytest.raises(cli.ConfigError, match="another sweep is at work"):
+        scheduler.own(tmp_path)
 
 
 def test_memory_keeps_a_second_job_waiting(tmp_path, monkeypatch):
     (job,) = jobs_of(*words(tmp_path, algos=("mappo",)))
-    grid = sweep.Sweep([job], tmp_path, 2)
+    grid = scheduler.Sweep([job], tmp_path, 2)
     assert grid.room()
     with subprocess.Popen(["sleep", "20"]) as process:
         grid.running["x"] = (job, process)
         assert grid.room()
-        monkeypatch.setattr(sweep, "LEAST_MEMORY", 2**60)
-        full = sweep.Sweep([job], tmp_path, 2)
+        monkeypatch.setattr(scheduler, "LEAST_MEMORY", 2**60)
+        full = scheduler.Sweep([job], tmp_path, 2)
         full.running = grid.running
         assert not full.room()
         process.kill()

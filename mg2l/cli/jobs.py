@@ -18,7 +18,7 @@ from mg2l.core.files import FileError, read_bytes, read_json
 from mg2l.evaluation.results import age
 from mg2l.training import checkpoint
 from mg2l.training.folder import LOCK, take_lock
-from mg2l.training.metrics import MAX_METRICS
+from mg2l.training.metrics import MAX_METRICS, read_metrics
 
 RESULTS = {"evaluate": "evaluation.json", "probe": "probe.json"}
 """What each analysis writes into the folder of a run."""
@@ -34,9 +34,10 @@ class Job:
 
     Attributes:
         words: the command line of ``mg2l.train``, without folder, threads and resumption.
-        n_iters: iterations after which it is trained.
+        n_iters: iterations after which it is trained, unless ``n_env_steps`` says when.
         analyses: what is done with it then, modules of `mg2l`.
         threads: of torch, as its configuration says; 0 leaves it to the sweep.
+        n_env_steps: environment steps after which it is trained; 0 leaves it to ``n_iters``.
         state: ``waiting``, ``running``, ``done``, ``failed`` or ``stopped``.
         attempts: times it was started by this sweep.
         error: the last line of its log when it failed.
@@ -50,6 +51,7 @@ class Job:
     folder: Path
     analyses: list[str]
     threads: int = 0
+    n_env_steps: int = 0
     state: str = "waiting"
     attempts: int = 0
     error: str = ""
@@ -74,10 +76,22 @@ class Job:
         ]
         return max(found, key=lambda path: (saved(path), age(path)), default=None)
 
+    def trained(self, run: Path) -> bool:
+        """Whether a run of it has come to its end."""
+        if self.n_env_steps:
+            return saved_steps(run) >= self.n_env_steps
+        return saved(run) >= self.n_iters
+
+    def progress(self, done: int) -> tuple[str, str]:
+        """How far it is after ``done`` iterations, as a text and as a bar."""
+        if self.n_env_steps:
+            return f"{done} iterations", ""
+        return f"{done}/{self.n_iters}", "━" * min(20, 20 * done // self.n_iters)
+
     def stage(self) -> str | None:
         """What is to be done next: ``train``, an analysis that is missing or old, or nothing."""
         run = self.run()
-        if run is None or saved(run) < self.n_iters:
+        if run is None or not self.trained(run):
             return "train"
         for name in self.analyses:
             if analysed(run, name) != saved(run):
@@ -128,6 +142,17 @@ def analysed(run: Path, name: str) -> int | None:
 def saved(run: Path) -> int:
     """Iteration of a run's last checkpoint, 0 before the first."""
     return checkpoint.last_iteration(run / "checkpoints")
+
+
+def saved_steps(run: Path) -> float:
+    """Environment steps of a run's last checkpoint, 0 before the first."""
+    try:
+        rows = read_metrics(run / "metrics.jsonl", run)
+    except FileError:
+        return 0
+    return max(
+        (float(row["env_steps"]) for row in rows if row["iteration"] == saved(run)), default=0
+    )
 
 
 def logged(run: Path) -> int:

@@ -22,7 +22,8 @@ from mg2l.evaluation import statistics
 from mg2l.evaluation.results import Array, Run, age, find, printable
 
 NO_SETTINGS = RESUMABLE | {"seed", "load_model_path", "env.module", "kernels"}
-"""Keys that make no other experiment of a run. ``n_iters`` does where learning rates follow it."""
+"""Keys that make no other experiment of a run. ``n_iters``, or ``n_env_steps`` in its place, does
+where learning rates follow it."""
 
 POINTS = 200
 """Points of a curve at most."""
@@ -140,7 +141,7 @@ def _settings(run: Run, counts: Callable[[str], bool]) -> dict[str, str] | None:
         return None
     ignored = NO_SETTINGS
     if run.config.get("ppo.use_linear_lr_decay") is True:
-        ignored = ignored - {"n_iters"}
+        ignored = ignored - {"n_env_steps" if run.config.get("n_env_steps") else "n_iters"}
     return {
         key: shown(value) for key, value in run.config.items() if counts(key) and key not in ignored
     }

@@ -5,10 +5,12 @@ in :mod:`mg2l.ops.reference`. Where nothing has been compiled, the definitions a
 same values and gradients, without the checks of arguments.
 """
 
-from mg2l import _native
+from mg2l.ops import native
 from mg2l.ops.results import GAE, EncodedContext, PairwiseScores, Pooled
 
-if _native.is_built():
+native.load()
+
+if native.is_built():
     from mg2l.ops.encode_context import encode_context
     from mg2l.ops.gae import gae
     from mg2l.ops.pairwise_lse import pairwise_lse

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from mg2l import _native
-from mg2l.ops import encode_context, gae, pairwise_lse, pia_pool, reference
+from mg2l.ops import encode_context, gae, native, pairwise_lse, pia_pool, reference
 from mg2l.ops.results import GAE, EncodedContext, PairwiseScores, Pooled
 
 
@@ -39,13 +38,13 @@ def choose(kernels: str, device: torch.device) -> Backend:
     """
     if kernels == "torch":
         return TORCH
-    missing = [name for name in Backend._fields if device.type not in _native.devices(name)]
+    missing = [name for name in Backend._fields if device.type not in native.devices(name)]
     names = ", ".join(sorted(missing))
     if missing and kernels == "native":
         raise ValueError(
             f"kernels=native, but not compiled for {device.type}: {names}; install mg2l with "
             f"{'nvcc' if device.type == 'cuda' else 'a C++ compiler'}, or use kernels=auto"
         )
-    if missing and _native.is_built():
+    if missing and native.is_built():
         print(f"not compiled for {device.type}, computed in plain torch: {names}", flush=True)
     return NATIVE._replace(**{name: getattr(TORCH, name) for name in missing})

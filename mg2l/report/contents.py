@@ -84,7 +84,9 @@ def overview(algos: Algorithms, last: int, env_steps: int | None) -> str:
             notes.append(f"{algo}: no run has an iteration within {env_steps:,} environment steps")
             continue
         value, low, high = found.interval
-        planned = {run.config.get("n_iters") for run in runs}
+        planned = {
+            None if run.config.get("n_env_steps") else run.config.get("n_iters") for run in runs
+        }
         of = f" of {planned.pop()}" if len(planned) == 1 and None not in planned else ""
         rows.append(
             [

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-CPU_LIBRARY = Path(__file__).with_name("_C.abi3.so")
-CUDA_LIBRARY = Path(__file__).with_name("_C_cuda.abi3.so")
+CPU_LIBRARY = Path(__file__).parents[1] / "_C.abi3.so"
+CUDA_LIBRARY = Path(__file__).parents[1] / "_C_cuda.abi3.so"
 REINSTALL = "pip install --force-reinstall mg2l, or in a clone: pip install -e ."
 
 
