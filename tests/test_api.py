@@ -279,7 +279,7 @@ def test_the_team_acts_as_in_a_meta_test(teams, algo):
         team._latent = test.infer(None, "uniform")[0].clone()
         wanted = test.act(team._latent.unsqueeze(0))
     else:
-        wanted = test.live(shots)[0]
+        wanted = test.play_through(shots)[0]
     # The same episodes: the meta-test's own seeds, of the first where there are several.
     number = int(len(wanted.rewards) > 6)
     seeds = np.random.SeedSequence([3, number]).generate_state(2).tolist()

@@ -25,6 +25,7 @@ from mg2l.experience.transitions import Transitions
 from mg2l.nn.distributions import FactoredHead, GaussianHead, MixedHead, make_head
 from mg2l.nn.normaliser import LayerNorm
 from mg2l.training.learner import Learner
+from mg2l.training.loop import iterate
 from mg2l.training.metrics import read_metrics
 
 HIDDEN, ROWS = 8, 6
@@ -280,7 +281,7 @@ def test_every_algorithm_trains_a_yard(tmp_path, yard, algo, share):
     team.prepare()
     for iteration in range(2):
         before = [parameter.clone() for parameter in team.actor.head.parameters()]
-        metrics = train.iterate(team, iteration)
+        metrics = iterate(team, iteration)
         assert all(np.isfinite(v) for v in metrics.values() if isinstance(v, float))
     # One Gaussian of two numbers, one of two options that are allowed, and of two and three.
     wanted = (2 * (0.5 + 0.5 * math.log(2 * math.pi)) + math.log(2) + math.log(6)) / 3
@@ -337,7 +338,7 @@ def test_exported_agents_have_their_own_heads(tmp_path, yard):
     team = learner(tmp_path, "rl2")
     team.prepare()
     for iteration in range(2):
-        train.iterate(team, iteration)
+        iterate(team, iteration)
     written = export.write_team(team, tmp_path / "export")
     assert written["action"] is None
     assert [entry["action"] for entry in written["agents"]] == [
@@ -482,7 +483,7 @@ def run(tmp_path, env, **values):
     """Train two iterations, evaluate with a video, export: the run folder."""
     values = {**TINY, "save_model": True, "main_save_path": tmp_path, "eval_interval": 2,
               "eval_episodes": 1, **values}  # fmt: skip
-    assert train.train(*cli.parse(["--algo=mg2l", f"--env={env}", *overrides(values)])) == 0
+    assert train.run(*cli.parse(["--algo=mg2l", f"--env={env}", *overrides(values)])) == 0
     (folder,) = (path.parent for path in tmp_path.rglob("metrics.jsonl"))
     assert len(read_metrics(folder / "metrics.jsonl")) == 2
     return folder
