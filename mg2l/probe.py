@@ -52,7 +52,9 @@ def fresh_episodes(learner: Learner, episodes: int) -> ContextReplay:
     )
     while int(fresh.added.min()) < episodes:
         ids = np.resize(learner.rng.permutation(learner.tasks), env.num_envs)
-        rollout = learner.explorer.collect(steps, ids, inference.sample_prior(env.num_envs))
+        rollout = learner.explorer.collect(
+            steps, ids, inference.exploration_latent(env.num_envs, steps)
+        )
         transitions = inference.transitions(rollout, episodes=1)
         for column, task in enumerate(ids):
             if fresh.added[task] < episodes:

@@ -195,8 +195,12 @@ class TaskInference(nn.Module):
         """Store a rollout that the policies are trained on; called before `critic_latent`."""
 
     def sample_prior(self, num_envs: int) -> Tensor | None:
-        """Latents of the actors in an exploration rollout: ``[1, N, A, D]``, held throughout."""
+        """Latents of actors that know nothing of their task yet: ``[1, N, A, D]``."""
         return None
+
+    def exploration_latent(self, num_envs: int, steps: int) -> Tensor | None:
+        """Latents of the actors in an exploration rollout of T steps: ``[T | 1, N, A, D]``."""
+        return self.sample_prior(num_envs)
 
     def add_exploration(self, rollout: Rollout, tasks: np.ndarray) -> dict[str, float]:
         """Store an exploration rollout in environments with tasks ``[N]``; returns metrics."""

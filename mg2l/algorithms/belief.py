@@ -69,19 +69,6 @@ def belief_latent(belief: Gaussian) -> Tensor:
     return torch.cat([belief.mean, 2 * belief.std.log()], -1)
 
 
-class Decoder(nn.Module):
-    """``[G, *, inputs] -> [G, *, outputs]``, one network per group."""
-
-    def __init__(self, groups: int, inputs: int, sizes: list[int], outputs: int) -> None:
-        super().__init__()
-        self.mlp = StackedMLP(groups, inputs, sizes[0], len(sizes) - 1, True, True)
-        self.output = StackedLinear(groups, sizes[-1], outputs, 1.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        decoded: Tensor = self.output(self.mlp(x.flatten(1, -2)))
-        return decoded.view(*x.shape[:-1], -1)
-
-
 @dataclass
 class BeliefConfig(LearnedConfig):
     """Keys of the algorithms whose agents form a belief step by step."""

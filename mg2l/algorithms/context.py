@@ -44,6 +44,17 @@ class ContextConfig(LearnedConfig):
     """Episodes, or where they end early stretches of ``max_ep_len`` steps, that the transitions of
     such a context are drawn from."""
 
+    min_context_episodes: int = bounded(0, ge=0, le=1_000_000)
+    """If not 0, contexts of fewer episodes, too: log-uniform between this and ``context_episodes``.
+    At meta-test there are only the few that an agent has explored."""
+
+    replay_rollouts: bool = False
+    """Keep the rollouts that policies are trained on in the context replay, beside explored ones:
+    more episodes of each task, at no environment step."""
+
+    explore_refresh: int = bounded(0, ge=0, le=1_000_000)
+    """Steps after which an exploring agent draws another latent; 0 is one for the whole episode."""
+
     update_contexts: int = bounded(160, ge=1, le=1_000_000)
     """Contexts that an encoder update learns from."""
 
@@ -65,6 +76,11 @@ class ContextConfig(LearnedConfig):
         super().__post_init__()
         if not self.hidden_sizes_mlp:
             raise ValueError("hidden_sizes_mlp must have at least one layer, got []")
+        if self.min_context_episodes > self.context_episodes:
+            raise ValueError(
+                f"min_context_episodes={self.min_context_episodes} must be at most "
+                f"context_episodes={self.context_episodes}"
+            )
 
 
 class ContextInference(LearnedInference):
@@ -146,8 +162,13 @@ class ContextInference(LearnedInference):
 
     def contexts(self, tasks: Tensor) -> Context:
         """Contexts of the tasks ``[B]``, ``[B, T, A, F]``, in the replay."""
+        options = self.options
         return self.replay.sample(
-            tasks, self.options.ae_batch_size, self.options.context_episodes, self.draws
+            tasks,
+            options.ae_batch_size,
+            options.context_episodes,
+            self.draws,
+            options.min_context_episodes,
         )
 
     def short_contexts(self, tasks: Tensor) -> Context:
@@ -184,6 +205,7 @@ class ContextInference(LearnedInference):
             "capacity": self.options.ae_buffer_size,
             "prior": self.prior,
             "act_on": self.rollout.act_on,
+            "explore_refresh": self.options.explore_refresh,
         }
         return {"context": context}
 
@@ -211,6 +233,28 @@ class ContextInference(LearnedInference):
         z = torch.randn(shape, generator=self.noise, device=self.noise.device)
         return self.project(z)
 
+    def sample_explorer(self, num_envs: int) -> Tensor:
+        """Latents ``[1, N, A, D]`` with which agents explore: draws of the prior."""
+        return self.sample_prior(num_envs)
+
+    def exploration_latent(self, num_envs: int, steps: int) -> Tensor:
+        refresh = self.options.explore_refresh
+        if not refresh:
+            return self.sample_explorer(num_envs)
+        draws = [self.sample_explorer(num_envs) for _ in range(-(-steps // refresh))]
+        return torch.cat(draws).repeat_interleave(refresh, 0)[:steps]
+
+    def add_rollout(self, rollout: Rollout, tasks: np.ndarray) -> None:
+        if self.options.replay_rollouts:
+            self._keep(self.transitions(rollout), tasks)
+
+    def _keep(self, transitions: Tensor, tasks: np.ndarray) -> None:
+        """Append transitions ``[T, N, A, F]`` of environments with tasks ``[N]`` to the replay."""
+        steps = self.replay.data.shape[2]
+        for segment in transitions.split(steps):
+            for column, task in enumerate(tasks):
+                self.replay.add(int(task), segment[:, column])
+
     def add_exploration(self, rollout: Rollout, tasks: np.ndarray) -> dict[str, float]:
         transitions = self.transitions(rollout)
         # Checked here, before policies act on what is inferred from them.
@@ -221,8 +265,7 @@ class ContextInference(LearnedInference):
             first.update(transitions)
             for moments in others:
                 moments.load_state_dict(first.state_dict())
-        for column, task in enumerate(tasks):
-            self.replay.add(int(task), transitions[:, column])
+        self._keep(transitions, tasks)
         return metrics
 
     @torch.no_grad()

@@ -12,10 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mg2l.algorithms.belief import BeliefConfig, BeliefInference, Decoder
+from mg2l.algorithms.belief import BeliefConfig, BeliefInference
 from mg2l.config.algorithms import register_algorithm
 from mg2l.estimators.gaussian import kl_to_standard
 from mg2l.experience.problem import ProblemSpec
+from mg2l.nn.decoder import Decoder
 
 
 @dataclass

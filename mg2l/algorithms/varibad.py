@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mg2l.algorithms.belief import BeliefConfig, BeliefInference, Decoder
+from mg2l.algorithms.belief import BeliefConfig, BeliefInference
 from mg2l.config.algorithms import register_algorithm
 from mg2l.core.schema import bounded
 from mg2l.estimators.gaussian import Gaussian, kl_between
 from mg2l.experience.problem import ProblemSpec
+from mg2l.nn.decoder import Decoder
 
 
 @dataclass

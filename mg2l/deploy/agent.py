@@ -106,6 +106,10 @@ def check(manifest: Any) -> None:
         size(manifest["context"]["length"] * width, "context.length x transition.width")
         word(manifest["context"]["prior"], "context.prior", "sphere", "normal")
         word(manifest["context"]["act_on"], "context.act_on", "sample", "mean")
+        size(manifest["context"].get("explore_refresh", 0), "context.explore_refresh")
+        explorers = np.array(manifest["context"].get("explorers", [[0.0] * told["width"]]), float)
+        if explorers.shape[1:] != (told["width"],) or not np.isfinite(explorers).all():
+            raise ValueError(f"context.explorers must be rows of {told['width']} numbers")
     begin, end = manifest["transition"]["columns"]["action"]
     width = size(end, "transition.columns.action") - size(begin, "transition.columns.action")
 
@@ -197,7 +201,8 @@ class Agent:
     """Agent ``index`` of an exported team, which observes nothing but its own experience.
 
     It starts with an unknown task: where it infers from a context, its latent is a draw from the
-    prior, held for an episode, until `infer` is called.
+    prior, held for an episode, or what it explored with in training, if that was another
+    distribution or was drawn more often, until `infer` is called.
 
     Args:
         folder: what ``mg2l.export`` wrote.
@@ -293,6 +298,11 @@ class Agent:
             ValueError: observation or mask has another shape, or no action is allowed.
             RuntimeError: it must be given features of its task first.
         """
+        if self.infers and not self.inferred:
+            refresh = self.manifest["context"].get("explore_refresh", 0)
+            if refresh and self.steps_explored == refresh:
+                self._draw_prior()
+            self.steps_explored += 1
         inputs = {"observation": self._row("observation", observation)[None]}
         if self.source != "nothing":
             if self.latent is None:
@@ -443,6 +453,11 @@ class Agent:
 
     def _draw_prior(self) -> None:
         if self.infers:
+            self.steps_explored = 0
+            if "explorers" in self.manifest["context"]:
+                explorers = np.array(self.manifest["context"]["explorers"], np.float32)
+                self.latent = self.rng.choice(explorers[:, self.index])
+                return
             z = self.rng.standard_normal(self.manifest["latent"]["width"], np.float32)
             if self.manifest["context"]["prior"] == "sphere":
                 z *= np.float32(len(z) ** 0.5) / np.linalg.norm(z)

@@ -170,8 +170,8 @@ class MetaTest:
 
     @torch.no_grad()
     def explore_once(self, shot: int) -> Rollout:
-        """An episode of every sub-environment under a draw from the prior."""
-        latent = self._context_inference().sample_prior(len(self.ids))
+        """An exploration episode of every sub-environment."""
+        latent = self._context_inference().exploration_latent(len(self.ids), self.steps)
         return self._collect(1, latent, shot)
 
     def transitions(self, rollout: Rollout) -> Tensor:

@@ -96,7 +96,9 @@ class ContextReplay:
         self.data[task, int(self.added[task]) % self.data.shape[1]] = transitions
         self.added[task] += 1
 
-    def sample(self, tasks: Tensor, length: int, segments: int, generator: Any) -> Context:
+    def sample(
+        self, tasks: Tensor, length: int, segments: int, generator: Any, fewest: int = 0
+    ) -> Context:
         """Draw contexts with replacement.
 
         Args:
@@ -104,6 +106,8 @@ class ContextReplay:
             length: T.
             segments: how many segments a context's transitions come from.
             generator: source of randomness on the CPU.
+            fewest: if not 0, a context's transitions come from a number of segments that is
+                log-uniform between this and ``segments``.
 
         Returns:
             Contexts ``[B, T, A, F]`` that still lie in the replay.
@@ -119,6 +123,9 @@ class ContextReplay:
         batch = len(tasks)
         held = torch.rand(batch, segments, generator=generator) * sizes.unsqueeze(1)
         which = torch.randint(segments, (batch, length), generator=generator)
+        if fewest:
+            drawn = torch.rand(batch, 1, generator=generator)
+            which %= (fewest * (segments / fewest) ** drawn).round().long()
         segment = held.long().gather(1, which) + (tasks * slots).unsqueeze(1)
         step = torch.randint(steps, (batch, length), generator=generator)
         index = (segment * steps + step).to(self.data.device)

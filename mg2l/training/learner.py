@@ -149,18 +149,17 @@ class Learner:
         if self.explorer is None:
             return {}
         with self.timed("explore"):
-            count = self.explorer.env.num_envs
+            count, steps = self.explorer.env.num_envs, self.config.env.max_ep_len
             # Every task is visited as often as every other, to within one environment.
             ids = np.resize(self.rng.permutation(self.tasks), count)
             seeds = None
             if self.config.rollout.paired_exploration:
                 group = np.arange(count) // self.tasks
-                latent = self.inference.sample_prior(int(group[-1]) + 1)
+                latent = self.inference.exploration_latent(int(group[-1]) + 1, steps)
                 latent = None if latent is None else latent[:, group]
                 seeds = self.rng.integers(2**31, size=group[-1] + 1)[group].tolist()
             else:
-                latent = self.inference.sample_prior(count)
-            steps = self.config.env.max_ep_len
+                latent = self.inference.exploration_latent(count, steps)
             rollout = self.explorer.collect(steps, ids, latent, seeds=seeds)
             self.env_steps += count * steps
             self.actor.observe(rollout.observations[:-1], rollout.active)

@@ -20,6 +20,7 @@ from mg2l.algorithms.context import DRIFT_CONTEXTS, ContextInference, InferredCr
 from mg2l.algorithms.mg2l.config import MG2LConfig
 from mg2l.algorithms.mg2l.encoder import TaskEncoder
 from mg2l.algorithms.mg2l.objective import Objective
+from mg2l.algorithms.mg2l.prediction import RewardPrediction
 from mg2l.algorithms.transition_encoder import TransitionMoments
 from mg2l.config.algorithms import register_algorithm
 from mg2l.estimators.gaussian import Gaussian
@@ -52,7 +53,12 @@ class MG2L(ContextInference):
         self.target: TaskEncoder | None = None
         if options.target_decay > 0:
             self.target = copy.deepcopy(self.encoder).requires_grad_(False)
-        self.train_with([p for p in self.objective.parameters() if p.requires_grad])
+        trained: list[nn.Module] = [self.objective]
+        self.prediction: RewardPrediction | None = None
+        if options.prediction_weight > 0:
+            self.prediction = RewardPrediction(options, spec, share).to(device)
+            trained.append(self.prediction)
+        self.train_with([p for part in trained for p in part.parameters() if p.requires_grad])
         if options.critic_latent == "local":
             self.critic_latent_dim = self.agents * options.context_dim
         if options.bounded_by == "sphere":
@@ -118,12 +124,32 @@ class MG2L(ContextInference):
     def decentralised(self) -> bool:
         return self.options.actor_latent == "local"
 
+    def agent_manifest(self) -> dict[str, Any]:
+        manifest = super().agent_manifest()
+        if self.options.explore_with == "keys":
+            manifest["context"]["explorers"] = self.explorers().tolist()
+        return manifest
+
     def agent_network(self, agent: int) -> MG2LAgent:
         if not self.decentralised:
             raise ValueError(
                 "actor_latent=global: all agents act on what is inferred from joint transitions"
             )
         return MG2LAgent(self, agent)
+
+    # Exploration.
+
+    def sample_explorer(self, num_envs: int) -> Tensor:
+        if self.options.explore_with == "prior":
+            return super().sample_explorer(num_envs)
+        tasks = torch.randint(self.tasks, (1, num_envs, self.agents), generator=self.draws)
+        return self.explorers()[tasks.to(self.device)]
+
+    @torch.no_grad()
+    def explorers(self) -> Tensor:
+        """Keys of the training tasks, ``[K, D]``, where agents explore with these."""
+        assert self.objective.task_keys is not None
+        return self.project(self.objective.task_keys)
 
     # Training.
 
@@ -147,7 +173,14 @@ class MG2L(ContextInference):
         if self.objective.needs_keys:
             keys = self.short_contexts(self.objective.key_tasks(tasks))
         loss, metrics = self.objective(queries, tasks, keys, self.acting, measure_gap)
-        return loss, metrics, {"queries": queries, "tasks": tasks, "keys": keys}
+        batch: dict[str, Any] = {"queries": queries, "tasks": tasks, "keys": keys}
+        if self.prediction is not None:
+            batch["predicted"] = self.short_contexts(tasks)
+            rows = self.encoder.aggregator.moments.standardise(batch["predicted"].gather())
+            error, errors = self.prediction(self.encoder(queries), rows)
+            loss = loss + self.options.prediction_weight * error
+            metrics = metrics | errors
+        return loss, metrics, batch
 
     def update(self) -> dict[str, Any]:
         metrics = super().update()

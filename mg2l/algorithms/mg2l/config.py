@@ -77,6 +77,19 @@ class MG2LConfig(ContextConfig):
     which come the latents of actors, those of critics that do not train the encoder, and the keys
     of ``keys: context``; 0 is no copy."""
 
+    explore_with: Literal["prior", "keys"] = "prior"
+    """Latents of exploring agents: draws of the prior, or keys of training tasks drawn at random,
+    each agent its own. Policies know what to do with these."""
+
+    prediction_weight: float = bounded(0.0, ge=0)
+    """Weight of the error of rewards, in units of their variance, predicted from a representation
+    and what else happened in a step: of every agent from its own, of all from the global one. A
+    bound on the information about the task, as InfoNCE is (Barber and Agakov, 2003), that also
+    says which tasks are alike."""
+
+    prediction_sizes_mlp: list[int] = bounded([64, 64], ge=1, le=8192)  # noqa: RUF009
+    """Hidden layers of the networks that predict rewards, all of one width."""
+
     critic_to_encoder: bool = True
     """The value loss also trains transition encoder, aggregation and global inference."""
 
@@ -87,6 +100,13 @@ class MG2LConfig(ContextConfig):
                 "critic_latent=local and critic_to_encoder=true exclude each other; set "
                 "critic_to_encoder=false"
             )
+        sizes = self.prediction_sizes_mlp
+        if not sizes or len(set(sizes)) > 1:
+            raise ValueError(
+                f"prediction_sizes_mlp must be of one width, as in [64, 64]; got {sizes}"
+            )
+        if self.explore_with == "keys" and self.keys == "context":
+            raise ValueError("explore_with=keys needs keys=task: with keys=context there are none")
         attends = self.aggregator == "transformer" or (self.aggregator == "pia" and self.n_blocks)
         if attends and self.context_dim % self.n_heads:
             raise ValueError(f"n_heads={self.n_heads} must divide context_dim={self.context_dim}")
