@@ -148,7 +148,7 @@ def test_updates_and_checkpoints_hold_the_predictions():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"explore_with": "keys", "keys": "context"}, "explore_with=keys needs keys=task"),
+        ({"explore_with": "keys", "keys": "context"}, "explore_with=tasks needs keys=task"),
         (
             {"min_context_episodes": 11},
             "min_context_episodes=11 must be at most context_episodes=10",

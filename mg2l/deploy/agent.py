@@ -107,9 +107,11 @@ def check(manifest: Any) -> None:
         word(manifest["context"]["prior"], "context.prior", "sphere", "normal")
         word(manifest["context"]["act_on"], "context.act_on", "sample", "mean")
         size(manifest["context"].get("explore_refresh", 0), "context.explore_refresh")
-        explorers = np.array(manifest["context"].get("explorers", [[0.0] * told["width"]]), float)
-        if explorers.shape[1:] != (told["width"],) or not np.isfinite(explorers).all():
-            raise ValueError(f"context.explorers must be rows of {told['width']} numbers")
+        if "explorers" in manifest["context"]:
+            explorers = np.array(manifest["context"]["explorers"], float)
+            rows = explorers.shape[1:]
+            if len(rows) != 2 or rows[1] != latent["width"] or not np.isfinite(explorers).all():
+                raise ValueError(f"context.explorers must hold {latent['width']} numbers an agent")
     begin, end = manifest["transition"]["columns"]["action"]
     width = size(end, "transition.columns.action") - size(begin, "transition.columns.action")
 

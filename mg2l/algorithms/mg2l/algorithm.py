@@ -126,8 +126,8 @@ class MG2L(ContextInference):
 
     def agent_manifest(self) -> dict[str, Any]:
         manifest = super().agent_manifest()
-        if self.options.explore_with == "keys":
-            manifest["context"]["explorers"] = self.explorers().tolist()
+        if self.options.explore_with == "tasks" and bool(self.means.any()):
+            manifest["context"]["explorers"] = self.explorers.tolist()
         return manifest
 
     def agent_network(self, agent: int) -> MG2LAgent:
@@ -140,16 +140,16 @@ class MG2L(ContextInference):
     # Exploration.
 
     def sample_explorer(self, num_envs: int) -> Tensor:
-        if self.options.explore_with == "prior":
+        # Before the first update, there are no means: every agent explores with the prior.
+        if self.options.explore_with == "prior" or not bool(self.means.any()):
             return super().sample_explorer(num_envs)
         tasks = torch.randint(self.tasks, (1, num_envs, self.agents), generator=self.draws)
-        return self.explorers()[tasks.to(self.device)]
+        return self.explorers[tasks.to(self.device), torch.arange(self.agents, device=self.device)]
 
-    @torch.no_grad()
+    @property
     def explorers(self) -> Tensor:
-        """Keys of the training tasks, ``[K, D]``, where agents explore with these."""
-        assert self.objective.task_keys is not None
-        return self.project(self.objective.task_keys)
+        """``[K, A, D]``: mean representation of each training task, of each agent."""
+        return self.project(self.means[:, 1:])
 
     # Training.
 

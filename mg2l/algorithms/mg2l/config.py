@@ -77,9 +77,9 @@ class MG2LConfig(ContextConfig):
     which come the latents of actors, those of critics that do not train the encoder, and the keys
     of ``keys: context``; 0 is no copy."""
 
-    explore_with: Literal["prior", "keys"] = "prior"
-    """Latents of exploring agents: draws of the prior, or keys of training tasks drawn at random,
-    each agent its own. Policies know what to do with these."""
+    explore_with: Literal["prior", "tasks"] = "prior"
+    """Latents of exploring agents: draws of the prior, or mean representations of training tasks
+    drawn at random, each agent its own. Policies know what to do with these."""
 
     prediction_weight: float = bounded(0.0, ge=0)
     """Weight of the error of rewards, in units of their variance, predicted from a representation
@@ -105,8 +105,6 @@ class MG2LConfig(ContextConfig):
             raise ValueError(
                 f"prediction_sizes_mlp must be of one width, as in [64, 64]; got {sizes}"
             )
-        if self.explore_with == "keys" and self.keys == "context":
-            raise ValueError("explore_with=keys needs keys=task: with keys=context there are none")
         attends = self.aggregator == "transformer" or (self.aggregator == "pia" and self.n_blocks)
         if attends and self.context_dim % self.n_heads:
             raise ValueError(f"n_heads={self.n_heads} must divide context_dim={self.context_dim}")
