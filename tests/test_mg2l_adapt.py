@@ -1,4 +1,4 @@
-"""What ``mg2l-adapt`` adds: exploration with keys, rollouts replayed, few episodes, predictions."""
+"""What ``mg2l-adapt`` adds: exploration, replayed rollouts, short contexts, predictions."""
 
 import numpy as np
 import pytest
@@ -14,20 +14,29 @@ def adapting(**values):
     return tiny_learner("mg2l-adapt", **values)
 
 
-def test_agents_explore_with_keys_each_its_own_redrawn_after_some_steps():
-    inference = inference_of(adapting(explore_refresh=4))
+def which_task(inference, latent):
+    """``[*, A]``: the training task whose representation each latent ``[*, A, D]`` is."""
+    gaps = (latent.unsqueeze(-3) - inference.explorers).norm(dim=-1)
+    assert gaps.min(-2).values.max() < 1e-5
+    return gaps.argmin(-2)
+
+
+def test_agents_explore_as_in_training_tasks_each_its_own_redrawn_after_some_steps():
+    learner = adapting(explore_refresh=4)
+    inference = inference_of(learner)
+    # Before the first update nobody knows what is inferred in a task.
+    first = inference.exploration_latent(200, 10)
+    assert len(first.flatten(0, 2).unique(dim=0)) == 3 * 200 * 2
+    learner.update_inference()
+    torch.testing.assert_close(inference.explorers.norm(dim=-1), torch.full((3, 2), 8**0.5))
     latent = inference.exploration_latent(200, 10)
     assert latent.shape == (10, 200, 2, 8)
-    keys = inference.explorers()
-    torch.testing.assert_close(keys.norm(dim=-1), torch.full((3,), 8**0.5))
-    which = torch.cdist(latent.flatten(0, 2), keys).min(-1)
-    assert which.values.max() < 1e-5
-    drawn = which.indices.view(10, 200, 2)
+    drawn = which_task(inference, latent)
     for start, end in ((0, 4), (4, 8), (8, 10)):  # held in between
         assert (drawn[start:end] == drawn[start]).all()
     for other in (drawn[4], drawn[0].flip(-1)):  # neither the same later nor of the other agent
         assert 0.2 < (drawn[0] == other).float().mean() < 0.5
-    assert (drawn[0].flatten().bincount() > 80).all()  # of 400, three keys
+    assert (drawn[0].flatten().bincount() > 80).all()  # of 400, three tasks
 
 
 def test_the_prior_is_redrawn_too_where_that_explores():
@@ -39,12 +48,14 @@ def test_the_prior_is_redrawn_too_where_that_explores():
     assert held.shape == (1, 3, 2, 8)
 
 
-def test_learner_and_meta_test_explore_alike():
+def test_a_meta_test_explores_as_training_does():
     learner = adapting(explore_refresh=5)
+    learner.update_inference()
     test = MetaTest(learner, [3, 4], 2, 0)
     found = test.explore_once(0).latent
-    keys = inference_of(learner).explorers()
-    assert torch.cdist(found.flatten(0, 2), keys).min(-1).values.max() < 1e-5
+    assert found is not None
+    drawn = which_task(inference_of(learner), found)
+    assert (drawn[:5] == drawn[0]).all()
     assert not torch.equal(found[4], found[5])
     test.close()
 
@@ -148,7 +159,6 @@ def test_updates_and_checkpoints_hold_the_predictions():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"explore_with": "keys", "keys": "context"}, "explore_with=tasks needs keys=task"),
         (
             {"min_context_episodes": 11},
             "min_context_episodes=11 must be at most context_episodes=10",

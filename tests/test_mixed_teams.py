@@ -15,7 +15,8 @@ from mixed_envs import SPACES, WIDTHS, Yard, YardConfig
 from torch.distributions import Categorical, Normal
 from torch.nn import functional as F
 
-from mg2l import cli, evaluate, export, train
+import mg2l.train as train
+from mg2l import cli, evaluate, export
 from mg2l.config import files as loading
 from mg2l.deploy.agent import Agent
 from mg2l.envs import adapters, registry
