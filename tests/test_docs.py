@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from setuptools.config.pyprojecttoml import read_configuration
 
 from mg2l import cli, compare, evaluate, export, info, probe, sweep
+from mg2l.config import algorithms
 from mg2l.config import files as loading
 from mg2l.config.files import RESUMABLE, Schema, load_config
 from mg2l.core.schema import ConfigError
@@ -77,7 +78,8 @@ def anchors(page: Path) -> set[str]:
 
 @cache
 def schemas() -> list[Schema]:
-    return [Schema(family) for family in registry.names()]
+    families = [Schema(family) for family in registry.names()]
+    return [*families, *(Schema("mpe-spread", name) for name in algorithms.names())]
 
 
 @cache
