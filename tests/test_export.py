@@ -311,7 +311,7 @@ def test_a_belief_step_by_step(tmp_path, reset):
     check_follows(agent, collect(learner, "as always", episodes=2))
 
 
-def test_a_told_team(tmp_path):
+def test_a_team_that_is_given_its_task(tmp_path):
     learner = build("oracle")
     agent = exported(learner, tmp_path / "export")
     assert agent.needs_features
@@ -422,8 +422,8 @@ HOSTILE = {
     "no context": (lambda m: m.pop("context"), "KeyError: 'context'"),
     "no inference": (lambda m: m["agents"][0]["files"].pop("inference"), "has no inference"),
     "nothing to infer from": (lambda m: m.update(context=None), "context must be described"),
-    "latent by nobody": (lambda m: m["latent"].pop("source"), "KeyError: 'source'"),
-    "latent by somebody": (lambda m: m["latent"].update(source=[]), r"latent\.by must be one of"),
+    "no source": (lambda m: m["latent"].pop("source"), "KeyError: 'source'"),
+    "another source": (lambda m: m["latent"].update(source=[]), r"latent\.source must be one of"),
     "no prior": (lambda m: m["context"].pop("prior"), "KeyError: 'prior'"),
     "another prior": (lambda m: m["context"].update(prior=3), r"context\.prior must be one of"),
     "no act_on": (lambda m: m["context"].pop("act_on"), "KeyError: 'act_on'"),
