@@ -78,18 +78,18 @@ def mean_per_agent(x: Tensor, weight: Tensor | None) -> Tensor:
     return (x.flatten(1) * kept).sum(1) / kept.sum(1).clamp(min=1)
 
 
-def _told_at_steps(told: Tensor | None, steps: int) -> Tensor | None:
-    """What the critic is told at the first ``steps`` steps, ``[steps N, D]``."""
-    if told is None:
+def _latent_at_steps(latent: Tensor | None, steps: int) -> Tensor | None:
+    """Latent of the critic at the first ``steps`` steps, ``[steps N, D]``."""
+    if latent is None:
         return None
-    return told.repeat(steps, 1) if told.dim() == 2 else told[:steps].flatten(0, 1)
+    return latent.repeat(steps, 1) if latent.dim() == 2 else latent[:steps].flatten(0, 1)
 
 
-def _told_at(told: Tensor | None, where: tuple[Tensor, Tensor]) -> Tensor | None:
-    """What the critic is told at steps ``[rows]`` of environments ``[rows]``, ``[rows, D]``."""
-    if told is None:
+def _latent_at(latent: Tensor | None, where: tuple[Tensor, Tensor]) -> Tensor | None:
+    """Latent of the critic at steps ``[rows]`` of environments ``[rows]``, ``[rows, D]``."""
+    if latent is None:
         return None
-    return told[where[1]] if told.dim() == 2 else told[where]
+    return latent[where[1]] if latent.dim() == 2 else latent[where]
 
 
 class PPO:
@@ -97,7 +97,7 @@ class PPO:
 
     Args:
         config: losses and optimisers.
-        policy: network options that the update must know of.
+        policy: network options that the update depends on.
         actor: policies.
         critic: values.
         encoder_parameters: trained by the value loss too; their optimiser is ``encoder_optimiser``.
@@ -140,19 +140,19 @@ class PPO:
         joint = observations.flatten(-2)
         return joint.expand(observations.shape[-2], *joint.shape)
 
-    def _critic_inputs(self, observations: Tensor, task: Tensor | None) -> Tensor:
-        """Rows ``[A, rows, O]`` with the task of the environments ``[rows, D]`` beside them."""
-        if task is not None:
-            task = task.expand(len(observations), *task.shape)
-        return self.critic.body.inputs(observations, task)
+    def _critic_inputs(self, observations: Tensor, latent: Tensor | None) -> Tensor:
+        """Rows ``[A, rows, O]`` with the latent of their environments ``[rows, D]`` beside them."""
+        if latent is not None:
+            latent = latent.expand(len(observations), *latent.shape)
+        return self.critic.body.inputs(observations, latent)
 
     @torch.no_grad()
-    def prepare(self, rollout: Rollout, task: Tensor | None) -> Batch:
+    def prepare(self, rollout: Rollout, latent: Tensor | None) -> Batch:
         """Values of all steps at once, then advantages and returns.
 
         Args:
             rollout: what happened.
-            task: what the critic is told, as by `CriticLatent`.
+            latent: of the critic, as `CriticLatent` gives it.
         """
         config = self.config
         steps, envs, agents = rollout.rewards.shape
@@ -162,7 +162,7 @@ class PPO:
         first = rollout.episode_start
         if self.actor.body.remembers_episodes:
             first = torch.cat([first[:1], torch.zeros_like(first[1:])])
-        values, final_values, states = self._values(observations, finals, ended, first, task)
+        values, final_values, states = self._values(observations, finals, ended, first, latent)
         terminated, truncated = rollout.terminated, rollout.truncated
         if not config.use_proper_time_limits:
             terminated, truncated = terminated | truncated, torch.zeros_like(truncated)
@@ -200,10 +200,10 @@ class PPO:
         if normaliser is not None:
             values = normaliser.update(returns.flatten(1), values.flatten(1), kept).view_as(returns)
             returns = normaliser.normalise(returns.flatten(1)).view_as(returns)
-        told = None if rollout.latent is None else rollout.latent.permute(2, 0, 1, 3)
+        acted_on = None if rollout.latent is None else rollout.latent.permute(2, 0, 1, 3)
         rows = rollout.observations[:-1].permute(2, 0, 1, 3)
         inputs = self.actor.body.inputs(
-            rows.flatten(1, 2), None if told is None else told.flatten(1, 2)
+            rows.flatten(1, 2), None if acted_on is None else acted_on.flatten(1, 2)
         )
         return Batch(
             actor_inputs=inputs.view(agents, steps, envs, -1),
@@ -223,7 +223,7 @@ class PPO:
     def _returns_of_constant(
         self, rewards: Tensor, terminated: Tensor, truncated: Tensor, kept: Tensor | None
     ) -> Tensor:
-        """Returns ``[A, T, N]`` at the constant value of all states that is the best to begin with.
+        """Returns ``[A, T, N]`` at the constant value of all states that is the best initial guess.
 
         It is the one that equals its own mean return: TD's fixed point with a bias for the only
         feature (LSTD(lambda): Boyan, 2002, doi:10.1023/A:1017936530646). A critic that began at 0
@@ -257,7 +257,7 @@ class PPO:
         finals: Tensor,
         ended: Tensor,
         first: Tensor,
-        task: Tensor | None,
+        latent: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Values of all steps.
 
@@ -267,17 +267,18 @@ class PPO:
             ``[A, T, N, layers, H]``.
         """
         agents, rows, envs, _ = observations.shape
-        told = _told_at_steps(task, rows)
+        at_steps = _latent_at_steps(latent, rows)
         final_values = observations.new_zeros(agents, rows - 1, envs)
         t, n = ended.nonzero(as_tuple=True)
-        final_inputs = self._critic_inputs(finals[:, t, n], _told_at(task, (t, n)))
+        final_inputs = self._critic_inputs(finals[:, t, n], _latent_at(latent, (t, n)))
         if self.critic.body.gru is None:
             values, _ = self.critic(
-                self._critic_inputs(observations.flatten(1, 2), told), None, None
+                self._critic_inputs(observations.flatten(1, 2), at_steps), None, None
             )
             final_values[:, t, n], _ = self.critic(final_inputs, None, None)
             return values.view(agents, rows, envs), final_values, None
-        inputs = self._critic_inputs(observations.flatten(1, 2), told).view(agents, rows, envs, -1)
+        inputs = self._critic_inputs(observations.flatten(1, 2), at_steps)
+        inputs = inputs.view(agents, rows, envs, -1)
         state = inputs.new_zeros(agents, envs, *self.critic.body.state_shape)
         values, states = [], []
         for step in range(rows):
@@ -285,31 +286,31 @@ class PPO:
             value, state = self.critic(inputs[:, step], state, first[step : step + 1])
             values.append(value)
         stacked = torch.stack(states, 1)
-        go_on = torch.zeros(1, len(t), dtype=torch.bool, device=t.device)
-        final_values[:, t, n], _ = self.critic(final_inputs, stacked[:, t + 1, n], go_on)
+        restart = torch.zeros(1, len(t), dtype=torch.bool, device=t.device)
+        final_values[:, t, n], _ = self.critic(final_inputs, stacked[:, t + 1, n], restart)
         return torch.stack(values, 1), final_values, stacked[:, :-1]
 
     # Updating.
 
-    def update(self, batch: Batch, task: CriticLatent) -> dict[str, Tensor]:
+    def update(self, batch: Batch, critic_latent: CriticLatent) -> dict[str, Tensor]:
         """All epochs over one batch; returns the mean of each metric.
 
-        The task is inferred anew for every epoch. The value losses of an epoch's minibatches reach
-        the encoder together, in one step at its end.
+        The critic's latent is inferred again in every epoch. The value losses of an epoch's
+        minibatches reach the encoder together, in one step at its end.
         """
         metrics: dict[str, list[Tensor]] = {}
         for _ in range(self.config.ppo_epoch):
-            inferred = task()
-            told = None
+            inferred = critic_latent()
+            latent = None
             if inferred is not None:
-                told = inferred.detach().requires_grad_(inferred.requires_grad)
+                latent = inferred.detach().requires_grad_(inferred.requires_grad)
             found = [
-                self._update_actor(part) | self._update_critic(part, where, told)
+                self._update_actor(part) | self._update_critic(part, where, latent)
                 for part, where in self._minibatches(batch)
             ]
-            if told is not None and told.grad is not None:
-                penalty = task.penalty()
-                found.append(self._update_encoder(inferred, told.grad / len(found), penalty))
+            if latent is not None and latent.grad is not None:
+                penalty = critic_latent.penalty()
+                found.append(self._update_encoder(inferred, latent.grad / len(found), penalty))
             for one in found:
                 for name, value in one.items():
                     metrics.setdefault(name, []).append(value.detach())
@@ -352,13 +353,13 @@ class PPO:
             }
 
     def _update_critic(
-        self, part: Batch, where: tuple[Tensor, Tensor] | None, told: Tensor | None
+        self, part: Batch, where: tuple[Tensor, Tensor] | None, latent: Tensor | None
     ) -> dict[str, Tensor]:
-        """``told``: what the critic is told of each environment's task, as by `CriticLatent`."""
+        """``latent``: of the critic for each environment, as `CriticLatent` gives it."""
         config = self.config
         steps = part.critic_observations.shape[1]
-        told = _told_at_steps(told, steps) if where is None else _told_at(told, where)
-        inputs = self._critic_inputs(part.critic_observations.flatten(1, 2), told)
+        latent = _latent_at_steps(latent, steps) if where is None else _latent_at(latent, where)
+        inputs = self._critic_inputs(part.critic_observations.flatten(1, 2), latent)
         values, _ = self.critic(inputs, part.critic_states, part.first)
         elementwise = value_loss(values, part.values.flatten(1), part.returns.flatten(1), config)
         weight = part.active if config.use_value_active_masks else None
