@@ -37,6 +37,7 @@ def require_finite(env: VectorEnv, what: str, values: ArrayLike, step: int) -> N
     raise NonFiniteStepError(
         f"the environment gave {'an' if what == 'observation' else 'a'} {what} of "
         f"{numbers[tuple(found[0])]}{f' (number {number[0]} of it)' if number else ''} to agent "
-        f"{agent} in copy {copy}, task {task!r}, {f'at step {step}' if step else 'at the reset'}; "
+        f"{agent} in sub-environment {copy}, task {task!r}, "
+        f"{f'at step {step}' if step else 'at the reset'}; "
         f"{len(found)} of the {numbers.size} numbers of this step are not finite"
     )

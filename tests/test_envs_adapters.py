@@ -150,7 +150,7 @@ def test_gym_agents_that_end_one_after_the_other():
 
 @pytest.mark.parametrize("make", [adapted_envs.make_walkers, adapted_envs.make_careless])
 def test_copies_do_not_depend_on_workers(make):
-    """Nor does the chance of those that draw from generators of the whole process."""
+    """Nor does the randomness of those that draw from generators of the whole process."""
     one, three = (build(make, n_workers=n) for n in (1, 3))
     rng = np.random.default_rng(0)
     np.testing.assert_array_equal(one.reset(seed=3)[0], three.reset(seed=3)[0])
@@ -171,7 +171,9 @@ def test_copies_do_not_depend_on_workers(make):
 )
 def test_a_crash_is_said_and_the_run_goes_on(make, what, capfd):
     env = build(make)
-    env.reset(seed=0, task_ids=[0, 1, 2, 0])  # copy 2 crashes, and takes copy 3 with it
+    env.reset(
+        seed=0, task_ids=[0, 1, 2, 0]
+    )  # sub-environment 2 crashes, and takes sub-environment 3 with it
     before = env._observe()
     for step in range(1, 7):
         obs, rewards, terminated, truncated, info = env.step(np.zeros((4, 2, 1)))
@@ -186,14 +188,16 @@ def test_a_crash_is_said_and_the_run_goes_on(make, what, capfd):
             assert (obs[:2, 0, 1] == step).all()
         before = obs
     err = capfd.readouterr().err
-    assert err.count("adapted, copy 2, task 'goal=1': worker 1 crashed") == 2
+    assert err.count("adapted, sub-environment 2, task 'goal=1': worker 1 crashed") == 2
     assert err.count(what) == 2
     env.close()
 
 
 def test_a_worker_that_hangs_is_started_anew(capfd):
     env = build(adapted_envs.make_sleeper, timeout=5)
-    env.reset(seed=0, task_ids=[0, 1, 2, 0])  # copy 2 hangs, and takes copy 3 with it
+    env.reset(
+        seed=0, task_ids=[0, 1, 2, 0]
+    )  # sub-environment 2 hangs, and takes sub-environment 3 with it
     victim, begin = env._workers.pids[1], time.monotonic()
     for step in range(1, 5):
         truncated = env.step(np.zeros((4, 2, 1)))[3]
@@ -202,7 +206,7 @@ def test_a_worker_that_hangs_is_started_anew(capfd):
     with pytest.raises(ProcessLookupError):
         os.kill(victim, 0)
     err = capfd.readouterr().err
-    assert "adapted, copy 2, task 'goal=1': worker 1 crashed; it is started anew, " in err
+    assert "adapted, sub-environment 2, task 'goal=1': worker 1 crashed; it is restarted, " in err
     assert "\nit hung: no answer for 5 s (key timeout)" in err
     env.close()
 
@@ -238,7 +242,7 @@ def test_a_copy_that_crashes_again_and_again_ends_the_run():
     for _ in range(8):
         env.step(np.zeros((4, 2, 1)))
     message = (
-        r"copy 2, task 'goal=1': worker 1 crashed, after 2 restarts of this copy "
+        r"sub-environment 2, task 'goal=1': worker 1 crashed, after 2 restarts of it "
         r"\(max_restarts\)\n[^$]*the walker has tripped"
     )
     with pytest.raises(EnvError, match=message):
@@ -264,7 +268,7 @@ def test_a_crash_when_an_episode_begins_loses_no_other_episode():
     env, twin = build(adapted_envs.make_walkers), build(adapted_envs.make_walkers)
     for each in (env, twin):
         each.reset(seed=0)
-        each._clock[1] = 30  # copy 1's episode ends earlier than that of its neighbour, copy 0
+        each._clock[1] = 30  # its episode ends before that of its neighbour
     env.max_ep_len = twin.max_ep_len = 40
     begin = env._begin
 
@@ -347,8 +351,8 @@ def test_training_ends_with_the_traceback_and_one_line(tmp_path, monkeypatch, ca
     assert stopped.value.code == 1
     *details, line = capsys.readouterr().err.strip().splitlines()
     assert re.match(
-        r"error: iteration 0: fragile, copy \d, task 'goal=1': worker \d crashed, after 0 restarts "
-        r"of this copy \(max_restarts\)$",
+        r"error: iteration 0: fragile, sub-environment \d, task 'goal=1': worker \d crashed, "
+        r"after 0 restarts of it \(max_restarts\)$",
         line,
     )
     assert details[0].startswith("Traceback")

@@ -213,7 +213,7 @@ def test_what_is_of_another_size_is_named(answers, message):
         env.reset()
         env.step([[0, 0]])
 
-    with pytest.raises(EnvError, match=rf"^team, copy 0, task 'k=0': {message}[^\n]*$"):
+    with pytest.raises(EnvError, match=rf"^team, sub-environment 0, task 'k=0': {message}[^\n]*$"):
         play()
     env.close()
 

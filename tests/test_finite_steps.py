@@ -58,7 +58,7 @@ def test_what_is_not_finite_is_named(monkeypatch, what, step, value, said, discr
     spoil(learner, what, step, value)
     with pytest.raises(NonFiniteStepError, match=said) as raised:
         learner.collect(np.array([0, 1, 1, 0]))
-    assert "agent 1 in copy 2, task 'b'" in str(raised.value)
+    assert "agent 1 in sub-environment 2, task 'b'" in str(raised.value)
     assert "; 1 of the " in str(raised.value)
 
 
@@ -86,7 +86,7 @@ def test_training_ends_with_one_line(monkeypatch, tmp_path, capsys):
     assert stopped.value.code == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: iteration 0: ")  # the exploration before the first
-    assert "a reward of nan to agent 0 in copy 0" in line
+    assert "a reward of nan to agent 0 in sub-environment 0" in line
 
 
 def test_random_actions_are_checked_too(monkeypatch):

@@ -112,7 +112,7 @@ def test_trains(algo, case, tmp_path):
 
 @pytest.mark.parametrize(
     ("factor", "said"),
-    [(np.nan, "gave a reward of nan to agent 0 in copy 0"), (1e38, "the batch is in ")],
+    [(np.nan, "gave a reward of nan to agent 0 in sub-environment 0"), (1e38, "the batch is in ")],
 )
 def test_a_reward_that_breaks_stops_the_run_and_keeps_what_was_computed(
     tmp_path, monkeypatch, capsys, factor, said

@@ -1,4 +1,4 @@
-"""Copies of a foreign environment as a ``VectorEnv``."""
+"""Sub-environments of another package as a ``VectorEnv``."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ class AdapterConfig(EnvConfig):
     """Worker processes; 0 is one per processor core."""
 
     timeout: float = bounded(60.0, gt=0, le=1e6)
-    """For making, resetting or stepping one copy; a worker that takes longer has crashed [s]."""
+    """For making, resetting or stepping one sub-environment; a worker that takes longer has crashed
+    [s]."""
 
     max_restarts: int = bounded(10, ge=0)
-    """Restarts of a worker that one copy may cause; its next crash ends the run."""
+    """Restarts of a worker that one sub-environment may cause; its next crash ends the run."""
 
 
 class AdaptedEnv(CopiesEnv):
-    """``N`` copies of what a factory makes, in worker processes (see ``VectorEnv``).
+    """``N`` sub-environments from a factory, in worker processes (see ``VectorEnv``).
 
     Action spaces: each agent's own, side by side as in `ActionLayout`: ``Box``, ``Discrete``,
     ``MultiDiscrete`` (flat, from 0) or ``MultiBinary`` (as two options per bit). A number that has
@@ -52,8 +53,8 @@ class AdaptedEnv(CopiesEnv):
     agent that has left. Action masks are taken from ``action_mask`` beside an observation, or from
     infos.
 
-    Start: reset with a seed from the copy's stream, which everything else is seeded with that the
-    environment may draw from: ``random``, ``numpy.random`` and torch, its spaces, and generators
+    Start: reset with a seed from the sub-environment's stream, which also seeds everything else
+    that it may draw from: ``random``, ``numpy.random`` and torch, its spaces, and generators
     that it has made without a seed.
 
     End: as the environment says, an agent's flags staying until the episode ends with the last
@@ -62,8 +63,8 @@ class AdaptedEnv(CopiesEnv):
     hangs for longer than ``timeout``, is truncated: its last observation and no reward for the
     step.
 
-    Saved state is each copy's seed and its actions since: an episode is repeated to continue it,
-    exactly as far as the environment is determined by its seed.
+    Saved state is each sub-environment's seed and its actions since: an episode is repeated to
+    continue it, exactly as far as the environment is determined by its seed.
 
     Args:
         name: of the family, for messages.
@@ -153,9 +154,10 @@ class AdaptedEnv(CopiesEnv):
         return [crash.index for crash in crashes]
 
     def _place(self, worker: int) -> str:
-        """Which copy a worker is or was at."""
+        """Which sub-environment a worker is or was stepping."""
         copy = int(self._shared["at"][worker])
-        return f"{self.name}, copy {copy}, task {self.tasks.names[self.task_ids[copy]]!r}"
+        task = self.tasks.names[self.task_ids[copy]]
+        return f"{self.name}, sub-environment {copy}, task {task!r}"
 
     def _report(self, crash: CrashError) -> None:
         copy = int(self._shared["at"][crash.index])
@@ -165,13 +167,13 @@ class AdaptedEnv(CopiesEnv):
             raise EnvError(f"{said}, {_MAX_CRASHES} times without a step between\n{crash}")
         if self._restarts[copy] == self._max_restarts:
             raise EnvError(
-                f"{said}, after {self._max_restarts} restarts of this copy (max_restarts)\n{crash}"
+                f"{said}, after {self._max_restarts} restarts of it (max_restarts)\n{crash}"
             )
         self._restarts[copy] += 1
-        print(f"{said}; it is started anew, its episodes are truncated\n{crash}", file=sys.stderr)
+        print(f"{said}; it is restarted, its episodes are truncated\n{crash}", file=sys.stderr)
 
     def _start(self, copies: NDArray[np.int64], seeds: NDArray[np.int64]) -> None:
-        """Begin episodes; a worker that crashes is started anew and asked again."""
+        """Begin episodes; a worker that crashes is restarted and asked again."""
         self._seeds[copies] = seeds
         wanted, lost = set(copies.tolist()), set[int]()
         asked = list(range(len(self._workers)))
@@ -182,12 +184,12 @@ class AdaptedEnv(CopiesEnv):
                 if mine:
                     requests.append((index, ("begin", [self._episode(copy) for copy in mine])))
             asked = self._ask(requests)
-            # A new process has lost all of its copies, not only those that were to begin.
+            # A new process has lost all its episodes, not only those that were to begin.
             lost |= {int(copy) for index in asked for copy in self._parts[index]} - wanted
         self._repeat(np.array(sorted(lost), np.int64))
 
     def _repeat(self, copies: NDArray[np.int64]) -> None:
-        """Bring copies whose episodes have begun again to where they were."""
+        """Repeat restarted episodes up to the step where they were."""
         for step in range(int(self._clock[copies].max(initial=0))):
             self._shared["stepping"][:] = 0
             self._shared["stepping"][copies] = self._clock[copies] > step

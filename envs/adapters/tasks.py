@@ -15,7 +15,7 @@ from mg2l.envs.base import EnvConfig, TaskSet
 
 Params = dict[str, Any]
 _LARGEST = 1e3  # numbers up to here are features as they are
-_NARROWEST = 1e-2  # share of the largest that they must differ by
+_NARROWEST = 1e-2  # fraction of the largest that they must differ by
 
 
 def sample(
@@ -104,7 +104,7 @@ def _columns(values: list[Any]) -> NDArray[np.float64]:
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:
-    """Of nested lists; None where they are ragged or empty."""
+    """Shape of nested lists; None where they are ragged or empty."""
     if not isinstance(value, (list, tuple)):
         return ()
     inner = {_shape(part) for part in value}

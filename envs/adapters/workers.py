@@ -57,13 +57,14 @@ class RefusedError(RuntimeError):
 class Workers:
     """``count`` worker processes.
 
-    A process that is started anew finds the shared memory as it was. One that hangs is ended, and
+    A process that is restarted finds the shared memory as it was. One that hangs is ended, and
     counts as crashed. All that a worker starts ends with it, and it ends with this process.
 
     Args:
         make: the environment's factory.
         count: of processes.
-        timeout: a process hangs if for this long it neither answers nor turns to another copy [s].
+        timeout: a process hangs if for this long it neither answers nor turns to another
+            sub-environment [s].
         team: names of the agents that are the team; None is all.
         others: policy of the others, see ``adapters.register``.
 
@@ -114,7 +115,7 @@ class Workers:
         """Send requests to workers, all before the first answer is awaited.
 
         Returns:
-            The answers of those that live, and the others' crashes; these start anew when they
+            The answers of those that live, and the others' crashes; these restart when they
             are asked again.
 
         Raises:
@@ -220,7 +221,7 @@ class Workers:
 
     @property
     def pids(self) -> list[int]:
-        """Of the processes that run, below their guardians."""
+        """Process ids of the workers that run, below their guardians."""
         running = (index for index, process in enumerate(self._processes) if process is not None)
         return [int(self._pids[index]) for index in running]
 

@@ -20,7 +20,7 @@ _SMALLEST = 1e-30  # what float32 can still divide by
 
 
 class Moments(NamedTuple):
-    """Of a batch, in float64; what is reduced is gone from the shapes."""
+    """Moments of a batch, in float64; what is reduced is gone from the shapes."""
 
     counted: Tensor
     """How many numbers."""

@@ -43,7 +43,7 @@ class RunningNorm(nn.Module):
 
         Args:
             observations: ``[*, A, O]``.
-            active: ``[*, A]`` bool, who was alive to see them; None is everybody.
+            active: ``[*, A]`` bool, who was alive to see them; None is all agents.
         """
         groups = len(self.moments.mean)
         rows = observations[..., self.image :].reshape(-1, groups, self.moments.mean.shape[1])

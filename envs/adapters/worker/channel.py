@@ -90,7 +90,7 @@ class Channel:
 
 
 def hidden(descriptor: int) -> int:
-    """Move a descriptor to a number that nobody writes to by chance, and that is not inherited."""
+    """Move a descriptor to a number that no stray write hits, and that is not inherited."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     start = 64 + int.from_bytes(os.urandom(2), "big") % max(1, min(most, 1024) - 192)
     moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, start)

@@ -1,4 +1,4 @@
-"""What infos tell: action masks, time limits and final observations, in everybody's style."""
+"""Action masks, time limits and final observations from infos, in all known conventions."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ FINALS = ("final_observation", "final_obs", "terminal_observation")
 
 def masks(seen: Sequence[Any], info: Any, agents: Sequence[Any]) -> list[Any]:
     """The action mask of each agent, or None: beside its observation, else in the infos."""
-    told = _told(info, MASKS, agents, rows=True)
-    return [_beside(one, other) for one, other in zip(seen, told)]  # noqa: B905
+    reported = _reported(info, MASKS, agents, rows=True)
+    return [_beside(one, other) for one, other in zip(seen, reported)]  # noqa: B905
 
 
 def limits(info: Any, agents: Sequence[Any]) -> list[bool]:
     """Whether a time limit has ended each agent's episode."""
-    told = _told(info, LIMITS, agents, rows=False)
-    return [value is not None and flag(value) and bool(value == 1) for value in told]
+    reported = _reported(info, LIMITS, agents, rows=False)
+    return [value is not None and flag(value) and bool(value == 1) for value in reported]
 
 
 def finals(seen: Sequence[Any], info: Any, agents: Sequence[Any]) -> list[Any]:
     """The observations that an episode has ended with, where the environment has begun another."""
-    told = _told(info, FINALS, agents, rows=False)
-    return [one if other is None else other for one, other in zip(seen, told)]  # noqa: B905
+    reported = _reported(info, FINALS, agents, rows=False)
+    return [one if other is None else other for one, other in zip(seen, reported)]  # noqa: B905
 
 
 def allowed(mask: Any, counts: Sequence[int]) -> Any:
@@ -114,7 +114,7 @@ def _beside(seen: Any, otherwise: Any) -> Any:
     return otherwise
 
 
-def _told(info: Any, names: Sequence[str], agents: Sequence[Any], rows: bool) -> list[Any]:
+def _reported(info: Any, names: Sequence[str], agents: Sequence[Any], rows: bool) -> list[Any]:
     """What infos say of each agent under the first of ``names`` that they have, or None.
 
     Args:

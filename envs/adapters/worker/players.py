@@ -30,7 +30,7 @@ class Player:
     """One foreign environment, whatever its interface; agents are numbered.
 
     Attributes:
-        names: of the agents, for messages and for what is told by agent.
+        names: of the agents, for messages and for values by agent.
     """
 
     names: Sequence[Any]

@@ -1,4 +1,4 @@
-"""Copies of the environment in a worker process, and the loop that answers requests."""
+"""Sub-environments in a worker process, and the loop that answers requests."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from .team import Team
 
 
 class Copy:
-    """One copy of the environment: what it is, and how far its episode is.
+    """One sub-environment: what it is, and how far its episode is.
 
     Attributes:
         task: number of its task.
         player: the environment.
         acts: of each agent.
         randomness: of the episode.
-        step: since its begin.
+        step: of the episode.
         gone: ``[A]`` bool, who has left.
     """
 
@@ -45,7 +45,7 @@ class Copy:
 
 
 class Worker:
-    """Copies of the environment, in one process.
+    """Sub-environments, in one process.
 
     Args:
         make: the pickled factory.
@@ -89,12 +89,12 @@ class Worker:
         self.shared["pids"][self.index] = os.getpid()
 
     def begin(self, copies: Sequence[tuple[int, int, dict[str, Any], int]]) -> None:
-        """Begin episodes: copy, number of its task, the task's parameters, seed."""
+        """Begin episodes: sub-environment, number of its task, the task's parameters, seed."""
         for index, task, params, seed in copies:
             self._turn_to(index)
             copy = self.copies.get(index)
             if copy is None or copy.task != task:
-                # By the task's number, not by the episode: a resumed run makes it anew.
+                # By the task's number, not by the episode: a resumed run makes it again.
                 with Randomness(task).used():
                     if copy is not None:
                         _close(copy.player)
@@ -118,7 +118,7 @@ class Worker:
             self._write(index, [s if t else None for s, t in zip(seen, there)], masks)  # noqa: B905
 
     def step(self) -> None:
-        """Step the copies that are marked, with the shared actions."""
+        """Step the sub-environments that are marked, with the shared actions."""
         shared = self.shared
         for index, copy in self.copies.items():
             if not shared["stepping"][index]:
@@ -142,7 +142,7 @@ class Worker:
             self._write(index, seen, outcome.masks)
 
     def render(self, index: int) -> Any:
-        """Picture of a copy, or why there is none."""
+        """Picture of a sub-environment, or why there is none."""
         with Randomness(0).used():
             try:
                 picture = self.copies[index].player.render()
@@ -161,12 +161,12 @@ class Worker:
         return array.astype(np.uint8)
 
     def _turn_to(self, copy: int) -> None:
-        """Tell the other side which copy is at work, and that it is another's turn."""
+        """Report which sub-environment is at work, and that the worker is alive."""
         self.shared["at"][self.index] = copy
         self.shared["beats"][self.index] += 1
 
     def _flag(self, index: int, outcome: Outcome, there: NDArray[Any]) -> None:
-        """Set the flags of a step; an agent's stay until the episode ends, with everybody's.
+        """Set the flags of a step; an agent's stay until the episode ends, with the last agent's.
 
         Who has left without a flag came to the end of the task, and when nobody is left, so did
         those who never came.

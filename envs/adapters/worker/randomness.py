@@ -1,4 +1,4 @@
-"""Everything that an environment may draw random numbers from, seeded for each copy."""
+"""Everything that an environment may draw random numbers from, seeded for each sub-environment."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _real_seed = random.Random.seed
 class Randomness:
     """States of ``random``, ``numpy.random`` and torch, and entropy for unseeded generators.
 
-    Each copy has its own: copies in one process neither share nor disturb each other's.
+    Each sub-environment has its own: those in one process do not disturb each other.
 
     Args:
         seed: of all of them.
     """
 
-    active: Randomness | None = None  # of the copy that is at work
+    active: Randomness | None = None  # of the sub-environment at work
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -69,7 +69,7 @@ def _torch_state() -> tuple[Any, Any] | None:
 
 
 def replace_entropy() -> None:
-    """Let what is made or imported without a seed take it from the copy that is at work."""
+    """Let what is made or imported without a seed take it from the active one."""
 
     def seed(self: random.Random, a: Any = None, version: int = 2) -> None:
         self.__dict__["unseeded"] = a is None and Randomness.active is not None

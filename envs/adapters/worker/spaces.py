@@ -1,4 +1,4 @@
-"""Spaces of gymnasium, of gym and of packages that imitate them, told apart by class names."""
+"""Spaces of gymnasium, of gym and of packages that imitate them, recognised by class names."""
 
 from __future__ import annotations
 
