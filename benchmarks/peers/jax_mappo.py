@@ -236,7 +236,8 @@ def update(state: State, moments: Moments, batch: Batch, key: Array, minibatches
     rows = STEPS * ENVS
     orders = jax.vmap(lambda k: jax.random.permutation(k, rows))(jax.random.split(key, EPOCHS))
     parts = orders.reshape(EPOCHS * minibatches, -1)
-    return jax.lax.scan(one, state._replace(moments=moments), parts)[0]
+    trained: State = jax.lax.scan(one, state._replace(moments=moments), parts)[0]
+    return trained
 
 
 def make(hidden: int, minibatches: int) -> Callable[[], object]:

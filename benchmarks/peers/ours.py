@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 
 from mg2l.config import files
-from mg2l.train import iterate
 from mg2l.training.learner import Learner
+from mg2l.training.loop import iterate
 
 
 def make(hidden: int, minibatches: int) -> Callable[[], object]:

@@ -45,7 +45,10 @@ def make(hidden: int, minibatches: int) -> Callable[[], object]:
     envs, steps = config.rollout.n_rollout_threads, config.env.max_ep_len
     env = registry.make(config.env, envs, 0)
     agents, rng = env.num_agents, np.random.default_rng(0)
-    (width,), (size,) = env.observation_spaces[0].shape, env.action_spaces[0].shape
+    width, size = (
+        int(np.prod(space.shape or ()))
+        for space in (env.observation_spaces[0], env.action_spaces[0])
+    )
     actor, critic = (
         network(agents, width, hidden, hidden, size),
         network(agents, agents * width, hidden, hidden, 1),
@@ -68,9 +71,9 @@ def make(hidden: int, minibatches: int) -> Callable[[], object]:
             action = mean + log_std.exp() * torch.randn_like(mean)
             actions.append(action)
             log_probs.append(log_prob(mean, action))
-            observation, reward, _, _, _ = env.step(action.transpose(0, 1).contiguous().numpy())
+            observation, gained, _, _, _ = env.step(action.transpose(0, 1).contiguous().numpy())
             observations.append(observation)
-            rewards.append(torch.as_tensor(reward))
+            rewards.append(torch.as_tensor(gained))
         rows = torch.as_tensor(np.stack(observations))  # [T + 1, N, A, O]
         states = rows.flatten(2).expand(agents, -1, -1, -1)
         values = forward(critic, states.flatten(1, 2)).view(agents, steps + 1, envs)
