@@ -9,7 +9,7 @@ priorities of an episode's transitions. Writes ``probe.json`` into the run's fol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from mg2l.core.files import write_json
 from mg2l.core.packages import require
 from mg2l.core.schema import ConfigError
 from mg2l.evaluation import plots, trained
-from mg2l.evaluation.representation import Map, describe, maps, plane
+from mg2l.evaluation.representation import Map, describe, maps, plane, recognised
 from mg2l.experience.replay import ContextReplay
 from mg2l.training import checkpoint
 from mg2l.training.checkpoint import CheckpointError
 from mg2l.training.learner import Learner
+from mg2l.training.progress import Bar
 
 EPISODES = 600
 """Fresh episodes per task, half of them for fitting.
@@ -41,8 +42,13 @@ POINTS = 1500
 """Contexts in a map at most."""
 
 
-def fresh_episodes(learner: Learner, episodes: int) -> ContextReplay:
-    """Transitions of ``episodes`` new exploration episodes of every task."""
+def fresh_episodes(
+    learner: Learner, episodes: int, on_episode: Callable[[], object] = lambda: None
+) -> ContextReplay:
+    """Transitions of ``episodes`` new exploration episodes of every task.
+
+    ``on_episode`` is called after each of them.
+    """
     assert learner.explorer is not None
     env, steps = learner.explorer.env, learner.config.env.max_ep_len
     inference = learner.inference
@@ -59,29 +65,33 @@ def fresh_episodes(learner: Learner, episodes: int) -> ContextReplay:
         for column, task in enumerate(ids):
             if fresh.added[task] < episodes:
                 fresh.add(int(task), transitions[:, column])
+                on_episode()
     return fresh
 
 
 @torch.no_grad()
 def probe(
-    learner: Learner, episodes_per_context: int
-) -> tuple[dict[str, Any], dict[str, np.ndarray], ContextReplay]:
+    learner: Learner,
+    episodes_per_context: int,
+    on_episode: Callable[[], object] = lambda: None,
+) -> tuple[dict[str, Any], dict[str, np.ndarray], ContextReplay, dict[str, np.ndarray]]:
     """What `describe` says of ``z`` (``global``) and of each ``z^i`` (``agent_0``, ...).
 
     Args:
         learner: a trained run.
         episodes_per_context: fresh episodes that a context's transitions come from.
+        on_episode: called after each fresh episode of a task.
 
     Returns:
         The figures, and ``mi/*`` [nats] where the algorithm has them; the representations that
-        were measured, ``[K * CONTEXTS, D]`` each, sorted by task; and the episodes that these are
-        of.
+        were measured, ``[K * CONTEXTS, D]`` each, sorted by task; the episodes that these are of;
+        and by level the fraction of each task's contexts that the nearest others tell, ``[K]``.
     """
     ids = torch.arange(learner.tasks).repeat_interleave(CONTEXTS)
     inference = learner.inference
     halves: list[dict[str, np.ndarray]] = []
     for _ in range(2):
-        episodes = fresh_episodes(learner, EPISODES // 2)
+        episodes = fresh_episodes(learner, EPISODES // 2, on_episode)
         context = episodes.sample(
             ids, inference.context_length, episodes_per_context, learner.draws
         )
@@ -95,7 +105,8 @@ def probe(
         name: describe(x, tasks, halves[1][name], tasks, features) for name, x in halves[0].items()
     }
     figures |= inference.information(context, ids)
-    return figures, halves[1], episodes
+    by_task = {name: recognised(x, tasks, halves[1][name], tasks) for name, x in halves[0].items()}
+    return figures, halves[1], episodes, by_task
 
 
 @torch.no_grad()
@@ -177,7 +188,7 @@ def load(path: Path, trust: bool = False) -> Learner:
 def main() -> None:
     """Entry point of ``python -m mg2l.probe``."""
     parser = cli.Parser(prog="python -m mg2l.probe", description=__doc__)
-    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("run", type=Path, help="run folder, or one of its checkpoints")
     parser.add_argument(
         "--episodes",
         type=cli.at_least(1),
@@ -207,10 +218,11 @@ def main() -> None:
     learner = load(arguments.run, arguments.trust)
     names = learner.env.tasks.names[: learner.tasks]
     contexts: dict[str, Any] = {}
-    iteration = checkpoint.last_iteration(arguments.run / "checkpoints")
+    iteration = trained.iteration_of(arguments.run)
     found: dict[str, Any] = {"iteration": iteration, "tasks": names, "contexts": contexts}
     for episodes in arguments.episodes:
-        figures, z, fresh = probe(learner, episodes)
+        with Bar("exploring again", EPISODES * learner.tasks, "episodes") as bar:
+            figures, z, fresh, by_task = probe(learner, episodes, bar.advance)
         contexts[str(episodes)] = figures
         print(f"contexts of {episodes:2} fresh episodes")
         for name in z:
@@ -219,6 +231,9 @@ def main() -> None:
         shown = "  ".join(f"{name} {x:.3f}" for name, x in figures.items() if name not in z)
         if shown:
             print(f"  {shown}")
+        for task, name in enumerate(names):
+            shown = "  ".join(f"{level} {by_task[level][task]:.3f}" for level in z)
+            print(f"  nearest, task {name}:  {shown}")
     if learner.inference.has_priorities:
         found["priorities"] = priorities(learner.inference, fresh).round(3).tolist()
     levels = planes(z, learner.tasks, arguments.by)
@@ -226,7 +241,7 @@ def main() -> None:
         level: {way: points.round(3).tolist() for way, points in ways.items()}
         for level, ways in levels.items()
     }
-    write_json(arguments.run / "probe.json", found)
+    write_json(checkpoint.locate(arguments.run)[0] / "probe.json", found)
     if arguments.map is not None:
         draw(arguments.map, levels, names)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import fnmatch
+import importlib
 import re
 import shlex
 import shutil
@@ -342,8 +344,25 @@ def test_every_error_names_a_test_that_exists() -> None:
 @pytest.mark.parametrize(
     "code", [text for page in PAGES[1:] for language, text in blocks(page) if language == "python"]
 )
-def test_python_blocks_run(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_blocks_run(
+    code: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where they train
     exec(compile(code, "docs", "exec"), {})
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".api.callbacks", ".api.training", ".api.team", ".api.results"]
+)
+def test_examples_in_docstrings_run(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    module = importlib.import_module(f"mg2l{name}")
+    found = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert found.attempted
+    assert not found.failed
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ LAYERS = (
     "training",
     "evaluation",
     "deploy",
+    "api",
     "cli",
     "report",
 )

@@ -60,8 +60,10 @@ def test_probe_of_a_run(monkeypatch, tmp_path):
     monkeypatch.setattr(probe, "EPISODES", 4)
     monkeypatch.setattr(probe, "CONTEXTS", 12)
     learner = tiny_learner()
-    figures, z, episodes = probe.probe(learner, 1)
-    assert set(z) == {"global", "agent_0", "agent_1"}
+    figures, z, episodes, by_task = probe.probe(learner, 1)
+    assert set(z) == {"global", "agent_0", "agent_1"} == set(by_task)
+    for level, fractions in by_task.items():
+        assert fractions.mean() == pytest.approx(figures[level]["nearest"])
     assert set(figures) == {*z, "mi/global", "mi/local", "mi/l1out", "mi/gap"}
     assert figures["mi/gap"] == pytest.approx(figures["mi/l1out"] - figures["mi/local"], abs=1e-5)
     weights = probe.priorities(inference_of(learner), episodes)

@@ -66,6 +66,23 @@ def describe(
     return figures
 
 
+def recognised(
+    fit: NDArray[Any],
+    fit_tasks: NDArray[np.int64],
+    test: NDArray[Any],
+    test_tasks: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """``nearest`` of `describe` for each task, ``[K]``: fraction of its representations."""
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), KNeighborsClassifier(min(NEIGHBOURS, len(fit))))
+    hits = model.fit(fit, fit_tasks).predict(test) == test_tasks
+    found: NDArray[np.float64] = np.bincount(test_tasks, hits) / np.bincount(test_tasks)
+    return found
+
+
 def principal_axes(z: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean ``[D]`` of representations ``[M, D]`` and their first two principal axes ``[D, 2]``.
 
