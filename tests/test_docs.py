@@ -138,7 +138,7 @@ def test_setup_commands() -> None:
     assert lines[:2] == [
         "python -m venv .venv && . .venv/bin/activate && "
         "pip install -c constraints.txt -e . && python -m mg2l.train",
-        'pip install -c constraints.txt -e ".[dev]" && pytest',
+        'pip install -c constraints.txt -e ".[dev]" && pytest -n auto --dist loadfile',
     ]
     pinned = {
         re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower()
