@@ -240,7 +240,18 @@ def test_a_budget_of_environment_steps(sizes):
 
 # Trained teams.
 
-ALGORITHMS = ["mg2l", "ma-pearl", "focal", "corro", "varibad", "mate-ind", "rl2", "mappo", "oracle"]
+ALGORITHMS = [
+    "mg2l",
+    "mg2l-adapt",
+    "ma-pearl",
+    "focal",
+    "corro",
+    "varibad",
+    "mate-ind",
+    "rl2",
+    "mappo",
+    "oracle",
+]
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +288,7 @@ def test_the_team_acts_as_in_a_meta_test(teams, algo):
     team.reset(2, features_for(team))
     if team.infers:
         team._latent = test.infer(None, "uniform")[0].clone()
+        team._explorer = team._latent.unsqueeze(0)
         wanted = test.act(team._latent.unsqueeze(0))
     else:
         wanted = test.play_through(shots)[0]

@@ -28,9 +28,9 @@ class Team:
 
     It acts in N environments at once, or in a single one: then arrays have no axis N. What it is
     conditioned on depends on its algorithm. From contexts (``mg2l``, ``ma-pearl``, ``focal``,
-    ``corro``): a draw from the prior for each episode until `infer` is called, then what was
-    inferred. Step by step (``varibad``, ``mate``, ``rl2``): what `observe` is given. The oracle:
-    the features given to `reset`.
+    ``corro``): what is explored with, such as a draw from the prior for each episode, until `infer`
+    is called, then what was inferred. Step by step (``varibad``, ``mate``, ``rl2``): what `observe`
+    is given. The oracle: the features given to `reset`.
 
     >>> import mg2l, numpy
     >>> run = mg2l.train(algo="mappo", n_iters=1, max_ep_len=5, n_rollout_threads=2)
@@ -87,7 +87,9 @@ class Team:
         self._latent: Tensor | None = None
         self._inferred = False
         if self.infers:
-            self._latent = self._prior()
+            self._explorer = self._explore()
+            self._clock = torch.zeros(self._envs, dtype=torch.int64, device=device)
+            self._latent = self._explorer[0]
         elif self._inference.latent_source in ("last_step", "belief"):
             stream = self._inference.actor_latent(np.zeros(self._envs, np.int64), 1)
             self._stream = cast("LatentStream", stream)
@@ -197,10 +199,13 @@ class Team:
             self._stream.update(Step(rows, action, paid, after, ends))
         if not self.learner.actor.body.remembers_episodes:
             self._starts = ends[None]
-        if self.infers and not self._inferred and bool(ends.any()):
-            assert self._latent is not None
-            fresh = self._prior()
-            self._latent = torch.where(ends[:, None, None], fresh, self._latent)
+        if self.infers and not self._inferred:
+            self._clock = (self._clock + 1).masked_fill(ends, 0)
+            if bool(ends.any()):
+                fresh = self._explore()
+                self._explorer = torch.where(ends[:, None, None], fresh, self._explorer)
+            steps = self._clock.clamp(max=len(self._explorer) - 1)
+            self._latent = self._explorer[steps, torch.arange(self._envs, device=ends.device)]
 
     def infer(self, contexts: ArrayLike | None = None) -> Array:
         """Infer the tasks, and act on that from now on, until `reset`.
@@ -311,10 +316,11 @@ class Team:
 
     # Arrays.
 
-    def _prior(self) -> Tensor:
-        prior = self._inference.sample_prior(self._envs)
-        assert prior is not None
-        return prior[0]
+    def _explore(self) -> Tensor:
+        """Latents of an episode in which nothing is known of the task, ``[T | 1, N, A, D]``."""
+        latent = self._inference.exploration_latent(self._envs, self.learner.config.env.max_ep_len)
+        assert latent is not None
+        return latent
 
     def _tell(self, features: ArrayLike) -> Tensor:
         if not self.needs_features:
