@@ -91,6 +91,15 @@ class ActionLayout:
         """Of an action within a transition."""
         return self.numbers + self.options
 
+    def allows(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """``[*, A]`` whether a mask ``[*, A, options]`` allows an option of each own choice."""
+        # Behind the last option lies what padding points to.
+        padded = np.concatenate([mask, np.zeros((*mask.shape[:-1], 1), np.bool_)], -1)
+        agents = np.arange(len(self.spaces))[:, None, None]
+        allowed = np.any(padded[..., agents, self.columns], axis=-1) | ~self.own_choices
+        every: NDArray[np.bool_] = np.all(allowed, axis=-1)
+        return every
+
     def within(self, actions: NDArray[Any]) -> NDArray[Any]:
         """Actions in their spaces: a new array, checked, numbers clipped and padding 0.
 

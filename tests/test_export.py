@@ -177,6 +177,7 @@ def test_the_manifest_says_what_is_there(run):
     assert found["transition"]["columns"]["reward"] == [12, 13]
     assert found["context"] == {
         "length": 10, "fixed_length": False, "capacity": 100, "prior": "sphere", "act_on": "mean",
+        "explore_refresh": 0,
     }  # fmt: skip
     for path in (run / "export").rglob("*.onnx"):
         onnx.checker.check_model(onnx.load(path))
@@ -402,7 +403,7 @@ def test_agents_refuse(run, tmp_path):
         Agent(folder, 0)
     text = (folder / "export.json").read_text()
     (folder / "export.json").write_text(text.replace('"format": 2', '"format": 7'))
-    with pytest.raises(ValueError, match="must be of format 1, got 7"):
+    with pytest.raises(ValueError, match="must be of format 2, got 7"):
         Agent(folder, 1)
 
 

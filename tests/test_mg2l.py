@@ -53,7 +53,7 @@ class Reader(nn.Module):
             Gaussian(local, torch.ones_like(local)),
         )
 
-    def place(self, z):
+    def project(self, z):
         return z
 
 

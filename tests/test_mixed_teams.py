@@ -15,6 +15,7 @@ from mixed_envs import SPACES, WIDTHS, Yard, YardConfig
 from torch.distributions import Categorical, Normal
 from torch.nn import functional as F
 
+import mg2l
 import mg2l.train as train
 from mg2l import cli, evaluate, export
 from mg2l.config import files as loading
@@ -22,6 +23,7 @@ from mg2l.deploy.agent import Agent
 from mg2l.envs import adapters, registry
 from mg2l.envs.actions import ActionLayout
 from mg2l.envs.random_actions import random_actions
+from mg2l.evaluation import trained
 from mg2l.experience.transitions import Transitions
 from mg2l.nn.distributions import FactoredHead, GaussianHead, MixedHead, make_head
 from mg2l.nn.normaliser import LayerNorm
@@ -490,6 +492,14 @@ def run(tmp_path, env, **values):
     return folder
 
 
+def trained_spaces(folder):
+    learner = trained.load(folder)
+    try:
+        return learner.env.action_spaces
+    finally:
+        learner.close()
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_foreign_teams_train_evaluate_and_are_exported(tmp_path, monkeypatch, capsys, name):
     monkeypatch.setattr(registry, "_families", dict(registry._families))
@@ -497,6 +507,18 @@ def test_foreign_teams_train_evaluate_and_are_exported(tmp_path, monkeypatch, ca
     (tmp_path / "env.yaml").write_text(f"family: {name}\n")
     folder = run(tmp_path, tmp_path / "env.yaml", n_workers=2)
     check_run(folder, monkeypatch)
+    team = mg2l.load(folder)  # without its environment
+    layout = ActionLayout(team.action_spaces)
+    assert layout.counts == ActionLayout(trained_spaces(folder)).counts
+    rows = np.zeros((team.num_agents, max(team.observation_sizes)), np.float32)
+    actions = team.act(rows)
+    np.testing.assert_array_equal(actions, layout.within(actions))
+    if layout.options:
+        nothing = np.zeros((team.num_agents, layout.options), bool)
+        with pytest.raises(ValueError, match="must allow an action to each agent"):
+            team.act(rows, action_mask=nothing)
+    team.observe(np.zeros(team.num_agents), rows)
+    assert np.isfinite(team.infer()).all()
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,8 @@ def measured(algo: str, seed: int, **returns: list[float]) -> results.Run:
             for name, values in returns.items()
         ]
     }
-    return results.Run(Path(f"env/{algo}/run-sd{seed}"), [], evaluation=evaluation)
+    folder = Path(f"env/{algo}/run-sd{seed}")
+    return results.Run(folder, [], {"algo_name": algo}, evaluation=evaluation)
 
 
 def test_scores_are_normalised_by_task() -> None:

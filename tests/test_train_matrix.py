@@ -37,6 +37,7 @@ OWN: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("mate-ind", "mate-cen", "mate-mix", "varibad"), BELIEF),
     "mg2l-q-only": (*LOCAL, "grad_norm/encoder_from_critic"),
     "mg2l-local-only": LOCAL,
+    "mg2l-adapt": (*LOCAL, "predict/local", "predict/global"),
 }
 """Metrics that an algorithm adds to ``EVERYWHERE``; else those of ``mg2l``."""
 

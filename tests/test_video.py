@@ -12,6 +12,7 @@ from PIL import Image, ImageSequence
 import mg2l.train as train
 from mg2l import cli, evaluate
 from mg2l.envs import video
+from mg2l.evaluation import measure
 from mg2l.evaluation import video as team_video
 from mg2l.evaluation.meta_test import MetaTest, first_steps
 from mg2l.evaluation.picture import Drawing, Trajectory
@@ -70,7 +71,7 @@ def test_results_are_written_before_the_films(tmp_path, monkeypatch):
 
 def test_missing_packages_are_said_before_anything_is_evaluated(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(video, "PACKAGES", {".gif": ("no_such_package",)})
-    monkeypatch.setattr(evaluate, "evaluate", lambda *arguments: pytest.fail("evaluated"))
+    monkeypatch.setattr(measure, "evaluate", lambda *arguments: pytest.fail("evaluated"))
     monkeypatch.setattr("sys.argv", ["evaluate", str(tmp_path), "--video"])
     with pytest.raises(SystemExit):
         evaluate.main()

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from mg2l.envs.actions import ActionLayout
 from mg2l.envs.base import TaskSet
 from mg2l.evaluation import measure, trained
 from mg2l.evaluation.results import Run
@@ -55,6 +56,7 @@ class Team:
         self.num_agents = learner.env.num_agents
         self.observation_sizes = [int(s.shape[0]) for s in learner.env.observation_spaces]
         self.action_spaces = learner.env.action_spaces
+        self._layout = ActionLayout(self.action_spaces)
         self.tasks: TaskSet = learner.env.tasks
         self._inference = learner.inference
         self._transitions = Transitions(learner.spec)
@@ -115,19 +117,21 @@ class Team:
         """Actions for observations; once per step, as memories go on with it.
 
         Args:
-            observations: ``[N, A, O]``, or of a single environment ``[A, O]``.
+            observations: ``[N, A, O]``, or of a single environment ``[A, O]``; zeros at the end of
+                those of agents that observe less.
             deterministic: take the most likely action instead of a sample.
             action_mask: ``[N, A, n]`` or ``[A, n]`` bool, discrete actions that are allowed.
 
         Returns:
             Indices ``[N, A]`` int64 of discrete actions, or ``[N, A, size]`` float32 within their
-            space; without N of a single environment.
+            space, or as `mg2l.envs.actions.ActionLayout` says where there are several choices or
+            agents differ; without N of a single environment.
 
         Raises:
             ValueError: a shape is another one, a number is not finite, or no action is allowed.
             RuntimeError: the team needs the features of its tasks first.
         """
-        width = self.observation_sizes[0]
+        width = max(self.observation_sizes)
         rows = self._array("observations", observations, (self.num_agents, width))
         if self.needs_features and self._latent is None:
             raise RuntimeError(
@@ -135,12 +139,11 @@ class Team:
             )
         mask = None
         if action_mask is not None:
-            space = self.action_spaces[0]
-            if not isinstance(space, spaces.Discrete):
+            options = self._layout.options
+            if not options:
                 raise ValueError("action_mask is for discrete actions, got one for a box")
-            mask = self._array("action_mask", action_mask, (self.num_agents, int(space.n)))
-            mask = mask.bool()
-            if not bool(mask.any(-1).all()):
+            mask = self._array("action_mask", action_mask, (self.num_agents, options)).bool()
+            if not self._layout.allows(mask.cpu().numpy()).all():
                 raise ValueError("action_mask must allow an action to each agent")
         latent = self._latent if self._stream is None else self._stream.current()
         actor = self.learner.actor
@@ -156,9 +159,7 @@ class Team:
         action = action.transpose(0, 1)
         self._last = (rows, action)
         taken = action.cpu().numpy()
-        space = self.action_spaces[0]
-        if isinstance(space, spaces.Box):
-            taken = np.clip(taken, space.low, space.high)
+        taken = self._layout.within(taken).astype(taken.dtype)
         return taken[0] if self._single else taken
 
     def observe(

@@ -328,9 +328,8 @@ def help_text(argv: Sequence[str] = ()) -> str:
             0,
         ),
         "",
-        "  --resume=RUN  continue the run in folder RUN from its last checkpoint, or from "
-        "RUN/checkpoints/NAME;",
-        "      --resume=last is the newest run in main_save_path",
+        "  --resume=RUN  continue the run in folder RUN from its last checkpoint, or from",
+        "      RUN/checkpoints/NAME; --resume=last is the newest run in main_save_path",
         "  --resume-previous  where the last checkpoint is damaged, use the one before it",
         f"  --trust  {TRUST}",
         "  --help  this text; 'here' is what --expt, --algo and --env on this command line set",

@@ -292,10 +292,10 @@ class Schema:
                     other.check(value)
                 continue
             key = self.find(name)
-            put(key.path, self._interpolated(value) or key.check(value))
+            put(key.path, self._interpolated(key.path, value) or key.check(value))
         return flat
 
-    def _interpolated(self, value: Any) -> str | None:
+    def _interpolated(self, path: str, value: Any) -> str | None:
         """A text that interpolates, with the paths of the keys in it; None of any other value.
 
         Of OmegaConf's syntax only the names of other keys are let through: no resolvers, which read
@@ -304,7 +304,7 @@ class Schema:
         if not isinstance(value, str) or "${" not in value:
             return None
         if "${" in _INTERPOLATION.sub("", value):
-            raise ConfigError(f"{value!r}: only the name of a key may stand in ${{...}}")
+            raise ConfigError(f"{path}={value!r}: only the name of a key may stand in ${{...}}")
         return _INTERPOLATION.sub(
             lambda match: f"${{{self.find(self.current(match[1])[0]).path}}}", value
         )

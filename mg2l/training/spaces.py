@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from mg2l.core.files import read_json, write_json
 from mg2l.core.schema import ConfigError
+from mg2l.envs.actions import Space
 from mg2l.envs.base import EnvConfig, Info, TaskSet, VectorEnv
 
 FILE = "spaces.json"
@@ -23,7 +24,14 @@ MAX_WIDTH = 2**24
 
 SHAPE = {
     "observations": [int],
-    "actions": [{"box?": {"low": [(float, None)], "high": [(float, None)]}, "discrete?": int}],
+    "actions": [
+        {
+            "box?": {"low": [(float, None)], "high": [(float, None)]},
+            "discrete?": int,
+            "choices?": [int],
+            "bits?": int,
+        }
+    ],
     "image": ([int], None),
     "tasks": {"names": [str], "features": [[float]], "n_train": int, "n_test": int},
 }
@@ -55,6 +63,10 @@ def write(path: Path, env: VectorEnv) -> None:
 def _describe(space: spaces.Space[Any]) -> dict[str, Any]:
     if isinstance(space, spaces.Discrete):
         return {"discrete": int(space.n)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"choices": space.nvec.tolist()}
+    if isinstance(space, spaces.MultiBinary):
+        return {"bits": int(np.prod(space.shape))}
     assert isinstance(space, spaces.Box)
     bounds = {"low": space.low, "high": space.high}
     return {
@@ -125,9 +137,14 @@ def _width(size: int) -> int:
     return size
 
 
-def _space(described: dict[str, Any]) -> spaces.Box | spaces.Discrete:
+def _space(described: dict[str, Any]) -> Space:
     if "discrete" in described:
         return spaces.Discrete(_width(described["discrete"]))
+    if "choices" in described:
+        _width(len(described["choices"]))
+        return spaces.MultiDiscrete([_width(count) for count in described["choices"]])
+    if "bits" in described:
+        return spaces.MultiBinary(_width(described["bits"]))
     low, high = (
         np.array([limit if x is None else x for x in described["box"][name]], np.float32)
         for name, limit in (("low", -np.inf), ("high", np.inf))
