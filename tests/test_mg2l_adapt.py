@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from method_helpers import collect, inference_of, tiny_config, tiny_learner
+from method_helpers import TINY, collect, inference_of, tiny_config, tiny_learner
 
+import mg2l
+from mg2l import export
 from mg2l.core.schema import ConfigError
+from mg2l.deploy.agent import Agent
 from mg2l.evaluation.meta_test import MetaTest
 from mg2l.experience.replay import ContextReplay
 
@@ -58,6 +61,23 @@ def test_a_meta_test_explores_as_training_does():
     assert (drawn[:5] == drawn[0]).all()
     assert not torch.equal(found[4], found[5])
     test.close()
+
+
+def test_an_exported_agent_explores_as_in_training(tmp_path, monkeypatch):
+    values = {**TINY, "save_model": True, "main_save_path": tmp_path, "explore_refresh": 3}
+    run = mg2l.train(algo="mg2l-adapt", **values)
+    monkeypatch.setattr("sys.argv", ["export", str(run.folder)])
+    export.main()
+    agent = Agent(run.folder / "export", 1, seed=0)
+    explorers = np.array(agent.manifest["context"]["explorers"], np.float32)[:, 1]
+    seen = []
+    for _ in range(60):
+        agent.act(np.zeros(agent.width))
+        (task,) = np.flatnonzero((explorers == agent.latent).all(1))
+        seen.append(task)
+    held = np.reshape(seen, (20, 3))
+    assert (held == held[:, :1]).all()
+    assert set(seen) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -300,7 +300,10 @@ def iterations(
     """
     names = {"expt": expt, "algo": algo, "env": env}
     given = {kind: str(name) for kind, name in names.items() if name is not None}
-    config, options = choose(given, overrides, resume, resume_previous, trust)
+    values = {
+        key: str(value) if isinstance(value, Path) else value for key, value in overrides.items()
+    }
+    config, options = choose(given, values, resume, resume_previous, trust)
     return Training(config, options, callbacks)
 
 
