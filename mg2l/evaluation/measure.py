@@ -59,7 +59,7 @@ Way = tuple[str, int, str]
 """Mode, shots and sampling, as of `Played`."""
 
 Report = Callable[[int, int, str], object]
-"""Is told ways of acting that were played, how many there are, and the name of the latest."""
+"""Called with the ways of acting played, how many there are, and the name of the latest."""
 
 
 def ways(test: MetaTest, shots: Sequence[int]) -> list[Way]:

@@ -140,7 +140,7 @@ def restore(
         learner: freshly built.
         folder: of the run.
         options: say which checkpoint: a named one, or the last, or the newest that is intact.
-        note: is told what is not as it was.
+        note: called with a line on what is not as it was.
 
     Raises:
         CheckpointError: it is damaged, or of another run.
