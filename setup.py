@@ -1,12 +1,11 @@
 """Builds the kernels; everything else is in pyproject.toml.
 
-Four extension modules:
+Three libraries, none of which uses Python, so that one wheel serves every version of it:
 
 - ``mg2l._C``: operators for the CPU, LibTorch stable ABI.
 - ``mg2l._C_cuda``: the same for CUDA. nvcc sees only ``csrc/cuda/*.cu`` (no torch header), the host
   compiler only the binding, so that a CPU build of torch is enough to compile it.
-- ``mg2l._particle``: physics of the particle world, pybind11 on NumPy arrays.
-- ``mg2l._warehouse``: warehouses of robots, likewise.
+- ``mg2l._simulators``: simulators of environments, plain C functions without torch.
 
 Environment variables:
 
@@ -30,7 +29,6 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import pybind11
 from setuptools import Extension, setup
 from torch.utils.cpp_extension import (
     BuildExtension,
@@ -41,10 +39,13 @@ from torch.utils.cpp_extension import (
 
 ROOT = Path(__file__).resolve().parent
 CUDA_BUILD = ROOT / "build" / "cuda"
-STABLE_ABI = "0x020d000000000000"  # the oldest torch the kernels run with: 2.13
+# The oldest torch that operators run with: 2.11 has tensors over memory of ours (from_blob with a
+# closure), 2.13 the native handle of a CUDA stream.
+STABLE_ABI, CUDA_STABLE_ABI = "0x020b000000000000", "0x020d000000000000"
+SUITES = ("simulators", "particle", "warehouse", "foraging")
 DEFAULT_ARCHS = "75 80 86 89 90 100 120"
 WARNINGS = ["-Wall", "-Wextra"]
-# The vector types of csrc/simd.h live in inlined code only: how calls would pass them is no matter.
+# The vector types of csrc/simd.h exist in inlined code only; how calls pass them does not matter.
 SIMD_FLAGS = ["-Wno-psabi"]
 CXX_FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden"]
 # a * b + c as one instruction; not for the particle world, which must replay recorded numbers.
@@ -67,7 +68,7 @@ def choice(variable: str, *values: str) -> str:
 
 
 def compiles_natively() -> bool:
-    """Whether to compile anything: a C++ compiler works and nobody said no."""
+    """Whether to compile anything: a C++ compiler works and MG2L_NATIVE does not forbid it."""
     wanted = choice("MG2L_NATIVE", "auto", "0", "1")
     if wanted == "0":
         return False
@@ -196,9 +197,9 @@ class Build(BuildExtension):
         super().build_extension(ext)
 
 
-def torch_library(name: str, files: list[str], **options: object) -> Extension:
+def torch_library(name: str, files: list[str], abi: str, **options: object) -> Extension:
     """An operator library on the stable ABI: no Python, no C++ symbol of torch."""
-    macros: list[tuple[str, str | None]] = [("TORCH_TARGET_VERSION", STABLE_ABI)]
+    macros: list[tuple[str, str | None]] = [("TORCH_TARGET_VERSION", abi)]
     macros += options.pop("define_macros", [])  # type: ignore[arg-type]
     extension: Extension = CppExtension(
         name,
@@ -217,12 +218,13 @@ if WERROR:
     WARNINGS.append("-Werror")
 NATIVE = compiles_natively()
 CUDA = find_cuda() if NATIVE else None
-extensions = [torch_library("mg2l._C", sources("csrc/*.cpp"))] if NATIVE else []
+extensions = [torch_library("mg2l._C", sources("csrc/*.cpp"), STABLE_ABI)] if NATIVE else []
 if CUDA and sources("csrc/cuda/*.cu"):
     extensions.append(
         torch_library(
             "mg2l._C_cuda",
             sources("csrc/cuda/*.cpp"),
+            CUDA_STABLE_ABI,
             define_macros=[("MG2L_CUDA_ARCHS", f'"{" ".join(cuda_archs(CUDA))}"')],
             library_dirs=[str(CUDA / "lib64")],
             # Static, so that the toolkit that built it need not be the one torch runs with.
@@ -232,21 +234,20 @@ if CUDA and sources("csrc/cuda/*.cu"):
     )
 
 
-def suite(name: str) -> Extension:
-    """Simulators of an environment suite, pybind11 on NumPy arrays."""
-    return Extension(
-        f"mg2l._{name}",
-        sources(f"csrc/{name}/*.cpp"),
-        include_dirs=[pybind11.get_include()],
-        extra_compile_args=[*CXX_FLAGS, *WARNINGS, *SIMD_FLAGS],
-        depends=sources("csrc/*.h") + sources(f"csrc/{name}/*.h"),
-        language="c++",
+if NATIVE:
+    extensions.append(
+        Extension(
+            "mg2l._simulators",
+            [path for suite in SUITES for path in sources(f"csrc/{suite}/*.cpp")],
+            extra_compile_args=[*CXX_FLAGS, *WARNINGS, *SIMD_FLAGS],
+            depends=[path for where in ("cuda", *SUITES) for path in sources(f"csrc/{where}/*.h")],
+            language="c++",
+            py_limited_api=True,
+        )
     )
 
-
-if NATIVE:
-    extensions += [suite("particle"), suite("warehouse")]
-
-# The wheel's tag names one Python version: the operator libraries would run with any, but
-# mg2l._particle and mg2l._warehouse are bound with pybind11, which does not use the limited API.
-setup(ext_modules=extensions, cmdclass={"build_ext": Build})
+setup(
+    ext_modules=extensions,
+    cmdclass={"build_ext": Build},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

@@ -1,6 +1,6 @@
 """What worker processes cost and gain: ``pytest benchmarks/bench_adapters.py``.
 
-32 copies of an environment of ``mpe2``, by one worker, by two, and in a plain loop.
+32 sub-environments of ``mpe2``, by one worker, by two, and in a plain loop.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 
 from mg2l.envs import adapters
 
-COPIES, STEPS = 32, 50
+ENVS, STEPS = 32, 50
 
 
 def make(params: dict[str, Any]) -> Any:
@@ -24,7 +24,7 @@ def make(params: dict[str, Any]) -> Any:
 
 def measure(benchmark: Any, play: Callable[[], None]) -> None:
     benchmark.pedantic(play, rounds=5, warmup_rounds=1)
-    rate = COPIES * STEPS / benchmark.stats.stats.min
+    rate = ENVS * STEPS / benchmark.stats.stats.min
     benchmark.extra_info["env_steps_per_s"] = round(rate)
     print(f"\n{rate:,.0f} env steps/s")
 
@@ -33,9 +33,9 @@ def measure(benchmark: Any, play: Callable[[], None]) -> None:
 def test_workers(benchmark: Any, workers: int) -> None:
     config = adapters.AdapterConfig(n_workers=workers, max_ep_len=10_000)
     tasks = adapters.task_set([{"ratio": 0.5}], [], config)
-    env = adapters.AdaptedEnv("spread", make, tasks, config, COPIES, seed=0)
+    env = adapters.AdaptedEnv("spread", make, tasks, config, ENVS, seed=0)
     env.reset()
-    actions = np.zeros((COPIES, 2), np.int64)
+    actions = np.zeros((ENVS, 2), np.int64)
 
     def play() -> None:
         for _ in range(STEPS):
@@ -46,7 +46,7 @@ def test_workers(benchmark: Any, workers: int) -> None:
 
 
 def test_plain_loop(benchmark: Any) -> None:
-    envs = [make({"ratio": 0.5}) for _ in range(COPIES)]
+    envs = [make({"ratio": 0.5}) for _ in range(ENVS)]
     for env in envs:
         env.reset(seed=0)
     actions = dict.fromkeys(envs[0].agents, 0)

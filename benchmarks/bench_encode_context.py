@@ -4,7 +4,8 @@ Contexts gathered by index from a replay of 100,000 rows, one hidden layer, F = 
 threads. ``literal`` is the composition as the method is written: gather, transition encoder
 (linear, GELU, linear), keys and values of every transition, softmax, weighted sum, output.
 ``folded`` is the operator's own definition in torch, with all that is linear applied once per
-context. Both and ``native`` compute the same vectors from the same parameters.
+context, ``compiled`` the same through ``torch.compile``. All compute the same vectors from the same
+parameters.
 """
 
 from __future__ import annotations
@@ -60,12 +61,14 @@ def test_encode_context(benchmark, ratios, check_bars, contexts, transitions, ag
     torch.testing.assert_close(
         folded(encode_context, rows, index, p), literal(rows, index, p), rtol=1e-4, atol=1e-4
     )
+    compiled = torch.compile(reference.encode_context)
     results = ratios(
         21,
         list(p.values()),
         native=lambda: folded(encode_context, rows, index, p),
         literal=lambda: literal(rows, index, p),
         folded=lambda: folded(reference.encode_context, rows, index, p),
+        compiled=lambda: folded(compiled, rows, index, p),
     )
     print(f"[{contexts}, {transitions}, {agents}]: {results}")
     benchmark.extra_info.update(results)

@@ -9,9 +9,14 @@ advantage 4, return 4. An element of the copy is 16.
 loop, and the bandwidth as a fraction of the copy's. The bars apply to the fastest rounds:
 whatever else runs on two cores multiplies the median of everything that uses both. Rounds are taken
 with several sets of arrays: where their pages lie in a cache is random.
+
+Where TorchRL is installed, ``torchrl`` is its vectorised estimate of the same, which wants arrays
+``[N, T, 1]``.
 """
 
+import importlib
 import statistics
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,7 +26,7 @@ from torch import Tensor
 
 from mg2l.ops import gae, reference
 
-SIZES = [(100, 64), (512, 1024), (2048, 4096)]
+SIZES = [(100, 64), (100, 2048), (1024, 128), (512, 1024), (2048, 4096)]
 ARRAYS = 12
 GAE_BYTES, COPY_BYTES = 18, 16
 BARS = {(512, 1024): {"speedup": 25, "bandwidth_over_copy": 0.6}}
@@ -31,6 +36,25 @@ def arguments(steps: int, columns: int) -> tuple[Any, ...]:
     flags = torch.rand(2, steps, columns) < 0.01
     values = torch.randn(steps + 1, columns)
     return torch.randn(steps, columns), values, flags[0], flags[1], 0.99, 0.95
+
+
+def torchrl(
+    rewards: Tensor,
+    values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> Callable[[], Any] | None:
+    """TorchRL's estimate; None where it is not installed."""
+    try:
+        functional = importlib.import_module("torchrl.objectives.value.functional")
+    except ImportError:
+        return None
+    done = terminated | truncated
+    arrays = [x.t().unsqueeze(-1) for x in (values[:-1], values[1:], rewards, done, terminated)]
+    arrays = [x.contiguous() for x in arrays]
+    return partial(functional.vec_generalized_advantage_estimate, gamma, gae_lambda, *arrays)
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -48,6 +72,8 @@ def test_gae(benchmark, interleaved, steps, columns):
             into=partial(torch.addcmul, a, b, c, out=out),
         )
         measured |= interleaved(3, loop=partial(reference.gae, *args))
+        if (other := torchrl(*args)) is not None:
+            measured |= interleaved(3, torchrl=other)
         for name, times in measured.items():
             seconds.setdefault(name, []).extend(times)
     benchmark.pedantic(gae, args, rounds=31, warmup_rounds=2)

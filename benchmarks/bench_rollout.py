@@ -1,10 +1,9 @@
 """Environment steps per second, whole ``step`` with observations and rewards, one thread.
 
 ``pytest benchmarks/bench_rollout.py --benchmark-columns=min,median``: an environment step is one
-copy stepped once; ``extra_info`` holds the rate of the fastest round and the bar it must clear.
+sub-environment's; ``extra_info`` holds the rate of the fastest round and the bar it must clear.
 """
 
-import importlib
 import time
 from typing import Any
 
@@ -13,9 +12,7 @@ import pytest
 
 from mg2l.envs import registry
 from mg2l.envs.particle import Bodies
-from mg2l.envs.rware.layouts import LayoutConfig
-
-native = importlib.import_module("mg2l._particle")
+from mg2l.envs.particle import simulator as native
 
 BARS = {("mpe-spread", 32): 300_000, ("mpe-spread", 4096): 3_000_000}
 
@@ -40,14 +37,16 @@ def test_env_step(benchmark, name, num_envs):
 
 
 @pytest.mark.parametrize("num_envs", [32, 256])
-def test_warehouse_step(benchmark, num_envs):
-    """Whole ``step`` of warehouses, beside copies of the package under the same actions."""
-    pytest.importorskip("rware")
+@pytest.mark.parametrize("name", ["rware-layout", "rware-station", "lbf-types"])
+def test_grid_step(benchmark, name, num_envs):
+    """Whole ``step`` in C++, beside the package's own environments under the same actions."""
+    pytest.importorskip("lbforaging" if name == "lbf-types" else "rware")
+    section: Any = registry.config_class(name)
     rng = np.random.default_rng(0)
-    actions = rng.integers(5, size=(100, num_envs, 4))
+    actions = rng.integers(5, size=(100, num_envs, section().n_agents))
     rates = {}
     for simulator in ("package", "native"):
-        env = registry.make(LayoutConfig(simulator=simulator), num_envs, seed=0)
+        env = registry.make(section(simulator=simulator), num_envs, seed=0)
         env.reset()
         few = actions[: 2 if simulator == "package" else None]
 

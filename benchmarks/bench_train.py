@@ -1,6 +1,6 @@
 """One iteration of meta-training on mpe-spread, by phase: ``pytest benchmarks/bench_train.py``.
 
-Default sizes: 32 environments x 100 steps, 15 PPO epochs, actors told from contexts of 100
+Default sizes: 32 environments x 100 steps, 15 PPO epochs, actors conditioned on contexts of 100
 transitions, 50 encoder updates of 160 contexts of 10. ``hidden`` is the width of actors and
 critics: 128 is the default of the particle worlds, 256 that of the original code. ``extra_info``
 holds the median seconds of every phase.

@@ -73,7 +73,7 @@ def ratios(interleaved: Callable[..., dict[str, list[float]]]) -> Callable[..., 
         """Milliseconds of every path, and how many times faster ``native`` is than each other.
 
         Args:
-            rounds: of each.
+            rounds: rounds of each.
             leaves: what gradients are taken by.
             paths: forward passes; one is called ``native``.
 

@@ -3,7 +3,7 @@
 ``python benchmarks/ptxas_report.py`` prints the table, with ``--archs 80 90`` for these only.
 Compiles ``csrc/cuda/*.cu`` with nvcc for each architecture and reads what ptxas says; no GPU is
 needed. Exits with status 1 if a kernel spills registers or has a stack frame: local arrays that the
-compiler could not keep in registers live in global memory.
+compiler could not keep in registers go to global memory.
 
 Occupancy is the fraction of a multiprocessor's threads that its registers, shared memory and slots
 for blocks leave room for (CUDA C++ Programming Guide, compute capabilities). It bounds how much
@@ -31,7 +31,9 @@ BLOCK_THREADS = {
     "gae_chunked_kernel": 512,
     "gae_backward_columns_kernel": 128,
     "gae_backward_chunked_kernel": 512,
+    "particle_step_kernel": 64,
     "pia_pool_kernel": 128,
+    "pia_pool_finish_kernel": 256,
     "pia_pool_backward_logits_kernel": 128,
     "pia_pool_backward_inputs_kernel": 256,
     "pia_pool_backward_query_kernel": 256,
@@ -45,6 +47,8 @@ BLOCK_THREADS = {
     "pairwise_lse_kernel": 256,
     "pairwise_lse_backward_queries_kernel": 256,
     "pairwise_lse_backward_keys_kernel": 256,
+    "stacked_mlp_kernel": 128,
+    "stacked_mlp_backward_kernel": 128,
 }
 
 
@@ -123,7 +127,7 @@ def occupancy(arch: str, registers: int, shared_bytes: int, block_threads: int) 
 
 
 def occupancy_share(usage: Usage) -> float:
-    """Resident threads of a kernel as a fraction of what the multiprocessor could hold."""
+    """Resident threads of a kernel as a fraction of the multiprocessor's capacity."""
     blocks = occupancy(usage.arch, usage.registers, usage.shared_bytes, usage.block_threads)
     threads = blocks * _round_up(usage.block_threads, WARP)
     return threads / MULTIPROCESSORS[usage.arch].threads

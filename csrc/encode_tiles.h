@@ -121,8 +121,9 @@ MG2L_INLINE Rows<scalar_t> inputs_of(const Network<scalar_t>& network,
   return {scratch.features[l - 1].data(), network.layers[l - 1].padded, width};
 }
 
-// Copies a tile of transitions into scratch; rows past `count` keep older numbers that nobody uses.
-// Rows lie anywhere in memory: those of the tile after this one are asked for now, for all agents.
+// Copies a tile of transitions into scratch; rows past `count` keep older numbers that are never
+// used. Rows lie anywhere in memory: those of the tile after this one are asked for now, for all
+// agents.
 template <typename input_t, typename scalar_t>
 MG2L_INLINE void gather(const EncodeArrays<input_t, scalar_t>& a, Scratch<scalar_t>& scratch,
                         int64_t context, int64_t agent, int64_t first, int64_t count) {

@@ -38,4 +38,11 @@ STABLE_TORCH_LIBRARY(mg2l, m) {
       " Tensor? std, Tensor? query_labels, Tensor? key_labels, Tensor? mask, float? clip,"
       " Tensor lse, Tensor lse_negatives, Tensor negatives)"
       " -> (Tensor grad_queries, Tensor grad_keys, Tensor grad_std)");
+  m.def(
+      "stacked_mlp(Tensor x, Tensor[] weights, Tensor[] biases, bool relu, bool plain_last,"
+      " bool keep) -> (Tensor y, Tensor kept, Tensor moments)");
+  m.def(
+      "stacked_mlp_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, bool relu,"
+      " bool plain_last, Tensor y, Tensor kept, Tensor moments, bool want_x)"
+      " -> (Tensor grad_x, Tensor[] grad_weights, Tensor[] grad_biases)");
 }

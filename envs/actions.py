@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,12 @@ class ActionLayout:
     choices, one-hot; what an agent does not have is 0.
 
     Args:
-        spaces: of each agent.
+        spaces: spaces of each agent.
 
     Attributes:
         equal: all agents have the same space.
         sizes: ``[A]`` numbers of each agent, 0 where it has choices.
-        counts: of each agent the options of its choices, none where it has numbers.
+        counts: numbers of options of each agent's choices, none where it has numbers.
         numbers: widest row of numbers.
         choices: longest row of choices.
         options: most options of an agent.
@@ -74,21 +75,21 @@ class ActionLayout:
             for choice, (n, end) in enumerate(zip(counts, np.cumsum(counts), strict=True)):
                 self.columns[agent, choice, :n] = np.arange(end - n, end)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
-        """Of an agent's action: ``()`` or ``(W,)``."""
+        """Shape of an agent's action: ``()`` or ``(W,)``."""
         if all(isinstance(space, Discrete) for space in self.spaces):
             return ()
         return (max(self.numbers, self.choices),)
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype[Any]:
         """int64, or float64 where an agent has numbers."""
         return np.dtype(np.float64 if self.numbers else np.int64)
 
     @property
     def width(self) -> int:
-        """Of an action within a transition."""
+        """Width of an action within a transition."""
         return self.numbers + self.options
 
     def allows(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -113,6 +114,10 @@ class ActionLayout:
             raise ValueError(f"actions must be integers, got {actions.dtype}")
         if not self.choices:
             return self._clipped(actions)
+        if not self.numbers and not self.shape:  # one choice each, as most suites have
+            wrong = (actions < 0) | (actions >= self.limits[:, 0])
+            if not wrong.any():
+                return actions.astype(self.dtype)
         rows = actions if self.shape else actions[..., None]
         chosen = np.where(self.own_choices, rows[..., : self.choices], 0)
         wrong = ~((chosen >= 0) & (chosen < self.limits) & (chosen == np.floor(chosen)))

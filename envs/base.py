@@ -1,4 +1,4 @@
-"""The contract of every environment: many copies stepped at once, tasks, complete seeding."""
+"""The contract of every environment: sub-environments stepped together, tasks, complete seeding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import ArrayLike, NDArray
 
-from mg2l.core.schema import Section, bounded
+from mg2l.core.schema import ConfigError, Section, bounded
 from mg2l.envs.actions import ActionLayout
 from mg2l.envs.actions import Space as Space
 
@@ -20,10 +20,20 @@ FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 Info = dict[str, Any]
 StepResult = tuple[FloatArray, FloatArray, BoolArray, BoolArray, Info]
+Seed = int | Sequence[int] | Sequence[np.random.SeedSequence]
+"""One seed for all sub-environments, each of which draws from a child of its own, or one for
+each."""
+
+
+PARTS = ("train", "validation", "test", "ood")
+"""Parts of the tasks, in the order of their ids."""
+
+VALIDATION_STREAM = 1
+"""Second word of the seed that chooses validation tasks; families draw theirs from one word."""
 
 
 class EnvError(RuntimeError):
-    """An environment that cannot go on, whoever steps it.
+    """An environment that cannot continue, whatever policy steps it.
 
     The first line of its message says which, where and why; what follows is detail, such as the
     traceback of another process.
@@ -46,23 +56,27 @@ class EnvConfig(Section):
     task_seed: int = bounded(0, ge=0, le=2**32 - 1)
     """Seed of the choice of training tasks, where fewer than all are trained on."""
 
+    n_validation_tasks: int = bounded(0, ge=0, le=1_000_000)
+    """Training tasks that are set aside to tune on, chosen by ``task_seed``: nothing is trained on
+    them. ``n_tasks`` counts them."""
+
 
 @dataclass(frozen=True, eq=False)
 class TaskSet:
-    """The tasks of an environment, in three parts.
+    """The tasks of an environment, in up to four parts.
 
-    Training tasks come first, then held-out tasks of the same distribution (``test``), then tasks
-    beyond it (``ood``).
+    Training tasks come first, then those set aside to tune on (``validation``), then held-out
+    tasks of the same distribution (``test``), then tasks beyond it (``ood``).
 
     Raises:
         ValueError: the lengths differ, a task occurs twice, or there is no training task.
     """
 
     params: Sequence[dict[str, Any]]
-    """What makes each task, in the family's own words."""
+    """Parameters of each task, by the family's own names."""
 
     features: FloatArray
-    """``[K, task_dim]``: each task as numbers, what an oracle is given."""
+    """``[K, task_dim]``: each task as numbers, the input of an oracle."""
 
     names: Sequence[str]
     """A short name of each task, unique."""
@@ -71,8 +85,11 @@ class TaskSet:
     """Tasks ``0 .. n_train - 1`` are for training."""
 
     n_test: int | None = None
-    """Tasks after them that are held out, of the same distribution; None is all others. What is
-    left lies beyond the distribution."""
+    """Tasks after these two parts that are held out, of the same distribution; None is all others.
+    What is left lies beyond the distribution."""
+
+    n_validation: int = 0
+    """Tasks right after those of training, of the same distribution, to tune on."""
 
     def __post_init__(self) -> None:
         count = len(self.params)
@@ -85,7 +102,11 @@ class TaskSet:
             raise ValueError("task names must be unique: train and test tasks share none")
         if not 1 <= self.n_train <= count:
             raise ValueError(f"n_train must be in [1, {count}], got {self.n_train}")
-        left = count - self.n_train
+        if not 0 <= self.n_validation <= count - self.n_train:
+            raise ValueError(
+                f"n_validation must be in [0, {count - self.n_train}], got {self.n_validation}"
+            )
+        left = count - self.n_train - self.n_validation
         if self.n_test is not None and not 0 <= self.n_test <= left:
             raise ValueError(f"n_test must be in [0, {left}], got {self.n_test}")
 
@@ -103,41 +124,77 @@ class TaskSet:
         return np.arange(self.n_train)
 
     @property
+    def validation_ids(self) -> NDArray[np.int64]:
+        """``[n_validation]`` ids of the tasks to tune on."""
+        return np.arange(self.n_train, self.n_train + self.n_validation)
+
+    @property
     def test_ids(self) -> NDArray[np.int64]:
         """``[n_test]`` ids of the held-out tasks of the same distribution."""
-        end = len(self) if self.n_test is None else self.n_train + self.n_test
-        return np.arange(self.n_train, end)
+        begin = self.n_train + self.n_validation
+        return np.arange(begin, len(self) if self.n_test is None else begin + self.n_test)
 
     @property
     def ood_ids(self) -> NDArray[np.int64]:
         """Ids of the tasks beyond the distribution that is trained on."""
-        return np.arange(self.n_train + len(self.test_ids), len(self))
+        return np.arange(self.n_train + self.n_validation + len(self.test_ids), len(self))
 
     @property
     def parts(self) -> dict[str, NDArray[np.int64]]:
-        """Ids by part: ``train``, and those of ``test`` and ``ood`` that are not empty."""
-        parts = {"train": self.train_ids, "test": self.test_ids, "ood": self.ood_ids}
-        return {name: ids for name, ids in parts.items() if len(ids)}
+        """Ids by part: ``train``, and of `PARTS` those that are not empty."""
+        return {name: ids for name in PARTS if len(ids := getattr(self, f"{name}_ids"))}
+
+    def with_validation(self, config: EnvConfig) -> TaskSet:
+        """The same tasks, ``n_validation_tasks`` of those of training set aside to tune on.
+
+        Args:
+            config: ``task_seed`` says which ones. Both groups keep their order.
+
+        Raises:
+            ConfigError: no task would be left to train on.
+        """
+        count = config.n_validation_tasks
+        if not count:
+            return self
+        if count >= self.n_train:
+            raise ConfigError(
+                f"n_validation_tasks must be below {self.n_train}, the number of training tasks, "
+                f"got {count}"
+            )
+        seed = np.random.SeedSequence([config.task_seed, VALIDATION_STREAM])
+        drawn = np.random.default_rng(seed).permutation(self.n_train)
+        order = [*np.sort(drawn[count:]), *np.sort(drawn[:count]), *range(self.n_train, len(self))]
+        return TaskSet(
+            [self.params[i] for i in order],
+            self.features[order],
+            [self.names[i] for i in order],
+            self.n_train - count,
+            self.n_test,
+            count,
+        )
 
 
 class VectorEnv(ABC):
-    """``N`` independent copies of a multi-agent environment, stepped together.
+    """``N`` independent sub-environments with several agents each, stepped together.
 
-    Every copy has its own task and its own stream of random numbers: copy ``i`` under seed ``s``
-    lives through the same episodes however many copies stand beside it. The first call is
+    Each has its own task and its own stream of random numbers: number ``i`` under seed ``s``
+    plays the same episodes, however many others there are. The first call is
     ``reset``. Returned arrays are the caller's: the next step does not touch them.
 
     Attributes:
-        num_envs: copies ``N``.
+        num_envs: sub-environments ``N``.
         num_agents: agents ``A``.
         observation_spaces: one ``Box`` per agent. Arrays of observations are as wide as the widest;
             an agent's own numbers come first, and then zeros.
         action_spaces: one ``Box``, ``Discrete``, ``MultiDiscrete`` or ``MultiBinary`` per agent.
-        tasks: the tasks a copy can be given.
+        tasks: the tasks that a sub-environment can be given.
         max_ep_len: steps after which an episode is truncated.
-        task_ids: ``[N]`` int64, the task of each copy.
+        task_ids: ``[N]`` int64, the task of each sub-environment.
         image: height, width and channels of the image that an observation begins with, row by row
             and channels last, or None.
+        vectorised: whether a step of many sub-environments costs little more than one of a few.
+        shared_reward: whether all agents get the same reward at every step, and end together.
+        first_env: number of the first sub-environment among those of all processes of a run.
     """
 
     num_envs: int
@@ -148,10 +205,18 @@ class VectorEnv(ABC):
     max_ep_len: int
     task_ids: NDArray[np.int64]
     image: tuple[int, int, int] | None = None
+    vectorised: bool = False
+    shared_reward: bool = False
+    first_env: int = 0
+
+    def place(self, env_id: int) -> str:
+        """Name of a sub-environment in messages."""
+        task = self.tasks.names[int(self.task_ids[env_id])]
+        return f"sub-environment {self.first_env + env_id}, task {task!r}"
 
     @property
     def observation_width(self) -> int:
-        """Of the widest observation, ``obs`` in the shapes below."""
+        """Width of the widest observation, ``obs`` in the shapes below."""
         return max(int(space.shape[0]) for space in self.observation_spaces)
 
     @functools.cached_property
@@ -163,13 +228,13 @@ class VectorEnv(ABC):
     def reset(
         self, seed: int | Sequence[int] | None = None, task_ids: ArrayLike | None = None
     ) -> tuple[FloatArray, Info]:
-        """Begin a new episode in every copy.
+        """Begin a new episode in every sub-environment.
 
         Args:
-            seed: seeds everything that is random, each copy with a stream of its own; or one seed
-                for each of the N copies: copies of equal seeds see the same randomness. ``None``
-                goes on with the streams as they are.
-            task_ids: ``[N]`` int, the task of each copy; ``None`` keeps the tasks.
+            seed: seeds everything that is random, each sub-environment with its own stream; or N
+                seeds, one each: equal seeds give the same randomness. ``None`` continues the
+                streams as they are.
+            task_ids: ``[N]`` int, the task of each sub-environment; ``None`` keeps the tasks.
 
         Returns:
             ``obs`` ``[N, A, obs]`` float32, and an info that is empty or holds ``action_mask``
@@ -182,7 +247,7 @@ class VectorEnv(ABC):
 
     @abstractmethod
     def step(self, actions: ArrayLike) -> StepResult:
-        """Step every copy once; a copy whose episode ends begins its next one at once.
+        """Step every sub-environment once; where an episode ends, the next one begins at once.
 
         Args:
             actions: ``[N, A, act]`` float, clipped to the action space, or ``[N, A]`` int64 where
@@ -190,9 +255,9 @@ class VectorEnv(ABC):
                 to.
 
         Returns:
-            ``obs`` ``[N, A, obs]`` float32: of a copy that has just ended, the first observation
-            of its next episode. ``rewards`` ``[N, A]`` float32. ``terminated`` ``[N, A]`` bool:
-            the task itself came to its end for the agent. ``truncated`` ``[N, A]`` bool: the time
+            ``obs`` ``[N, A, obs]`` float32: where an episode has just ended, the first
+            observation of the next. ``rewards`` ``[N, A]`` float32. ``terminated`` ``[N, A]`` bool:
+            the task itself ended for the agent. ``truncated`` ``[N, A]`` bool: the time
             limit cut the episode. ``info``: ``final_obs`` ``[N, A, obs]``, the observation that
             the step really led to (where no episode ended it may be ``obs`` itself), and where
             the family has them ``action_mask`` ``[N, A, n]`` bool and ``active`` ``[N, A]`` bool
@@ -205,48 +270,85 @@ class VectorEnv(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a continuation bit for bit needs: numbers, strings and arrays only."""
+        """Everything needed to continue bit for bit: numbers, strings and arrays only."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state that ``state_dict`` of an equal environment gave.
+        """Restore the ``state_dict`` of an equal environment.
 
         Raises:
-            ValueError: the state is of another environment or another number of copies.
+            ValueError: the state is of another environment or another number of sub-environments.
         """
 
     @abstractmethod
     def render(self, index: int = 0) -> NDArray[np.uint8]:
-        """Picture of copy ``index``, ``[height, width, 3]``; needs no display."""
+        """Picture of sub-environment ``index``, ``[height, width, 3]``; needs no display."""
 
     def close(self) -> None:  # noqa: B027  (most families hold nothing that must be freed)
         """Free what the environment holds outside Python."""
 
+    def to(self, device: Any) -> VectorEnv:
+        """This environment, freshly built, as a `DeviceEnv` on a ``torch.device`` where it can be.
 
-class Streams:
-    """One stream of random numbers per environment copy.
+        Environments that step on the CPU return themselves.
+        """
+        return self
 
-    Copy ``i`` draws from child ``i`` of the seed, whatever the number of copies.
+
+class DeviceEnv(VectorEnv):
+    """An environment that can also step with tensors of a device, on which it waits for nothing.
+
+    Attributes:
+        device: a ``torch.device``.
     """
 
-    def __init__(self, count: int, seed: int | Sequence[int]) -> None:
+    device: Any
+
+    @abstractmethod
+    def step_tensors(
+        self, actions: Any, observations: Any, rewards: Any
+    ) -> tuple[Any, NDArray[np.bool_]]:
+        """A step that ends episodes only by truncation, when the host knows.
+
+        Args:
+            actions: ``[N, A, act]`` or ``[N, A]`` tensor.
+            observations: ``[N, A, obs]`` float32 tensor that is filled, as ``obs`` of `step`.
+            rewards: ``[N, A]`` float32 tensor that is filled.
+
+        Returns:
+            ``final_obs`` where an episode has ended, or None where none has; and ``[N]`` bool,
+            which have.
+        """
+
+
+class Streams:
+    """One stream of random numbers per sub-environment.
+
+    Stream ``i`` draws from child ``i`` of the seed, whatever the number of streams.
+    """
+
+    def __init__(self, count: int, seed: Seed) -> None:
         self.generators: list[np.random.Generator] = []
         self.count = count
         self.seed(seed)
 
-    def seed(self, seed: int | Sequence[int]) -> None:
-        """Start every stream anew, from one seed or from a seed for each.
+    def seed(self, seed: Seed) -> None:
+        """Restart every stream, from one seed or from a seed for each.
 
         Raises:
             ValueError: there are neither one seed nor as many as streams.
         """
-        if np.ndim(seed) == 0:
-            children = np.random.SeedSequence(seed).spawn(self.count)
-        elif np.shape(seed) == (self.count,):
-            children = [np.random.SeedSequence(int(s)) for s in np.asarray(seed)]
+        given: Any = seed
+        if np.ndim(given) == 0:
+            children = np.random.SeedSequence(given).spawn(self.count)
+        elif np.shape(given) == (self.count,):
+            children = [
+                s if isinstance(s, np.random.SeedSequence) else np.random.SeedSequence(int(s))
+                for s in given
+            ]
         else:
             raise ValueError(
-                f"seed must be one or {self.count} integers, got shape {np.shape(seed)}"
+                f"seed must be one or {self.count} integers, got shape {np.shape(given)}"
             )
         self.generators = [np.random.Generator(np.random.PCG64(child)) for child in children]
 
@@ -264,7 +366,7 @@ class Streams:
         return rows.view(np.int64)
 
     def load(self, state: ArrayLike) -> None:
-        """Take up what ``state`` gave.
+        """Restore what `state` returned.
 
         Raises:
             ValueError: it is the state of another number of streams.

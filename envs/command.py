@@ -1,4 +1,4 @@
-"""What the commands of this package share."""
+"""Helpers that the commands of this package share."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from mg2l.envs import EnvConfig
 
 
 def env_config(name: str, overrides: Sequence[str] = ()) -> EnvConfig:
-    """The environment that a name means.
+    """The config of the environment that a name refers to.
 
     Args:
         name: a file of ``configs/env``, the path of a YAML file, or a family for its defaults.
         overrides: ``["n_agents=3", ...]``.
 
     Raises:
-        ConfigError: it means none, or an override cannot be.
+        ConfigError: there is none, or an override is invalid.
     """
     return load_config(env=name, overrides=overrides).env

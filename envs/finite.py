@@ -13,13 +13,13 @@ class NonFiniteStepError(EnvError):
 
 
 def require_finite(env: VectorEnv, what: str, values: ArrayLike, step: int) -> None:
-    """Let finite numbers pass, at the cost of one sum over them.
+    """Check that numbers are finite, at the cost of one sum.
 
     Args:
-        env: where they are from.
+        env: the environment.
         what: ``observation`` or ``reward``.
         values: ``[N, A, obs]`` or ``[N, A]``.
-        step: since the reset, which is 0.
+        step: steps since the reset.
 
     Raises:
         NonFiniteStepError: one of them is NaN or infinite; the message says where.
@@ -32,12 +32,11 @@ def require_finite(env: VectorEnv, what: str, values: ArrayLike, step: int) -> N
     found = np.argwhere(~np.isfinite(numbers))
     if not len(found):
         return  # only the sum of their squares is too large
-    copy, agent, *number = found[0].tolist()
-    task = env.tasks.names[int(env.task_ids[copy])]
+    env_id, agent, *number = found[0].tolist()
     raise NonFiniteStepError(
         f"the environment gave {'an' if what == 'observation' else 'a'} {what} of "
         f"{numbers[tuple(found[0])]}{f' (number {number[0]} of it)' if number else ''} to agent "
-        f"{agent} in sub-environment {copy}, task {task!r}, "
+        f"{agent} in {env.place(env_id)}, "
         f"{f'at step {step}' if step else 'at the reset'}; "
         f"{len(found)} of the {numbers.size} numbers of this step are not finite"
     )

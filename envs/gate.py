@@ -1,7 +1,7 @@
-"""What a family can show at all: hand-written teams that know the task, and that do not.
+"""How much a family can show: hand-written teams that know the task, and teams that do not.
 
 A family separates where, on held-out tasks, an informed team and a blind one differ by at least
-half of what lies between the informed one and random actions. No training is involved.
+half of the distance between the informed one and random actions. No training is involved.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ScriptedTeams:
     """Reads the task."""
 
     blind: Mapping[str, Policy]
-    """Rules that do not; the one that is best on training tasks counts."""
+    """Rules that do not; the best one on training tasks counts."""
 
 
 Motion = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -44,16 +44,16 @@ Motion = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Bounds:
-    """Where no script is in reach: what a robot would earn that moved like this without effort.
+    """Where there is no script: the return of a robot that moved like this without effort.
 
-    Its environment says so by ``pay``, for every step alike from the first one on.
+    It is computed by the environment's ``pay``, the same for every step from the first one on.
     """
 
     informed: Motion
     """Reads the task."""
 
     blind: Mapping[str, Motion]
-    """Motions that do not; the one that is best on training tasks counts."""
+    """Motions that do not; the best one on training tasks counts."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,25 @@ class Gate:
             for part in self.informed
         }
 
+    @property
+    def decides(self) -> str:
+        """The part that counts: ``test``, or ``train`` where no tasks are held out."""
+        return "test" if "test" in self.informed else "train"
+
+    @property
+    def passed(self) -> bool:
+        """Whether the family separates."""
+        return self.separation[self.decides] >= SEPARATES
+
 
 def measure(name: str, config: EnvConfig, episodes: int = 16, seed: int = 0) -> Gate:
     """Play the scripted teams of a family on `TASKS` tasks of each part.
 
     Args:
-        name: what the result is called.
-        config: of the family.
-        episodes: of each task.
-        seed: of the episodes, the same for all teams.
+        name: name of the result.
+        config: config of the family.
+        episodes: episodes of each task.
+        seed: random seed of the episodes, the same for all teams.
 
     Raises:
         ConfigError: the family has no scripted teams.

@@ -1,4 +1,4 @@
-"""Actions without a thought: what benchmarks, pictures and comparisons step environments with."""
+"""Random actions, with which benchmarks, pictures and comparisons step environments."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def random_actions(env: VectorEnv, rng: np.random.Generator, info: Info) -> NDAr
     """Actions drawn uniformly from their space, or from what the mask allows.
 
     Args:
-        env: what is to be stepped.
-        rng: where they are drawn from.
-        info: of the last ``reset`` or ``step``, which may hold ``action_mask``.
+        env: the environment to step.
+        rng: source of randomness.
+        info: info of the last ``reset`` or ``step``, which may hold ``action_mask``.
 
     Returns:
         ``[N, A, act]`` float64, unbounded actions from -1000 to 1000; or ``[N, A]`` int64; or what

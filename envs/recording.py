@@ -1,4 +1,4 @@
-"""What suites share that replay recorded trajectories (``mg2l.envs.replay``)."""
+"""Helpers of the suites that replay recorded trajectories (``mg2l.envs.replay``)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Film an environment: ``python -m mg2l.envs.render mpe-spread --task=3 --out=spread.gif``.
+"""Render an environment: ``python -m mg2l.envs.render mpe-spread --task=3 --out=spread.gif``.
 
-Random behaviour, or with ``--run=RUN`` that of a trained team, after it has explored the task for
-``--shots`` episodes and inferred what it is.
+Random actions, with ``--team`` those of a scripted team, or with ``--run=RUN`` those of a trained
+one, after it has explored the task for ``--shots`` episodes and inferred what it is.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ import numpy as np
 
 from mg2l import cli
 from mg2l.core.schema import ConfigError
-from mg2l.envs import EnvConfig, registry, video
+from mg2l.envs import EnvConfig, gate, registry, video
 from mg2l.envs.base import TaskSet
 from mg2l.envs.command import env_config
 from mg2l.envs.random_actions import random_actions
+
+TEAMS = ("random", "informed", "blind")
+"""Teams that are not trained; the scripted ones know the task, or do not."""
 
 
 def _check_task(task: int, tasks: TaskSet) -> None:
@@ -26,34 +29,58 @@ def _check_task(task: int, tasks: TaskSet) -> None:
         )
 
 
-def film_random(config: EnvConfig, task: int, seed: int) -> video.Frames:
-    """An episode's length of random behaviour.
+def team_policy(config: EnvConfig, team: str) -> gate.Policy | None:
+    """A team of `TEAMS`; None acts at random.
 
     Raises:
-        ConfigError: there is no such task, or what draws the pictures is missing.
+        ConfigError: the family has no such team.
     """
-    env = video.Filmed(registry.make(config, 1, seed))
+    if team == "random":
+        return None
+    teams = registry.scripted(config)
+    if not isinstance(teams, gate.ScriptedTeams):
+        raise ConfigError(
+            f"--team={team}: {type(config).__name__} has bounds on returns, but no scripted team"
+        )
+    return teams.informed if team == "informed" else next(iter(teams.blind.values()))
+
+
+def record_scripted(config: EnvConfig, task: int, seed: int, team: str = "random") -> video.Frames:
+    """Frames of one episode of a team that is not trained.
+
+    Args:
+        config: of the environment.
+        task: number of the task.
+        seed: random seed.
+        team: one of `TEAMS`.
+
+    Raises:
+        ConfigError: there is no such task or team, or what draws the pictures is missing.
+    """
+    policy = team_policy(config, team)
+    env = video.RecordedEnv(registry.make(config, 1, seed))
     try:
         _check_task(task, env.tasks)
         rng = np.random.default_rng(seed)
         _, info = env.reset(seed, [task])
         for _ in range(env.max_ep_len):
-            _, _, _, _, info = env.step(random_actions(env, rng, info))
+            actions = random_actions(env, rng, info) if policy is None else policy(env.env)
+            _, _, _, _, info = env.step(actions)
         return env.frames
     finally:
         env.close()
 
 
-def film_trained(
+def record_trained(
     run: Path, name: str | None, task: int, seed: int, shots: int, trust: bool = False
 ) -> video.Frames:
-    """An episode of a trained team, each agent acting on what it infers.
+    """Frames of an episode of a trained team, each agent acting on the task it inferred.
 
     Raises:
-        ConfigError: no run lies there, it is of another family, or as in `film_random`.
+        ConfigError: no run lies there, it is of another family, or as in `record_scripted`.
         CheckpointError: the run has no whole checkpoint.
     """
-    # Only here: everything of learning is above the environments.
+    # Imported here: environments must not depend on the learning code above them.
     from mg2l.evaluation.meta_test import MetaTest
     from mg2l.evaluation.trained import load
 
@@ -64,11 +91,11 @@ def film_trained(
             raise ConfigError(f"{name} conflicts with --run={run}, a run of another family")
         test = MetaTest(learner, [task], 1, seed)
         try:
-            film = test.collector.env = video.Filmed(test.env)
+            recorded = test.collector.env = video.RecordedEnv(test.env)
             test.play(shots)
         finally:
             test.close()
-        return film.frames[-test.steps :]
+        return recorded.frames[-test.steps :]
     finally:
         learner.close()
 
@@ -81,14 +108,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--task", type=cli.at_least(0), default=0, help="number of the task (default 0)"
     )
-    parser.add_argument("--run", type=Path, help="folder of a run: film its team")
+    parser.add_argument(
+        "--team", choices=TEAMS, default="random", help="who acts without --run (default random)"
+    )
+    parser.add_argument("--run", type=Path, help="folder of a run: record its team")
     parser.add_argument(
         "--shots",
         type=cli.at_least(0),
         default=1,
-        help="episodes a team explores before (default 1)",
+        help="exploration episodes before it (default 1)",
     )
-    parser.add_argument("--out", type=Path, help=".gif or .mp4 (default NAME.gif)")
+    parser.add_argument("--out", type=Path, help=".gif, .webp or .mp4 (default NAME.gif)")
     parser.add_argument(
         "--fps", type=cli.at_least(1), default=20, help="pictures per second (default 20)"
     )
@@ -98,15 +128,16 @@ def main(arguments: list[str] | None = None) -> int:
     if options.run is None and options.name is None:
         raise ConfigError("give the NAME of an environment, or --run=RUN")
     # RUN lies in ENV/ALGO/, unless it was moved.
-    stem = Path(options.name or options.run.resolve().parent.parent).stem or "film"
+    stem = Path(options.name or options.run.resolve().parent.parent).stem or "video"
     path = options.out or Path(f"{stem}.gif")
     video.check(path)
     if options.run is not None:
-        frames = film_trained(
+        frames = record_trained(
             options.run, options.name, options.task, options.seed, options.shots, options.trust
         )
     else:
-        frames = film_random(env_config(options.name), options.task, options.seed)
+        config = env_config(options.name)
+        frames = record_scripted(config, options.task, options.seed, options.team)
     video.write(path, frames, options.fps)
     print(f"{path}: {len(frames)} pictures")
     return 0

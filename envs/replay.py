@@ -1,10 +1,10 @@
-"""Replay a recorded trajectory and report how far our environment departs from it.
+"""Replay a recorded trajectory and report how far our environment deviates from it.
 
 ``python -m mg2l.envs.replay FILE.npz [--steps N] [--tol 1e-4]``
 
-The arrays of the file tell what it records. Our environment is put into the recorded initial
-state, stepped under the recorded actions, and compared. Exit status: 0 if no deviation exceeds
-the tolerance, 1 if one does, 2 if the file cannot be replayed.
+The names of the file's arrays identify the recording. Our environment is put into the recorded
+initial state, stepped under the recorded actions, and compared. Exit status: 0 if no deviation
+exceeds the tolerance, 1 if one does, 2 if the file cannot be replayed.
 """
 
 from __future__ import annotations

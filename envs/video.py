@@ -1,6 +1,6 @@
-"""Films of environments: pictures taken while somebody acts, and files made of them.
+"""Videos of environments: an environment that records frames, and files made of them.
 
-GIF is written by pillow; MP4 by imageio and the ffmpeg that the package imageio-ffmpeg brings.
+GIF and WebP are written by pillow; MP4 by imageio and the ffmpeg of the package imageio-ffmpeg.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from mg2l.envs.base import FloatArray, Info, StepResult, VectorEnv
 
 Frames = Sequence[NDArray[np.uint8]]
 
-PACKAGES = {".gif": ("PIL",), ".mp4": ("imageio", "imageio_ffmpeg")}
-"""What a film with this ending needs."""
+PACKAGES = {".gif": ("PIL",), ".webp": ("PIL",), ".mp4": ("imageio", "imageio_ffmpeg")}
+"""Packages that a video with this ending needs."""
 
 
-class Filmed(VectorEnv):
-    """An environment that takes a picture of a copy before every step.
+class RecordedEnv(VectorEnv):
+    """An environment that renders one of its sub-environments before every step.
 
     Attributes:
         frames: pictures since the last ``reset``, ``[height, width, 3]`` each.
@@ -39,7 +39,7 @@ class Filmed(VectorEnv):
 
     @property
     def task_ids(self) -> NDArray[np.int64]:  # type: ignore[override]
-        """Those of what is filmed."""
+        """See ``VectorEnv``."""
         return self.env.task_ids
 
     def reset(
@@ -73,45 +73,47 @@ class Filmed(VectorEnv):
 
 
 def check(path: Path) -> None:
-    """Judge a film's name before anything is filmed.
+    """Validate a video's file name before anything is recorded.
 
     Raises:
-        ConfigError: it ends neither in ``.gif`` nor in ``.mp4``, or what writes it is missing.
+        ConfigError: it ends in none of `PACKAGES`, or what writes it is missing.
     """
     kind = path.suffix.lower()
     if kind not in PACKAGES:
-        raise ConfigError(f"a film must end in {' or '.join(PACKAGES)}, got {path}")
-    require(f"a {kind} film", *PACKAGES[kind], extra="video")
+        raise ConfigError(f"a video must end in {' or '.join(PACKAGES)}, got {path}")
+    require(f"a {kind} video", *PACKAGES[kind], extra="video")
 
 
 def write(path: Path, frames: Frames, fps: float = 20) -> None:
-    """Write a film.
+    """Write a video.
 
     Args:
-        path: ends in ``.gif`` or ``.mp4``.
+        path: ends in ``.gif``, ``.webp`` or ``.mp4``.
         frames: pictures of one size.
         fps: pictures per second; a GIF's are whole hundredths of a second long.
 
     Raises:
         ConfigError: see `check`.
         ValueError: there are no frames.
-        WriteError: it cannot be written, such as to a full disk; an earlier film stays.
+        WriteError: it cannot be written, such as to a full disk; an earlier video stays.
     """
     check(path)
     if not len(frames):
         raise ValueError("frames must hold at least one picture, got none")
     with replacing(path) as partial:
-        if path.suffix.lower() == ".gif":
-            _write_gif(partial, frames, fps)
-        else:
+        if path.suffix.lower() == ".mp4":
             _write_mp4(partial, frames, fps)
+        else:
+            _write_pillow(partial, frames, fps)
 
 
-def _write_gif(path: Path, frames: Frames, fps: float) -> None:
+def _write_pillow(path: Path, frames: Frames, fps: float) -> None:
     from PIL import Image
 
     first, *rest = map(Image.fromarray, frames)
-    first.save(path, save_all=True, append_images=rest, duration=1000 / fps, loop=0)
+    kind: Any = {"quality": 60, "method": 4} if path.suffix.lower() == ".webp" else {}
+    duration = round(1000 / fps)
+    first.save(path, save_all=True, append_images=rest, duration=duration, loop=0, **kind)
 
 
 def _write_mp4(path: Path, frames: Frames, fps: float) -> None:
@@ -121,14 +123,14 @@ def _write_mp4(path: Path, frames: Frames, fps: float) -> None:
     # The codec wants even sizes: an odd one gets its last row or column again.
     height, width = frames[0].shape[:2]
     odd = ((0, height % 2), (0, width % 2), (0, 0))
-    film: Any = imageio.get_writer(
+    writer: Any = imageio.get_writer(
         path, format="FFMPEG", fps=fps, macro_block_size=1, ffmpeg_log_level="quiet"
     )
     try:
-        with film:
+        with writer:
             for frame in frames:
-                film.append_data(np.pad(frame, odd, mode="edge"))
-        written, _ = imageio_ffmpeg.count_frames_and_secs(path)  # its status is told to nobody
+                writer.append_data(np.pad(frame, odd, mode="edge"))
+        written, _ = imageio_ffmpeg.count_frames_and_secs(path)  # ffmpeg's status is not reported
     except (OSError, RuntimeError):
         written = 0
     if written != len(frames):

@@ -1,4 +1,4 @@
-"""An algorithm of one's own, from outside the package: representations that predict rewards.
+"""A custom algorithm outside the package: representations that predict rewards.
 
 ``python -m mg2l.train --algo=examples/custom_algorithm.yaml``; its own key is in the ``--help`` of
 that line. An agent's z^i is the mean embedding of its transitions; it must predict the rewards of
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from mg2l.algorithms.agent import ContextAgent, slice_agent
 from mg2l.algorithms.base import Encoding
-from mg2l.algorithms.context import ContextConfig, ContextInference
+from mg2l.algorithms.config import ContextConfig
+from mg2l.algorithms.context import ContextInference
 from mg2l.algorithms.transition_encoder import TransitionEncoder, TransitionMoments
 from mg2l.config.algorithms import register_algorithm
 from mg2l.core.schema import bounded

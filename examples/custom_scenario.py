@@ -1,7 +1,7 @@
-"""A task family of one's own: agents that must keep a hidden distance from each other.
+"""A custom task family: agents that must keep a hidden distance from each other.
 
 ``python examples/custom_scenario.py`` registers the family and plays it with a hand-written rule
-that is told the task, and with one that is not.
+that knows the task, and with one that does not.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def play(wanted: FloatArray | float, episodes: int = 64) -> float:
 registry.register("spacing", SpacingConfig, factory(Spacing))
 
 if __name__ == "__main__":
-    told = registry.make("spacing", num_envs=64)
-    distance = told.tasks.features[told.task_ids].reshape(-1, 1, 1, 1)
-    print(f"return when told the task: {play(distance):.1f}")
+    env = registry.make("spacing", num_envs=64)
+    distance = env.tasks.features[env.task_ids].reshape(-1, 1, 1, 1)
+    print(f"return when the task is known: {play(distance):.1f}")
     print(f"return at the mean task:   {play(float(distance.mean())):.1f}")

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 
+from mg2l.core.plugins import import_source
 from mg2l.deploy.agent import Agent
 from mg2l.envs import registry
 
@@ -15,8 +16,8 @@ SHOTS = 2
 
 folder, task = sys.argv[1], int(sys.argv[2])
 described = Agent(folder, 0).manifest["environment"]
-for module in sys.argv[3:]:  # yours, and not what a folder names that may come from anywhere
-    registry.load(module)
+for module in sys.argv[3:]:  # your own code, never what an exported folder names
+    import_source(module)
 env = registry.make(registry.config_class(described["family"])(**described["config"]), num_envs=1)
 team = [Agent(folder, index, seed=index) for index in range(env.num_agents)]
 for episode in range(SHOTS + 1):

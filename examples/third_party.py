@@ -1,4 +1,4 @@
-"""Agents of the unmodified package ``mpe2`` that find out how much of the reward is the team's.
+"""Agents of the unmodified package ``mpe2`` that infer how much of the reward is the team's.
 
 ``python -m mg2l.train --env=examples/third_party.yaml`` trains on it (extra ``third-party``).
 """
@@ -9,7 +9,7 @@ from mg2l.envs import adapters
 
 
 def make(params: dict[str, Any]) -> Any:
-    """Three agents that spread over landmarks; a share of the reward is each agent's own."""
+    """Three agents that spread over landmarks; part of the reward is each agent's own."""
     from mpe2 import simple_spread_v3
 
     return simple_spread_v3.parallel_env(

@@ -4,8 +4,8 @@
 >>> run = mg2l.train(algo="mappo", env="mpe-spread", n_iters=1, max_ep_len=5, n_rollout_threads=2)
 >>> team = mg2l.load(run)
 
-Importing this package loads the compiled operators into ``torch.ops.mg2l``, or says that it was
-installed without. Everything else is imported when it is used.
+Everything is imported when it is used, torch too. `mg2l.ops` loads the compiled operators into
+``torch.ops.mg2l``, or says that mg2l was installed without.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mg2l import ops
-
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from mg2l import ops
     from mg2l.api.callbacks import BestCheckpoint, Callback, EarlyStopping, Progress
     from mg2l.api.results import Results, results
     from mg2l.api.team import Team, load
@@ -46,7 +45,7 @@ _WHERE = {
     "results": "mg2l.api.results:results",
     "train": "mg2l.api.training:train",
 }
-"""Module and name of what is imported when it is asked for."""
+"""Module and name of each attribute that is imported on first use."""
 
 __all__ = [
     "BestCheckpoint",
@@ -71,6 +70,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return importlib.import_module("mg2l.ops")  # which makes it an attribute of this package
     if name not in _WHERE:
         raise AttributeError(f"module 'mg2l' has no attribute {name!r}")
     module, _, attribute = _WHERE[name].partition(":")
@@ -79,4 +80,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHERE})
+    return sorted({*globals(), *_WHERE, "ops"})

@@ -3,8 +3,9 @@
 Finds every ``metrics.jsonl`` below the given folders and prints a row for each environment,
 algorithm and configuration: over seeds, the mean return of the last iterations with its 95 %
 interval (Student's t). All seeds of a row are measured at the same environment steps, the most that
-half of them have reached; ``--env-steps`` cuts every run at the same ones. ``--plot`` needs
-matplotlib.
+half of them have reached; ``--env-steps`` cuts every run at the same ones. Of runs that
+``mg2l.evaluate`` has tested a second table has adaptation scores, 0 mappo and 1 the oracle.
+``--plot`` needs matplotlib.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from pathlib import Path
 
 from mg2l import cli
 from mg2l.evaluation import plots
+from mg2l.evaluation.adaptation import of_groups
 from mg2l.evaluation.groups import groups_below
-from mg2l.evaluation.tables import LAST, plot, table
+from mg2l.evaluation.tables import LAST, plot, score_table, table
 
 
 def parser() -> cli.Parser:
@@ -35,8 +37,10 @@ def main() -> None:
     arguments = parser().parse_args()
     if arguments.plot is not None:
         plots.check("--plot", arguments.plot)
-    groups, notes = groups_below(arguments.folders)
+    groups, notes = groups_below(arguments.folders, measured=True)
     print("\n".join(table(groups, notes, arguments.last, arguments.env_steps)))
+    for found in of_groups(groups):
+        print("\n".join(["", *score_table(found)]))
     if arguments.plot is not None:
         plot(groups, arguments.plot)
 

@@ -19,9 +19,11 @@ from mg2l.core.files import write_json
 from mg2l.core.schema import ConfigError
 from mg2l.envs import video
 from mg2l.evaluation import measure
+from mg2l.evaluation.adaptation import LEAST
 from mg2l.evaluation.trained import iteration_of, load
 from mg2l.evaluation.video import write_videos
 from mg2l.training import checkpoint
+from mg2l.training.learner import Learner
 from mg2l.training.progress import Bar
 
 
@@ -35,14 +37,26 @@ def show_tasks(found: dict[str, Any]) -> None:
 
 
 def show(found: dict[str, Any]) -> None:
-    """Print a line per way of acting."""
+    """Print a line per way of acting, and what hand-written teams earn."""
     for row in found["results"]:
         low, high = row["interval"]
-        fraction = f"   normalised {row['normalised']:.2f}" if "normalised" in row else ""
+        more = f"   normalised {row['normalised']:.2f}" if "normalised" in row else ""
+        if "adaptation" in row:
+            (least, most), score = row["adaptation"]["interval"], row["adaptation"]["score"]
+            more += f"   adaptation {score:.2f} [{least:.2f}, {most:.2f}]"
         print(
             f"{row['split']:5}  {measure.label(row):19}  return {row['return']:8.1f}  "
-            f"[{low:.1f}, {high:.1f}]{fraction}"
+            f"[{low:.1f}, {high:.1f}]{more}"
         )
+    for split, scale in found["scale"].items():
+        if "unscored" in scale:
+            print(
+                f"{split:5}  {scale['scored']} tasks have an adaptation score, {scale['unscored']} "
+                f"none: oracle and mappo differ by less than {LEAST:g} of {scale['reach']:.1f}"
+            )
+    for split, teams in found["scripted"].items():
+        shown = "  ".join(f"{name} {value:.1f}" for name, value in teams.items())
+        print(f"{split:5}  scripted teams: {shown}")
 
 
 def videos(run: Path, kind: str, seed: int, deterministic: bool, trust: bool) -> None:
@@ -61,6 +75,11 @@ def main() -> None:
     parser = cli.Parser(prog="python -m mg2l.evaluate", description=__doc__)
     parser.add_argument("run", type=Path, help="run folder, or one of its checkpoints")
     parser.add_argument("--oracle", type=Path, help="run of the oracle, to normalise by")
+    parser.add_argument(
+        "--mappo",
+        type=Path,
+        help="run of mappo, for adaptation scores: 0 mappo, 1 --oracle",
+    )
     parser.add_argument(
         "--shots",
         type=cli.at_least(0),
@@ -82,7 +101,7 @@ def main() -> None:
         "--video",
         nargs="?",
         const="gif",
-        choices=["gif", "mp4"],
+        choices=[ending[1:] for ending in video.PACKAGES],
         help="record each held-out task, or where there are none those of training (default kind: "
         "%(const)s)",
     )
@@ -93,9 +112,13 @@ def main() -> None:
     run = checkpoint.locate(arguments.run)[0]
     with ExitStack() as stack:
         learner = stack.enter_context(closing(load(arguments.run, trust=arguments.trust)))
-        oracle = None
-        if arguments.oracle is not None:
-            oracle = stack.enter_context(closing(load(arguments.oracle, trust=arguments.trust)))
+
+        def reference(path: Path | None) -> Learner | None:
+            if path is None:
+                return None
+            return stack.enter_context(closing(load(path, trust=arguments.trust)))
+
+        oracle, mappo = reference(arguments.oracle), reference(arguments.mappo)
         bar = stack.enter_context(Bar("meta-test", 0, "ways of acting"))
         found, played = measure.evaluate(
             learner,
@@ -105,9 +128,10 @@ def main() -> None:
             arguments.seed,
             arguments.deterministic,
             lambda done, total, name: bar.update(done, name, total),
+            mappo,
         )
     found["iteration"] = iteration_of(arguments.run)
-    show_tasks(found)  # first, so that it is not lost where it cannot be written
+    show_tasks(found)  # before it is written, which can fail
     show(found)
     write_json(run / "evaluation.json", found)
     measure.write_csv(run / "evaluation.csv", found["training_seed"], played)

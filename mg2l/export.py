@@ -1,306 +1,29 @@
 """Export a run's agents: ``python -m mg2l.export RUN``.
 
-Writes what each agent needs for decentralised execution, as torch.export programs and as ONNX: its
-policy, and what it infers the task with. Beside them lie the manifest ``export.json`` and
-``agent.py``, which runs an agent by NumPy and onnxruntime. Nothing is written that does not compute
-what the run's own networks do.
+Writes each agent's networks for decentralised execution, as torch.export programs and as ONNX: its
+policy and its inference network. The manifest ``export.json`` and the package ``agent``, which runs
+an agent by NumPy and onnxruntime, are written beside them. Networks whose outputs differ from those
+of the run's own networks are not written.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import importlib.metadata
-import io
-import itertools
-import logging
-import math
-import shutil
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from gymnasium import spaces
 
 from mg2l import cli
-from mg2l.algorithms.agent import AgentNetwork
-from mg2l.config.files import family_of
-from mg2l.core.files import write_bytes, write_json, writing
-from mg2l.core.packages import require
-from mg2l.core.schema import ConfigError
-from mg2l.deploy.policy import Policy
-from mg2l.deploy.reference import Reference, References
-from mg2l.envs import registry
-from mg2l.envs.actions import ActionLayout
+from mg2l.deploy.export import TOLERANCE, write_team
 from mg2l.evaluation import trained
 from mg2l.training import checkpoint
-from mg2l.training.learner import Learner
-
-FORMAT = 2
-"""Of ``export.json``, as ``mg2l.deploy.agent`` reads it."""
-
-TOLERANCE = 1e-5
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-VERSIONS = ("mg2l", "torch", *PACKAGES)
-RUNTIME = Path(__file__).parent / "deploy" / "agent.py"
 
 
-def require_packages() -> None:
-    """Check that ONNX can be written and run here.
-
-    Raises:
-        ConfigError: a package is missing.
-    """
-    require("exporting", *PACKAGES, extra="export")
-
-
-# One network.
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without what torch's exporter says of other packages and of its own future."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def write_network(network: AgentNetwork, references: list[Reference], stem: Path) -> float:
-    """Write ``stem.pt2`` and ``stem.onnx``, read them again, and compare.
-
-    Args:
-        network: of one agent.
-        references: what it must compute.
-        stem: path without the suffix.
-
-    Returns:
-        Largest deviation of the network itself and of both files from the references: absolute,
-        and relative for numbers beyond 1.
-    """
-    if network.fixed_length:
-        length = references[-1].inputs["context"].shape[1]
-        references = [one for one in references if one.inputs["context"].shape[1] == length]
-    example, shapes = {}, {}
-    for name, value in references[-1].inputs.items():
-        # torch takes a size of 1 for one that never changes.
-        sizes, dynamic = [2, *value.shape[1:]], {0: torch.export.Dim("batch")}
-        if name == "context" and not network.fixed_length:
-            sizes[1], dynamic[1] = 2, torch.export.Dim("length")
-        example[name], shapes[name] = torch.zeros(sizes), dynamic
-    with _quietly(), torch.no_grad():
-        program = torch.export.export(network, (), example, dynamic_shapes=shapes)
-        for node in program.graph.nodes:  # these would tell where the source lies on this machine
-            node.meta.pop("stack_trace", None)
-        # torch and onnx say in ways of their own that a disk is full, so they write to memory.
-        data = io.BytesIO()
-        torch.export.save(program, data)
-        write_bytes(stem.with_suffix(".pt2"), data.getvalue())
-        onnx = torch.onnx.export(
-            program, dynamo=True, verbose=False, output_names=list(network.outputs)
-        )
-        assert onnx is not None
-        for written in onnx.model.graph.all_nodes():
-            written.metadata_props.clear()
-        write_bytes(stem.with_suffix(".onnx"), onnx.model_proto.SerializeToString())
-        return _deviation(network, references, stem)
-
-
-def _deviation(network: AgentNetwork, references: list[Reference], stem: Path) -> float:
-    # Here, once it is known that onnxruntime is installed.
-    from mg2l.deploy.agent import Network as Session
-
-    reloaded = torch.export.load(stem.with_suffix(".pt2")).module()
-    session = Session(stem.with_suffix(".onnx").read_bytes())
-    largest = 0.0
-    for reference in references:
-        inputs = {name: value.contiguous() for name, value in reference.inputs.items()}
-        by_name = session(**{name: value.numpy() for name, value in inputs.items()})
-        by_onnx = [torch.as_tensor(by_name[name]) for name in network.outputs]
-        for outputs in (network(**inputs), reloaded(**inputs), by_onnx):
-            for got, expected in zip(outputs, reference.outputs, strict=True):
-                error = (got - expected).abs() / expected.abs().clamp(min=1)
-                error = error.nan_to_num(math.inf)  # NaN is no agreement
-                largest = max(largest, float(error.max()))
-    return largest
-
-
-# The manifest.
-
-
-def _bounds(values: Any) -> list[float | None]:
-    """Bounds of a space; None where there is none."""
-    return [float(value) if np.isfinite(value) else None for value in values]
-
-
-def _action(layout: ActionLayout, agent: int) -> dict[str, Any]:
-    """An agent's action space; ``first`` is where it begins within the action of a transition."""
-    space, counts = layout.spaces[agent], layout.counts[agent]
-    if not counts:
-        return {"kind": "box", "low": _bounds(space.low), "high": _bounds(space.high)}
-    first = {"first": layout.numbers} if layout.numbers else {}
-    if isinstance(space, spaces.Discrete):
-        return {"kind": "discrete", "n": counts[0], **first}
-    return {"kind": "choices", "counts": counts, **first}
-
-
-def describe(learner: Learner, network: AgentNetwork | None) -> dict[str, Any]:
-    """What all agents have in common, as ``export.json`` says it.
-
-    Args:
-        learner: of the run.
-        network: what an agent infers the task with.
-    """
-    config, inference, actor = learner.config, learner.inference, learner.actor
-    observation, layout = learner.env.observation_width, learner.env.action_layout
-    family = family_of(config.env)
-    names = ("observation", "action", "reward", "next_observation")
-    edges = [0, *itertools.accumulate([observation, layout.width, 1, observation])]
-    found: dict[str, Any] = {
-        "format": FORMAT,
-        "algorithm": config.algo_name,
-        "environment": {
-            "family": family,
-            "module": (registry.origin(family) or (None, ""))[0],
-            "config": asdict(config.env),
-        },
-        "team": learner.env.num_agents,
-        "observation": observation,
-        "action": _action(layout, 0) if layout.equal else None,
-        "transition": {
-            "width": edges[-1],
-            "columns": dict(zip(names, itertools.pairwise(edges), strict=True)),
-        },
-        "latent": {"source": inference.latent_source, "width": inference.actor_latent_dim},
-        "memory": None,
-        "context": None,
-        "belief": None,
-    }
-    if actor.body.gru is not None:
-        reset = config.policy.recurrent_reset
-        found["memory"] = {"shape": list(actor.body.state_shape), "reset": reset}
-    for part, said in inference.agent_manifest().items():
-        found[part] = {**(found[part] or {}), **said}
-    if found["context"] is not None and network is not None:
-        found["context"]["fixed_length"] = network.fixed_length
-    return found
-
-
-# A team.
-
-
-def write_team(
-    learner: Learner,
-    out: Path,
-    agents: Sequence[int] | None = None,
-    tolerance: float = TOLERANCE,
-    iteration: int | None = None,
-) -> dict[str, Any]:
-    """Export a learner's agents.
-
-    Args:
-        learner: on the CPU.
-        out: folder to write, all at once; an earlier export there is replaced.
-        agents: which; None is all.
-        tolerance: largest deviation from what the learner's networks compute: absolute, and
-            relative for numbers beyond 1.
-        iteration: of the run that its networks are from, for the manifest.
-
-    Returns:
-        What ``export.json`` holds.
-
-    Raises:
-        ConfigError: there is no such agent, execution is not decentralised, a package is missing,
-            ``out`` holds something else, or a network deviates by more than ``tolerance``.
-        WriteError: it cannot be written; an earlier export is as it was.
-    """
-    require_packages()
-    if out.exists() and not (out / "export.json").is_file():
-        raise ConfigError(f"--out={out}: exists and is no earlier export")
-    last = learner.env.num_agents - 1
-    for index in agents or ():
-        if not 0 <= index <= last:
-            raise ConfigError(f"--agents: the team has agents 0..{last}, got {index}")
-    try:
-        found = describe(learner, learner.inference.agent_network(0))
-    except ValueError as error:
-        name = learner.config.algo_name
-        raise ConfigError(f"this {name} is not executed decentrally: {error}") from None
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with writing(out):
-            partial.mkdir(parents=True)
-            shutil.copy(RUNTIME, partial / "agent.py")
-        references = References(learner)
-        found["iteration"], found["tolerance"] = iteration, tolerance
-        found["versions"] = {name: importlib.metadata.version(name) for name in VERSIONS}
-        found["agents"] = [
-            write_agent(learner, references, index, partial, tolerance)
-            for index in (range(last + 1) if agents is None else agents)
-        ]
-        write_json(partial / "export.json", found)
-        with writing(out):
-            shutil.rmtree(out, ignore_errors=True)
-            partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return found
-
-
-def write_agent(
-    learner: Learner, references: References, index: int, folder: Path, tolerance: float
-) -> dict[str, Any]:
-    """Write the networks of one agent below ``folder``, and print how far they deviate.
-
-    Returns:
-        Its entry in ``export.json``.
-
-    Raises:
-        ConfigError: a network deviates by more than ``tolerance``.
-        WriteError: it cannot be written.
-    """
-    place = folder / f"agent_{index}"
-    with writing(place):
-        place.mkdir()
-    entry: dict[str, Any] = {"index": index, "files": {}, "sha256": {}, "deviation": {}}
-    env = learner.env
-    if not env.action_layout.equal:
-        entry["action"] = _action(env.action_layout, index)
-    if (width := int(env.observation_spaces[index].shape[0])) != env.observation_width:
-        entry["observation"] = width
-    policy, inference = Policy(learner.actor, index), learner.inference.agent_network(index)
-    networks: list[tuple[str, AgentNetwork, list[Reference]]] = [
-        ("policy", policy, references.policy(index))
-    ]
-    if inference is not None:
-        networks.append(("inference", inference, references.inference(index)))
-        if (latent := inference.initial_latent()) is not None:
-            entry["initial_belief"] = latent.tolist()
-    for name, network, expected in networks:
-        deviation = write_network(network, expected, place / name)
-        if not deviation <= tolerance:
-            raise ConfigError(
-                f"the {name} of agent {index} deviates by {deviation:.1e} from the run's own, by "
-                f"more than {tolerance:.1e}; nothing is exported"
-            )
-        entry["deviation"][name] = deviation
-        files = {kind: f"{place.name}/{name}.{kind}" for kind in ("onnx", "pt2")}
-        for file in files.values():
-            entry["sha256"][file] = hashlib.sha256((folder / file).read_bytes()).hexdigest()
-        entry["files"][name] = files
-    shown = ", ".join(f"{name} {value:.1e}" for name, value in entry["deviation"].items())
-    print(f"agent {index}: largest deviation from the run's own: {shown}", flush=True)
-    return entry
+def show(agent: dict[str, Any]) -> None:
+    """Print how far the networks of an agent deviate, see `write_team`."""
+    shown = ", ".join(f"{name} {value:.1e}" for name, value in agent["deviation"].items())
+    print(f"agent {agent['index']}: largest deviation from the run's own: {shown}", flush=True)
 
 
 @cli.command
@@ -321,12 +44,9 @@ def main() -> None:
     parser.add_argument("--trust", action="store_true", help=cli.TRUST)
     arguments = parser.parse_args()
     out = arguments.out or arguments.run / "export"
-    learner = trained.load(arguments.run, torch.device("cpu"), arguments.trust)
-    try:
+    with closing(trained.load(arguments.run, torch.device("cpu"), arguments.trust)) as learner:
         last = checkpoint.iterations(arguments.run / "checkpoints")[-1]
-        write_team(learner, out, arguments.agents, arguments.tolerance, last)
-    finally:
-        learner.close()
+        write_team(learner, out, arguments.agents, arguments.tolerance, last, show)
     print(f"written: {out}")
 
 

@@ -1,7 +1,7 @@
-"""What is installed and built here: ``python -m mg2l.info``.
+"""Versions and builds of this installation: ``python -m mg2l.info``.
 
 Versions, the operators and what they were compiled for, threads, instruction sets and devices:
-what to put into a bug report.
+to include in a bug report.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import mg2l
 from mg2l import cli, ops
 from mg2l.ops import native
 
-PACKAGES = ("numpy", "gymnasium", "safetensors", "rich", "tensorboard", "wandb")
+PACKAGES = ("numpy", "gymnasium", "safetensors", "rich", "tensorboard", "wandb", "mlflow")
 
 
 def _version(package: str) -> str:
@@ -36,7 +36,11 @@ def _cuda_operators() -> str:
     archs = native.cuda_archs()
     if not archs:
         return "not built (no nvcc when it was installed, or MG2L_CUDA=0)"
-    loaded = "loaded" if torch.version.cuda is not None else "not loaded: torch has no CUDA"
+    loaded = "loaded"
+    if not native.takes_cuda():
+        oldest = ".".join(map(str, native.CUDA_TORCH))
+        why = "has no CUDA" if torch.version.cuda is None else f"is older than {oldest}"
+        loaded = f"not loaded: torch {why}"
     return f"built for compute capabilities {' '.join(archs)}; {loaded}"
 
 

@@ -1,7 +1,7 @@
 """Meta-train a team: ``python -m mg2l.train --algo=mg2l --env=mpe-spread n_iters=400 seed=1``.
 
 An iteration, as in the paper's algorithm: draw a task per environment; roll out, each agent acting
-on what it infers; PPO of all agents; encoder updates; from time to time, exploration.
+on its inferred latent; PPO of all agents; encoder updates; exploration every few iterations.
 """
 
 from __future__ import annotations
@@ -9,18 +9,25 @@ from __future__ import annotations
 import contextlib
 import sys
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from mg2l import cli
-from mg2l.api.callbacks import BestCheckpoint, Callback, Progress
-from mg2l.api.training import Training, train
 from mg2l.config.options import Options
 from mg2l.config.sections import Config
+from mg2l.core.distributed import world
 from mg2l.training.stop import GracefulStop, broken_output, status_of
+
+if TYPE_CHECKING:
+    from mg2l.api.callbacks import Callback
+    from mg2l.evaluation.results import Run
 
 
 def run(config: Config, options: Options) -> int:
     """Run to the end, or to where it is asked to stop; returns the exit status."""
-    callbacks: list[Callback] = [Progress()]
+    from mg2l.api.callbacks import BestCheckpoint, Progress  # import torch, which the help need not
+    from mg2l.api.training import Training
+
+    callbacks: list[Callback] = [Progress()] if world.is_main else []
     if config.eval_interval and config.save_model:
         callbacks.append(BestCheckpoint())
     with Training(config, options, callbacks) as training:
@@ -28,19 +35,22 @@ def run(config: Config, options: Options) -> int:
         try:
             training.prepare()
         except KeyboardInterrupt as interrupt:
-            print(f"\nstopped before training; {resume}", flush=True)
+            if world.is_main:
+                print(f"\nstopped before training; {resume}", flush=True)
             return status_of(interrupt)
         with GracefulStop() as stop:
             for _ in training:
                 if stop.requested:
                     training.stop()
-        if stop.requested:
+        if world.is_main and training.stopped:
             how = f"; {resume}" if config.save_model else ""
             line = f"stopped after iteration {training.iteration}{how}"
             print(line, flush=True)
             if broken_output():
                 with contextlib.suppress(OSError):
                     print(line, file=sys.stderr)
+        elif training.iteration < training.n_iters and options.until:
+            print(f"stopped after iteration {training.iteration} (--until); {resume}", flush=True)
         return stop.exit_code
 
 
@@ -51,9 +61,12 @@ def main() -> int:
 
 
 class _Callable(ModuleType):
-    """Whoever imports this module hides ``mg2l.train``, the function: so it is called like it."""
+    """Importing this module hides the function ``mg2l.train``, so it is callable itself."""
 
-    __call__ = staticmethod(train)
+    def __call__(self, *args: Any, **kwargs: Any) -> Run:
+        from mg2l.api.training import train
+
+        return train(*args, **kwargs)
 
 
 sys.modules[__name__].__class__ = _Callable

@@ -8,6 +8,8 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # before torch: they
 import pytest
 import torch
 
+from mg2l.config.algorithms import algorithms
+from mg2l.envs import registry
 from mg2l.envs.mujoco import opengl
 
 opengl.choose()  # before a test's import of mujoco
@@ -23,6 +25,13 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device that is there: a GPU is tested on machines that have one."""
     return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def registries() -> Iterator[None]:
+    """What a test registers is forgotten after it."""
+    with registry.families.scope(), algorithms.scope():
+        yield
 
 
 @pytest.fixture

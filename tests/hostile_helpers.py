@@ -1,4 +1,4 @@
-"""A small run that is trained once, and programs of mg2l called in this process."""
+"""A small run that is trained once, programs called in this process, an installed package."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from method_helpers import tiny_words
 
 import mg2l.train as train
 
 SMALL = [
-    *("--algo=mg2l", "--env=mpe-spread", "n_iters=4", "save_interval=2", "gpu_id=-1", "seed=3"),
-    *("max_ep_len=6", "n_rollout_threads=4", "n_ae_rollout_threads=2", "n_init_rollouts=1"),
-    *("ppo_epoch=1", "ae_updates_per_iter=1", "ae_batch_size=8", "ae_buffer_size=40"),
-    *("algo_hidden_size=8", "context_dim=4", "sample_ae_interval=2", "n_init_updates=1"),
+    *("--algo=mg2l", "--env=mpe-spread", "seed=3"),
+    *tiny_words(n_iters=4, save_interval=2, sample_ae_interval=2, save_model=True),
 ]
 
 
@@ -33,3 +32,20 @@ def small_run(root: Path) -> Path:
         assert status(monkeypatch, train.main, *SMALL, f"main_save_path={root}") == 0
     (folder,) = root.glob("*/*/*-sd3")
     return folder
+
+
+def install_plugins(monkeypatch: pytest.MonkeyPatch, root: Path, kind: str, plugged: str) -> None:
+    """Install a package ``plug`` below ``root`` that has entry points ``mg2l.<kind>``.
+
+    Its module ``plugged_<kind>`` has the source ``plugged``; ``broken_<kind>`` cannot be imported,
+    and ``idle_<kind>`` registers nothing.
+    """
+    sources = {"plugged": plugged, "broken": "import a_package_that_is_missing", "idle": ""}
+    for name, text in sources.items():
+        (root / f"{name}_{kind}.py").write_text(text)
+    info = root / "plug-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plug\nVersion: 1.0\n")
+    points = "".join(f"{name} = {name}_{kind}\n" for name in sources)
+    (info / "entry_points.txt").write_text(f"[mg2l.{kind}]\n{points}")
+    monkeypatch.syspath_prepend(root)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from mg2l.algorithms.base import CriticLatent
 from mg2l.algorithms.mg2l.algorithm import MG2L
@@ -21,8 +21,8 @@ from mg2l.core.schema import bounded
 from mg2l.envs import registry
 from mg2l.envs.base import EnvConfig, FloatArray, Info, StepResult, TaskSet, VectorEnv
 from mg2l.experience.rollout import Rollout
+from mg2l.training.batch import Batch
 from mg2l.training.learner import Learner
-from mg2l.training.ppo import Batch
 
 TINY = {
     "gpu_id": -1,
@@ -46,10 +46,22 @@ TINY = {
 }
 
 
+def outputs(head: Any, hidden: Tensor) -> Tensor:
+    """What a head takes of features, see `Head.linear`."""
+    given: Tensor = hidden if head.linear is None else head.linear(hidden)
+    return given
+
+
 def overrides(values: dict[str, Any]) -> list[str]:
     """Values as words of a command line, ``key=value``."""
     written = {k: json.dumps(v) if isinstance(v, (bool, list)) else v for k, v in values.items()}
     return [f"{key}={value}" for key, value in written.items()]
+
+
+def tiny_words(**values: Any) -> list[str]:
+    """``TINY`` with other values as words of a command line; None leaves a key out."""
+    wanted = {**TINY, **values}
+    return overrides({key: value for key, value in wanted.items() if value is not None})
 
 
 def tiny_config(algo: str = "mg2l", env: str = "mpe-spread", **values: Any) -> Config:
@@ -80,17 +92,17 @@ class KnownConfig(EnvConfig):
     """Three actions instead of two numbers."""
 
     masked: bool = False
-    """Action ``(clock + agent) % 3`` is forbidden, in every copy."""
+    """Action ``(clock + agent) % 3`` is forbidden, in every sub-environment."""
 
     mortal: bool = False
     """Agent 1 dies with its third step in every episode."""
 
     ends_at: int = bounded(0, ge=0)
-    """Copy ``n`` terminates with its step number ``ends_at + n``; 0 never does."""
+    """Sub-environment ``n`` terminates with its step number ``ends_at + n``; 0 never does."""
 
 
 class KnownEnv(VectorEnv):
-    """Observations say where they are from: ``(copy, agent, clock, episode)``, all over 10.
+    """Observations say where they are from: ``(env, agent, clock, episode)``, all over 10.
 
     Rewards are drawn; everything that happened is in ``log``.
     """
@@ -199,10 +211,9 @@ class KnownEnv(VectorEnv):
         raise NotImplementedError
 
 
-def known_learner(patch: pytest.MonkeyPatch, algo: str = "mappo", **values: Any) -> Learner:
+def known_learner(algo: str = "mappo", **values: Any) -> Learner:
     """A learner in ``KnownEnv``, which is registered for the length of a test only."""
-    family = registry._Family(KnownConfig, KnownEnv)
-    patch.setitem(registry._families, "known", family)
+    registry.register("known", KnownConfig, KnownEnv)
     config = loading.load_config(algo=algo, env="known", overrides={**TINY, **values})
     learner = Learner(config, torch.device("cpu"))
     learner.prepare()
@@ -229,16 +240,16 @@ KINDS: dict[str, dict[str, Any]] = {
 def collect(
     learner: Learner, steps: int | None = None, seed: int = 0
 ) -> tuple[Rollout, CriticLatent]:
-    """A rollout, the task of each environment, and what critics are told."""
+    """A rollout, the task of each environment, and the latent of the critics."""
     tasks = np.random.default_rng(seed).integers(learner.tasks, size=learner.env.num_envs)
     steps = steps or learner.config.env.max_ep_len
-    told = learner.inference.actor_latent(tasks, steps)
-    rollout = learner.collector.collect(steps, tasks, told)
+    latent = learner.inference.actor_latent(tasks, steps)
+    rollout = learner.collector.collect(steps, tasks, latent)
     return rollout, learner.inference.critic_latent(tasks, rollout)
 
 
 def prepared(learner: Learner, steps: int | None = None) -> tuple[Batch, CriticLatent]:
-    """A rollout as PPO takes it, and what critics are told."""
-    rollout, tell = collect(learner, steps)
+    """A rollout as PPO takes it, and the latent of the critics."""
+    rollout, critic_latent = collect(learner, steps)
     with torch.no_grad():
-        return learner.ppo.prepare(rollout, tell()), tell
+        return learner.ppo.prepare(rollout, critic_latent()), critic_latent

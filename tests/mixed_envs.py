@@ -9,7 +9,7 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from numpy.typing import NDArray
 
 from mg2l.envs.base import EnvConfig, Info, TaskSet
-from mg2l.envs.copies import CopiesEnv
+from mg2l.envs.batched import BatchedEnv
 
 WIDTHS = (3, 4, 5)
 SPACES = (Box(-1.0, 1.0, (2,), np.float32), Discrete(3), MultiDiscrete([2, 4]))
@@ -24,8 +24,8 @@ class YardConfig(EnvConfig):
     masked: bool = True
 
 
-class Yard(CopiesEnv):
-    """Everybody is paid for being at the task's goal; the belt and the lamp have masks."""
+class Yard(BatchedEnv):
+    """All agents are paid for being at the task's goal; the belt and the lamp have masks."""
 
     def __init__(self, config: YardConfig, num_envs: int, seed: int = 0) -> None:
         self.config = config
@@ -36,9 +36,9 @@ class Yard(CopiesEnv):
         self.x = np.zeros((num_envs, 3))
         self.given: NDArray[Any] = np.zeros((num_envs, 3, 2))
 
-    def _begin(self, copies: NDArray[np.int64]) -> None:
-        for copy in copies:
-            self.x[copy] = self._streams.generators[copy].normal(size=3)
+    def _begin(self, env_ids: NDArray[np.int64]) -> None:
+        for env_id in env_ids:
+            self.x[env_id] = self._streams.generators[env_id].normal(size=3)
 
     def _advance(self, actions: NDArray[Any]) -> Any:
         self.given = actions

@@ -11,7 +11,7 @@ def softplus_force(gap):
 
 
 def step(position, velocity, actions, acceleration, size, max_speed, collides):
-    """One step of one copy: lists of [x, y] in, new lists out."""
+    """One step of one world: lists of [x, y] in, new lists out."""
     count = len(position)
     force = [[a * acceleration[b] for a in actions[b]] for b in range(count)]
     for a in range(count):
@@ -67,8 +67,8 @@ def hunting_observation(bodies, i):
 
 def hunting_reward(predators, prey, targets, i):
     marked = [p for p, counts in zip(prey, targets, strict=True) if counts]
-    apart = [min(math.dist(predator, p) for p in marked) for predator in predators]
-    return -0.1 * sum(apart) + (10.0 if apart[i] < 0.15 else 0.0)
+    distances = [min(math.dist(predator, p) for p in marked) for predator in predators]
+    return -0.1 * sum(distances) + (10.0 if distances[i] < 0.15 else 0.0)
 
 
 def flight(prey, predators):

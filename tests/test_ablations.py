@@ -9,6 +9,7 @@ from method_helpers import collect, inference_of, tiny_learner
 
 from mg2l.algorithms.mg2l.config import MG2LConfig
 from mg2l.config import files as loading
+from mg2l.config.saved import flat
 
 CHANGES: dict[str, dict[str, Any]] = {
     "mg2l-global-only": {"actor_latent": "global", "local_to_encoder": False},
@@ -28,7 +29,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("algo", CHANGES)
 def test_a_file_changes_what_it_ablates_alone(algo):
-    ours, ablated = (loading.flat(loading.load_config(algo=name)) for name in ("mg2l", algo))
+    ours, ablated = (flat(loading.load_config(algo=name)) for name in ("mg2l", algo))
     differ = {path: value for path, value in ablated.items() if value != ours[path]}
     assert differ == {f"algo.{name}": value for name, value in CHANGES[algo].items()}
 
@@ -47,13 +48,13 @@ def gradients(learner) -> dict[str, float]:
     return found
 
 
-def test_global_only_tells_all_agents_the_same_that_critics_hear():
+def test_global_only_gives_all_actors_and_critics_the_same():
     learner = tiny_learner("mg2l-global-only", context_refresh="episode")
     rollout, _ = collect(learner)
-    told = rollout.latent
-    assert told is not None
-    assert torch.equal(told[:, :, 0], told[:, :, 1])
-    assert not torch.equal(told[0, 0, 0], told[0, 1, 0])
+    latent = rollout.latent
+    assert latent is not None
+    assert torch.equal(latent[:, :, 0], latent[:, :, 1])
+    assert not torch.equal(latent[0, 0, 0], latent[0, 1, 0])
 
 
 def test_local_only_has_no_global_level():
@@ -61,11 +62,11 @@ def test_local_only_has_no_global_level():
     sizes = gradients(learner)
     assert sizes["over_agents"] == 0
     assert min(sizes[part] for part in ("aggregator", "local", "task_keys")) > 0
-    _, tell = collect(learner)
-    told = tell()
-    assert told is not None
-    assert told.shape == (4, 2 * 8)
-    assert not told.requires_grad
+    _, critic_latent = collect(learner)
+    latent = critic_latent()
+    assert latent is not None
+    assert latent.shape == (4, 2 * 8)
+    assert not latent.requires_grad
     assert learner.inference.trained_by_critic() == []
 
 
@@ -91,7 +92,7 @@ def test_every_level_is_trained_and_the_encoder_by_local_losses_too_unless_cut_o
     assert all(given) if reaches else not any(given)
 
 
-def test_critics_that_train_the_encoder_are_told_the_global_representation():
+def test_critics_that_train_the_encoder_get_the_global_representation():
     with pytest.raises(ValueError, match="critic_latent=local and critic_to_encoder=true"):
         MG2LConfig(critic_latent="local")
     assert dataclasses.replace(MG2LConfig(), critic_to_encoder=False, critic_latent="local")

@@ -1,4 +1,4 @@
-"""Every algorithm goes on from a checkpoint bit for bit."""
+"""Every algorithm resumes from a checkpoint bit for bit."""
 
 import json
 from pathlib import Path
@@ -8,16 +8,19 @@ from typing import Any, cast
 import pytest
 import torch
 from method_helpers import tiny_config
+from mixed_envs import Yard, YardConfig
 
 from mg2l.config import files as loading
 from mg2l.config.options import Options
+from mg2l.config.sections import Config
+from mg2l.envs import registry
 from mg2l.training import loop
 from mg2l.training.folder import RunFolder
 from mg2l.training.learner import Learner
 
 
 def next_metrics(learner: Learner, iteration: int) -> str:
-    """Metrics of an iteration as text, without those that tell the time."""
+    """Metrics of an iteration as text, without timings."""
     metrics = loop.iterate(learner, iteration)
     timeless = {k: v for k, v in metrics.items() if "time/" not in k and "per_s" not in k}
     return json.dumps(timeless, sort_keys=True)
@@ -28,8 +31,21 @@ def folder_at(path: Path) -> RunFolder:
 
 
 @pytest.mark.parametrize("algo", loading.available("algo"))
-def test_goes_on_bit_for_bit(algo: str, tmp_path: Path) -> None:
-    config = tiny_config(algo, n_iters=9, n_agents=2)
+def test_continues_bit_for_bit(algo: str, tmp_path: Path) -> None:
+    check_continues(tiny_config(algo, n_iters=9, n_agents=2), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("algo", "values"), [("mg2l", {}), ("rl2", {}), ("mappo", {"use_recurrent_policy": True})]
+)
+def test_a_mixed_team_continues_bit_for_bit(
+    algo: str, values: dict[str, Any], tmp_path: Path
+) -> None:
+    registry.register("yard", YardConfig, Yard)
+    check_continues(tiny_config(algo, "yard", n_iters=9, data_chunk_length=5, **values), tmp_path)
+
+
+def check_continues(config: Config, tmp_path: Path) -> None:
     undisturbed = Learner(config, torch.device("cpu"))
     undisturbed.prepare()
     before = [next_metrics(undisturbed, iteration) for iteration in range(2)]

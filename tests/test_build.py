@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -19,7 +21,8 @@ pytestmark = pytest.mark.ci
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(mg2l.__file__).resolve().parent
-LIBRARIES = sorted(PACKAGE.glob("_C*.abi3.so"))
+LIBRARIES = sorted(PACKAGE.glob("_*.abi3.so"))
+SIMULATORS = PACKAGE / "_simulators.abi3.so"
 CUDA_LIBRARY = PACKAGE / "_C_cuda.abi3.so"
 
 
@@ -43,16 +46,34 @@ def copy_sources(to: Path) -> Path:
     return to
 
 
-def test_a_wheel_holds_every_file(tmp_path: Path) -> None:
-    sources = copy_sources(tmp_path / "sources")
-    built = run(
-        sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation",
-        "--wheel-dir", str(tmp_path), ".",
-        cwd=sources, MG2L_CUDA="0",
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A source distribution, and the wheel built from it."""
+    folder = tmp_path_factory.mktemp("distributions")
+    sources = copy_sources(folder / "sources")
+    done = run(
+        sys.executable, "-m", "build", "--no-isolation", "--skip-dependency-check",
+        "--outdir", str(folder), str(sources),
+        cwd=folder, MG2L_CUDA="0",
     )  # fmt: skip
-    assert built.returncode == 0, built.stdout + built.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
+    assert done.returncode == 0, done.stdout + done.stderr
+    (archive,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    return archive, wheel
+
+
+def test_a_source_distribution_is_complete(distributions: tuple[Path, Path]) -> None:
+    with tarfile.open(distributions[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    tracked = run("git", "ls-files", cwd=ROOT)
+    assert tracked.returncode == 0, tracked.stderr
+    files = {name for name in tracked.stdout.split() if (ROOT / name).is_file()}
+    assert {
+        name for name in files - names if not name.startswith((".github/", ".gitignore"))
+    } == set()
+
+
+def test_a_wheel_holds_every_file(distributions: tuple[Path, Path]) -> None:
+    names = set(zipfile.ZipFile(distributions[1]).namelist())
     wanted = {
         f"mg2l/configs/{p.relative_to(ROOT / 'configs')}" for p in ROOT.glob("configs/*/*.yaml")
     }
@@ -63,25 +84,70 @@ def test_a_wheel_holds_every_file(tmp_path: Path) -> None:
     }
     # rglob does not follow the links mg2l/envs and mg2l/configs, which are covered above.
     wanted |= {f"mg2l/{p.relative_to(PACKAGE)}" for p in PACKAGE.rglob("*.py")}
-    wanted |= {"mg2l/py.typed", "mg2l/_particle.pyi", "mg2l/_warehouse.pyi"}
+    wanted |= {"mg2l/py.typed", "mg2l/_C.abi3.so", "mg2l/_simulators.abi3.so"}
     wanted |= {"mg2l/report/page.css", "mg2l/report/page.js"}
     for part in ("mg2l/configs/env/", "mg2l/envs/particle/", "mg2l/ops/", "mg2l/algorithms/"):
         assert any(name.startswith(part) for name in wanted), part
     assert wanted <= names
-    assert "mg2l/_C.abi3.so" in names
-    for suite in ("particle", "warehouse"):
-        assert any(re.match(rf"mg2l/_{suite}\..*so$", name) for name in names)
     assert not [name for name in names if name.startswith(("envs/", "configs/", "tests/"))]
+
+
+def test_one_wheel_serves_every_python(distributions: tuple[Path, Path]) -> None:
+    wheel = distributions[1]
+    assert re.fullmatch(r"mg2l-[\d.]+-cp310-abi3-linux_\w+\.whl", wheel.name)
+    done = run(
+        sys.executable, "-m", "abi3audit", "--strict", "--assume-minimum-abi3", "3.10", "--report",
+        str(wheel),
+        cwd=wheel.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = json.loads(done.stdout)["specs"].values()
+    audited = {library["name"] for library in found["wheel"]}
+    assert audited == {"_C.abi3.so", "_simulators.abi3.so"}
+
+
+def test_a_wheel_works_without_a_compiler(distributions: tuple[Path, Path], tmp_path: Path) -> None:
+    """Trains, evaluates, compares and reports, with simulators in C++ too."""
+    installed, runs = tmp_path / "installed", tmp_path / "runs"
+    done = run(
+        sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target",
+        str(installed), str(distributions[1]),
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    code = f"""
+import shutil, sys
+import mg2l
+assert mg2l.__file__.startswith({str(installed)!r}), mg2l.__file__
+assert shutil.which("c++") is None and shutil.which("g++") is None
+for algo in ("mappo", "oracle"):
+    for seed in (1, 2):
+        mg2l.train(
+            algo=algo, env="rware-layout", seed=seed, n_iters=1, n_rollout_threads=2,
+            max_ep_len=5, save_model=True, main_save_path={str(runs)!r}, kernels="native",
+        )
+"""
+    quiet = {"PATH": str(tmp_path), "PYTHONPATH": str(installed), "CXX": ""}
+    done = python(code, tmp_path, **quiet)
+    assert done.returncode == 0, done.stderr
+    folder = next(path.parent for path in sorted(runs.rglob("metrics.jsonl")))
+    for words in (
+        ["evaluate", str(folder)],
+        ["compare", str(runs)],
+        ["report", str(runs)],
+    ):
+        done = run(sys.executable, "-m", f"mg2l.{words[0]}", *words[1:], cwd=tmp_path, **quiet)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
 def test_libraries_need_only_stable_symbols(library: Path) -> None:
-    """No C++ symbol of torch: LibTorch's stable ABI is C."""
+    """No C++ symbol of torch, whose stable ABI is C; simulators have none at all."""
     done = run("nm", "-D", "--undefined-only", str(library), cwd=ROOT)
     assert done.returncode == 0, done.stderr
     symbols = [line.split()[-1].split("@")[0] for line in done.stdout.splitlines()]
     torch_symbols = [name for name in symbols if re.match(r"(aoti_)?torch_", name)]
-    assert torch_symbols, "the library does not use torch at all"
+    assert bool(torch_symbols) == (library != SIMULATORS)
     foreign = [name for name in symbols if re.search(r"2at\d|3c10|5torch|6caffe2|^_?Py", name)]
     assert foreign == []
 
@@ -121,7 +187,7 @@ WARNING = "__global__ void bad(float* y) { int unused; y[0] = 1; }"
 )
 def test_a_bad_kernel_fails_the_build(kernel: str, complaint: str, tmp_path: Path) -> None:
     sources = copy_sources(tmp_path / "sources")
-    for slow in ("particle", "gae.cpp", "cuda/gae.cu", "cuda/gae_binding.cpp"):
+    for slow in ("gae.cpp", "cuda/gae.cu", "cuda/gae_binding.cpp"):
         shutil.rmtree(sources / "csrc" / slow, ignore_errors=True)
         (sources / "csrc" / slow).unlink(missing_ok=True)
     (sources / "csrc" / "cuda" / "bad.cu").write_text(kernel)

@@ -9,7 +9,7 @@ import pytest
 from method_helpers import tiny_learner
 
 from mg2l.algorithms.base import TaskInference
-from mg2l.config import algorithms
+from mg2l.config.algorithms import algorithms
 from mg2l.config.files import available
 from mg2l.core.schema import keys
 
@@ -44,14 +44,16 @@ def test_no_part_knows_an_algorithm(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
-def test_each_algorithm_is_one_module_with_its_file_and_test(name: str) -> None:
-    algorithm = algorithms.load(name)
+def test_each_algorithm_is_one_folder_with_its_file_and_test(name: str) -> None:
+    registered = algorithms.get(name)
+    algorithm = registered.inference
     stem = name.replace("-", "_")
-    assert algorithm.__module__.startswith(f"mg2l.algorithms.{stem}")
+    assert algorithm.__module__ == f"mg2l.algorithms.{stem}.algorithm"
     assert any(file == name or file.startswith(f"{name}-") for file in available("algo"))
     assert (Path(__file__).parent / f"test_{stem}.py").is_file()
+    assert registered.config_class is algorithm.config_class
     if own := vars(algorithm.config_class).get("__annotations__"):
-        assert algorithm.config_class.__module__.startswith(f"mg2l.algorithms.{stem}")
+        assert algorithm.config_class.__module__ == f"mg2l.algorithms.{stem}.config"
         assert {*own} <= {key.name for key in keys(algorithm.config_class)}
 
 

@@ -66,7 +66,7 @@ def test_cut_at_steps(
                          for a in ("mappo", "mg2l")]  # fmt: skip
 
 
-def test_what_does_not_count_is_told(
+def test_what_does_not_count_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = write_run(tmp_path)

@@ -3,18 +3,19 @@
 import contextlib
 import dataclasses
 import math
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import pytest
 import yaml
+from config_helpers import refusal
 
 from mg2l import cli
-from mg2l.config import algorithms
 from mg2l.config import files as loading
-from mg2l.config.files import Schema, config_from_yaml, config_to_yaml, flat, load_config
+from mg2l.config.algorithms import algorithms
+from mg2l.config.files import load_config
+from mg2l.config.keys import Schema
+from mg2l.config.older import RETIRED
+from mg2l.config.saved import config_from_yaml, config_to_yaml, flat, upgrade
 from mg2l.config.sections import Config
 from mg2l.core import schema
 from mg2l.envs import EnvConfig, registry
@@ -110,19 +111,6 @@ def parsed(*argv):
     return config
 
 
-def refusal(capsys, *argv):
-    """The one line with which a command line is refused."""
-    with pytest.raises(SystemExit) as exit_info:
-        cli.parse(list(argv))
-    assert exit_info.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert "Traceback" not in err
-    return err
-
-
 @pytest.fixture
 def write(tmp_path):
     def _write(name, text):
@@ -140,7 +128,7 @@ def test_leaf_names_are_unique(family):
     names = [key.name for key in everything.by_path.values()]
     assert len(names) == len(set(names)), sorted(n for n in names if names.count(n) > 1)
     assert not set(names) & set(everything.groups)
-    assert not set(names) & set(loading.RETIRED)
+    assert not set(names) & set(RETIRED)
     assert len(names) > 60
 
 
@@ -310,7 +298,7 @@ def test_refusals(capsys, override, message):
         (["ae_buffer_size=50"], ["ae_buffer_size=50", "max_ep_len=100"]),
         (["max_ep_len=100001"], ["ae_buffer_size=100000", "max_ep_len=100001"]),
         (["--algo=corro", "update_transitions=1"], ["corro", "update_transitions", "got 1"]),
-        (["--algo=rl2", "use_recurrent_policy=false"], ["rl2", "use_recurrent_policy=true"]),
+        (["--algo=rl2", "use_naive_recurrent_policy=false"], ["rl2", "use_recurrent_policy=true"]),
         (
             ["--algo=varibad", "kept_trajectories=8", "update_trajectories=9"],
             ["kept_trajectories=8", "update_trajectories=9"],
@@ -382,7 +370,7 @@ def test_the_config_of_an_older_run_loads(tmp_path):
     then = flat(config) | {f"encoder.{name}": value for name, value in old["encoder"].items()}
     then = {path: value for path, value in then.items() if not path.startswith("algo.")}
     then |= {f"belief.{name}": value for name, value in foreign.items()}
-    assert loading.upgrade(then) == flat(config)
+    assert upgrade(then) == flat(config)
 
 
 ODD = {
@@ -408,12 +396,12 @@ def test_odd_values_are_refused_in_one_line(family):
         many = get_origin(key.hint) is list
         (element, *_) = get_args(key.hint) or [key.hint]
         if element is str:
-            continue  # every text is one; what it means is judged by who reads it
+            continue  # every text is valid here; its reader validates the meaning
         texts = [*ODD.get(element, []), *ODD_ANYWHERE]
         texts += [f"[{text}]" for text in texts] + ["true", "[true]"] * (element is not bool)
         for text in texts:
             if many and text == "[]":
-                continue  # whether it may be empty is judged by who reads it
+                continue  # its reader validates whether it may be empty
             with pytest.raises(schema.ConfigError) as caught:
                 everything.overrides([f"{key.path}={text}"])
             message = str(caught.value)
@@ -424,7 +412,7 @@ def test_odd_values_are_refused_in_one_line(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_integer_has_an_upper_bound_within_which_all_is_judged(family):
+def test_every_integer_has_an_upper_bound_within_which_all_is_validated(family):
     everything, found = keys_of(family)
     defaults = {key.path: key.default for key in everything.by_path.values()}
     for key in found:
@@ -458,7 +446,7 @@ def test_the_same_value_twice_is_no_conflict():
     assert parsed("--algo=mappo", "algo_name=mappo").algo_name == "mappo"
 
 
-@pytest.mark.parametrize("key", sorted(loading.RETIRED))
+@pytest.mark.parametrize("key", sorted(RETIRED))
 def test_retired_keys_say_why(capsys, write, key):
     assert f"key '{key}' of the original code has no meaning here: " in refusal(capsys, f"{key}=1")
     path = write("mine.yaml", f"{key}: 1")
@@ -516,7 +504,7 @@ def test_refusals_leave_nothing_behind(capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sections_judge_what_python_gives_them():
+def test_sections_validate_what_python_gives_them():
     with pytest.raises(ValueError, match="n_iters must be an integer, got '5'"):
         Config(n_iters="5")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"clip_param must be in \(0, 1\), got 2"):
@@ -536,161 +524,3 @@ def test_bounds(bounds, inside, outside, text):
     assert all(value in bounds for value in inside)
     assert not any(value in bounds for value in outside)
     assert str(bounds) == text
-
-
-def test_help_names_everything(capsys):
-    with pytest.raises(SystemExit) as exit_info:
-        cli.parse(["--help=all"])
-    assert exit_info.value.code == 0
-    text, err = capsys.readouterr()
-    assert err == ""
-    lines = text.splitlines()
-    assert max(map(len, lines)) <= 100
-    words = " ".join(text.split())
-    assert "--env=mpe-spread [default] Agents that cover hidden target landmarks." in words
-    for kind in loading.KINDS:
-        for name in loading.available(kind):
-            assert f"--{kind}={name}" in text
-            head = []
-            for line in loading.find(kind, name).read_text().splitlines():
-                if not line.startswith("# "):
-                    break
-                head.append(line[2:])
-            assert " ".join(head) in words
-    for family, algorithm in [*((name, "mg2l") for name in FAMILIES), *ALGORITHMS]:
-        schema = Schema(family, algorithm)
-        env = text[text.index(f"env, family {family}:") :].splitlines()
-        algo = text[text.index(f"algo, {algorithm}:") :].splitlines()
-        for path, key in schema.by_path.items():
-            place = {"env": env, "algo": algo}.get(path.partition(".")[0], lines)
-            heading = next(line for line in place if line.startswith(f"  {key.name}  "))
-            assert key.kind.split(" |")[0] in heading
-            assert f"default {cli._shown(key.default)}" in words
-            assert key.help.replace("``", "") in words
-
-
-def test_help_is_of_the_chosen_environment_and_algorithm():
-    text = cli.help_text(["--algo=focal", "--env=rware-layout"])
-    for shown in ("algo, focal:", "distance_floor", "env, family rware-layout:", "sensor_range"):
-        assert shown in text
-    for other in ("algo, mg2l:", "bounded_by", "env, family mpe-spread:", "n_landmarks"):
-        assert other not in text
-        assert other in cli.help_text(["--algo=focal", "--env=rware-layout", "--help=all"])
-    assert len(text.splitlines()) < 400
-
-
-def test_help_shows_what_the_chosen_files_set():
-    paper = cli.help_text(["--algo=mg2l-paper"])
-    assert "update_transitions  int in [1, 1000000], default 10, here 100" in paper
-    assert "update_transitions  int in [1, 1000000], default 10\n" in cli.help_text([])
-
-
-def test_the_module_refuses_with_status_2():
-    done = subprocess.run(
-        [sys.executable, "-m", "mg2l.train", "clip_parm=0.3"], capture_output=True, text=True,
-        cwd=Path(__file__).parent,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr == "error: unknown key 'clip_parm'; did you mean 'clip_param'?\n"
-    assert done.stdout == ""
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A run folder, as far as the command line looks into it."""
-    from mg2l.training.folder import RunFolder
-
-    config, options = cli.parse([f"main_save_path={tmp_path}", "--algo=mappo", "gamma=0.9"])
-    with RunFolder.create(config, options) as folder:
-        return folder.path, config
-
-
-def test_resume_takes_the_config_of_the_run(run):
-    path, config = run
-    resumed, options = cli.parse([f"--resume={path}", "--resume-previous"])
-    assert resumed == config
-    assert options == cli.Options("default", "mappo", "mpe-spread", path, True)
-    longer, _ = cli.parse([f"--resume={path}", "n_iters=9999", "--algo=mappo"])
-    assert longer == dataclasses.replace(config, n_iters=9999)
-
-
-def test_resume_refuses_what_would_change_the_run(capsys, run):
-    path, _ = run
-    err = refusal(capsys, f"--resume={path}", "gamma=0.8")
-    assert "ppo.gamma=0.8 conflicts" in err
-    assert "0.9" in err
-    err = refusal(capsys, f"--resume={path}", "--algo=mg2l")
-    assert "--algo=mg2l conflicts" in err
-    assert "--algo=mappo" in err
-    assert "did you mean 'gamma'" in refusal(capsys, f"--resume={path}", "gama=0.8")
-    (path / "environment.json").write_text("{")
-    assert "environment.json: cannot be read" in refusal(capsys, f"--resume={path}")
-
-
-def test_help_into_a_pipe_that_is_closed_early():
-    command = f"{sys.executable} -m mg2l.train --help | head -n 1"
-    run = subprocess.run(command, shell=True, check=False, capture_output=True, text=True)
-    assert run.stdout.startswith("python -m mg2l.train")
-    assert run.stderr == ""
-
-
-# Families of one's own.
-
-
-FAMILY = """
-from dataclasses import dataclass
-from mg2l.envs import EnvConfig, registry
-
-@dataclass
-class {name}Config(EnvConfig):
-    \"\"\"A family that is never built.\"\"\"
-
-registry.register("{name}", {name}Config, None)
-"""
-
-
-@pytest.fixture
-def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is not seen by the next one."""
-    monkeypatch.setattr(registry, "_families", dict(registry._families))
-    monkeypatch.setattr(registry, "_origins", {})
-
-
-@pytest.mark.usefixtures("forgotten")
-def test_a_file_beside_the_env_file_registers_its_family(tmp_path):
-    (tmp_path / "own.py").write_text(FAMILY.format(name="own_by_file"))
-    (tmp_path / "own.yaml").write_text("family: own_by_file\nmodule: own.py\n")
-    config = load_config(env=str(tmp_path / "own.yaml"))
-    text = config_to_yaml(config)
-    assert f"module: {tmp_path / 'own.py'}" in text
-    (tmp_path / "config.yaml").write_text(text)
-    assert config_from_yaml(tmp_path / "config.yaml") == config
-    assert load_config(env=str(tmp_path / "own.yaml")) == config  # imported once
-
-
-@pytest.mark.usefixtures("forgotten")
-def test_a_module_is_found_by_its_name(tmp_path, monkeypatch):
-    (tmp_path / "own_family_module.py").write_text(FAMILY.format(name="own_by_name"))
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "own.yaml").write_text("family: own_by_name\nmodule: own_family_module\n")
-    assert "module: own_family_module\n" in config_to_yaml(
-        load_config(env=str(tmp_path / "own.yaml"))
-    )
-
-
-@pytest.mark.parametrize(
-    ("module", "content", "message"),
-    [
-        ("3", "", "module must be a Python file or module, got 3"),
-        ("absent.py", "", "absent.py cannot be imported: .*there is no such file"),
-        ("no_such_module_here", "", "cannot be imported: ModuleNotFoundError"),
-        ("own.py", "import sys; sys.exit(3)", "own.py cannot be imported: SystemExit: 3"),
-        ("own.py", "1 / 0", "own.py cannot be imported: ZeroDivisionError: division by zero"),
-        ("own.py", "", "unknown env 'unregistered'"),
-    ],
-)
-def test_a_module_that_does_not_register_the_family_is_refused(tmp_path, module, content, message):
-    (tmp_path / "own.py").write_text(content)
-    (tmp_path / "own.yaml").write_text(f"family: unregistered\nmodule: {module}\n")
-    with pytest.raises(schema.ConfigError, match=message):
-        load_config(env=str(tmp_path / "own.yaml"))

@@ -1,24 +1,26 @@
 """CORRO: made-up transitions, the contrast with them, and who trains what."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from learning_helpers import paid_learner
 
-from mg2l.algorithms.corro import CORRO
+from mg2l.algorithms.corro.algorithm import CORRO
 from mg2l.experience.replay import Context
 from mg2l.training.learner import Learner
 
 
-def corro(patch: pytest.MonkeyPatch, **values: object) -> tuple[Learner, CORRO]:
-    learner = paid_learner(patch, "corro", **{"n_init_updates": 0, "update_contexts": 32, **values})
+def corro(**values: Any) -> tuple[Learner, CORRO]:
+    learner = paid_learner("corro", **{"n_init_updates": 0, "update_contexts": 32, **values})
     learner.prepare()
     assert isinstance(learner.inference, CORRO)
     return learner, learner.inference
 
 
-def test_it_makes_up_what_other_tasks_would_have_paid_and_tells_it_apart(monkeypatch):
-    _, inference = corro(monkeypatch, lr=1e-2, generated_negatives=7)
+def test_it_generates_what_other_tasks_would_have_paid_and_separates_it():
+    _, inference = corro(lr=1e-2, generated_negatives=7)
     first = inference.update()
     for _ in range(60):
         last = inference.update()
@@ -39,8 +41,17 @@ def test_it_makes_up_what_other_tasks_would_have_paid_and_tells_it_apart(monkeyp
     assert (unit[0] - unit[1]).norm() > 0.3
 
 
-def test_the_contrast_trains_codes_and_the_value_loss_the_attention(monkeypatch):
-    learner, inference = corro(monkeypatch)
+def test_the_generator_is_trained_before_the_contrast():
+    """What it makes up is hard to recognise from the first contrast on."""
+    found = {}
+    for lead in (0, 200):
+        _, inference = corro(lr=1e-2, n_init_updates=1, generator_lead=lead)
+        found[lead] = float(inference.loss(measure_gap=False)[1]["corro/generator"].detach())
+    assert found[200] < 0.7 * found[0]
+
+
+def test_the_contrast_trains_codes_and_the_value_loss_the_attention():
+    learner, inference = corro()
     loss, _, _ = inference.loss(measure_gap=False)
     inference.optimiser.zero_grad()
     loss.backward()
@@ -55,8 +66,8 @@ def test_the_contrast_trains_codes_and_the_value_loss_the_attention(monkeypatch)
     assert all(name.startswith("attention.") for name in moved)
 
 
-def test_an_agent_infers_from_its_own_transitions_alone(monkeypatch):
-    _, inference = corro(monkeypatch)
+def test_an_agent_infers_from_its_own_transitions_alone():
+    _, inference = corro()
     rows = inference.contexts(torch.tensor([0, 1])).gather().clone()
     before = inference.infer(Context(rows))
     rows[:, :, 1] += 1
@@ -66,6 +77,6 @@ def test_an_agent_infers_from_its_own_transitions_alone(monkeypatch):
     assert not np.array_equal(before.task.mean.detach(), after.task.mean.detach())
 
 
-def test_a_context_holds_a_positive(monkeypatch):
+def test_a_context_holds_a_positive():
     with pytest.raises(ValueError, match="update_transitions of at least 2, got 1"):
-        corro(monkeypatch, update_transitions=1)
+        corro(update_transitions=1)

@@ -11,6 +11,7 @@ import pytest
 from cuda_host import KERNELS, Library, Report, Schedule, build, delete_each, encode_cases, replace
 from cuda_host.encode_cases import Sizes
 from cuda_host.faults import WRONG, Fault, Outcome, check_case, check_is_found, names, run_cases
+from cuda_host.layout import ask
 
 pytestmark = pytest.mark.ci
 
@@ -122,49 +123,83 @@ def test_a_context_with_a_logit_that_overflows_is_nan(encode: Library) -> None:
 
 
 @pytest.mark.parametrize("name", ["float", "double", "bfloat16"])
-@pytest.mark.parametrize(("sets", "units", "inputs"), [(1, 5, 7), (3, 4, 8), (2, 33, 0)])
+@pytest.mark.parametrize("parts", [1, 9])
 def test_parameters_are_packed_and_gradients_unpacked(
-    encode: Library, sets: int, units: int, inputs: int, name: str
+    encode: Library, parts: int, name: str
 ) -> None:
-    rng = np.random.default_rng(0)
-    dtype: Any = np.float64 if name == "double" else np.float32
-    store: Any = encode_cases.to_bfloat16 if name == "bfloat16" else np.array
-    load: Any = encode_cases.from_bfloat16 if name == "bfloat16" else np.array
-    weight = store(rng.normal(size=(sets, units, inputs)).astype(dtype))
-    bias = store(rng.normal(size=(sets, units)).astype(dtype))
-    given = {"sets": sets, "units": units, "inputs": inputs}
-    expected = encode_cases.packed_layer(load(weight) if inputs else None, load(bias))
-    packed = np.empty_like(expected)
-    parameters = {"weight": weight} if inputs else {}
-    report = encode.call(
-        f"mg2l_encode_context_pack_{name}", {**given, **parameters, "bias": bias, "packed": packed}
-    )
-    assert not report
-    np.testing.assert_array_equal(packed, expected)
-
-    layer = encode_cases.gradient_layer(load(weight), load(bias))
-    shares = [0.25, 0.5, 0.25]
-    partial = np.stack([np.concatenate([layer, layer], 1) * share for share in shares], 1)
-    found_weight, found_bias = np.empty_like(weight), np.empty_like(bias)
-    outputs = {"grad_weight": found_weight} if inputs else {}
-    report = encode.call(
-        f"mg2l_encode_context_unpack_{name}",
-        {
-            **given, "parts": 3, "size": partial.shape[2], "offset": layer.shape[1],
-            "partial": np.ascontiguousarray(partial.astype(dtype)),
-            **outputs, "grad_bias": found_bias,
-        },
-    )  # fmt: skip
-    assert not report
-    np.testing.assert_array_equal(found_bias, bias)
-    np.testing.assert_array_equal(found_weight, weight)
+    assert run_parameters(encode, parts, name) == (Report(), True)
 
 
 # --- Faults ---
 
 
+def run_parameters(encode: Library, parts: int = 9, name: str = "double") -> Outcome:
+    """Packs the parameters of two layers and a query, and adds up parts of them."""
+    rng = np.random.default_rng(0)
+    dtype: Any = np.float64 if name == "double" else np.float32
+    store: Any = encode_cases.to_bfloat16 if name == "bfloat16" else np.array
+    load: Any = encode_cases.from_bfloat16 if name == "bfloat16" else np.array
+    sets, features, units = 3, 7, (33, 5)
+    shapes = [(33, 7), (5, 33), (5, 0)]
+    weights = [store(rng.normal(size=(sets, *shape)).astype(dtype)) for shape in shapes]
+    biases = [store(rng.normal(size=(sets, shape[0])).astype(dtype)) for shape in shapes]
+    whole = [*zip(weights, biases, strict=True)]
+    inputs = [load(weight) if weight.size else None for weight in weights]
+    expected = [
+        encode_cases.packed_layer(weight, load(bias))
+        for weight, bias in zip(inputs, biases, strict=True)
+    ]
+    where = [ask("packed_offset", features, 2, units, sets, layer) for layer in range(4)]
+    sizes = {
+        "sets": sets,
+        "layers": 3,
+        "units": (33, 5, 5),
+        "inputs": (7, 33, 0),
+    }
+    packed = np.empty(where[3], dtype)
+    report = encode.call(
+        f"mg2l_encode_context_pack_{name}",
+        {
+            **sizes,
+            "offset": where[:3],
+            "weight": [weight if weight.size else None for weight in weights],
+            "bias": biases,
+            "packed": packed,
+        },
+    )
+    right = np.array_equal(packed, np.concatenate([layer.ravel() for layer in expected]))
+
+    layers = [encode_cases.gradient_layer(load(w), load(b)) for w, b in whole[:2]]
+    layers.append(encode_cases.pad(load(biases[2]), 1))
+    total = np.concatenate(layers, 1)
+    starts = [ask("gradient_offset", features, 2, units, layer) for layer in range(4)]
+    assert total.shape[1] == starts[3]
+    partial = np.zeros((sets, parts, starts[3]), dtype)
+    # Whose sums are exact, in any order.
+    factors = {0: 1} if parts == 1 else {0: 1, 1: 2, 3: 1, 6: -1, 7: -1, 8: -1}
+    for part, factor in factors.items():
+        partial[:, part] = factor * total
+    found = [(np.empty_like(weight), np.empty_like(bias)) for weight, bias in whole]
+    unpacked = encode.call(
+        f"mg2l_encode_context_unpack_{name}",
+        {
+            **sizes,
+            "offset": starts[:3],
+            "parts": parts,
+            "size": starts[3],
+            "partial": partial,
+            "grad_weight": [weight if weight.size else None for weight, _ in found],
+            "grad_bias": [bias for _, bias in found],
+        },
+    )
+    for of_layer, (weight, bias) in zip(found, whole, strict=True):
+        right &= np.array_equal(of_layer[0], weight) and np.array_equal(of_layer[1], bias)
+    return Outcome(Report([*report, *unpacked]), right)
+
+
 def run_encode(library: Library) -> Outcome:
-    return run_cases(
+    parameters = run_parameters(library)
+    contexts = run_cases(
         library,
         (
             encode_cases.case(
@@ -179,6 +214,10 @@ def run_encode(library: Library) -> Outcome:
             ]
         ),
     )  # fmt: skip
+    return Outcome(
+        Report([*parameters.report, *contexts.report]),
+        parameters.values_are_right and contexts.values_are_right,
+    )
 
 
 class EncodeFault(NamedTuple):
@@ -215,7 +254,7 @@ FAULTS = [
     fault("splits not rescaled", "part[h] * scalar_t(exp(part[width] - shift))", "part[h]", WRONG),
     fault("total of splits not rescaled", "part[width + 1] * scalar_t", "scalar_t", WRONG),
     fault("sums begin anywhere", "sums[i] = 0;", ";", "uninitialised"),
-    fault("pooled begins anywhere", "pooled[h] = 0;", ";", "uninitialised"),
+    fault("pooled is not initialised", "pooled[h] = 0;", ";", "uninitialised"),
     fault("exact and tanh swapped", "if (tanh_gelu) {", "if (!tanh_gelu) {", WRONG),
     fault("slope of the wrong layer", "plan.layer[l - 1];", "plan.layer[l];", WRONG),
     fault("the mean is not subtracted", "- delta)", ")", WRONG),
@@ -223,6 +262,17 @@ FAULTS = [
     fault("no gradient of the mean", "weights[row] * g + ", "", WRONG),
     fault("gradients of the query lost", "sums[plan.gradient_query + h] += sum;", "", WRONG),
     fault("biases get no gradient", "sum += grad[row * grad_pitch + unit];", "", WRONG),
+    fault("parts left out", "part += kEncodeWarps", "part += 2 * kEncodeWarps", WRONG),
+    fault(
+        "a warp's parts left out",
+        "int other = 1; other < kEncodeWarps",
+        "int other = 2; other < kEncodeWarps",
+        WRONG,
+    ),
+    fault(
+        "the parameters of one layer", "args.packed[args.offset[l] + at]", "args.packed[at]", WRONG
+    ),
+    fault("unpack: no bound", "at < args.sets * units * (inputs + 1)", "true", "out of bounds"),
     fault("contexts: no bound", "row + r < count; ++r", "true; ++r", "out of bounds"),
     fault("a tile too few", "left > 0; --left", "left > 1; --left", WRONG),
     fault("tile not reset", "tile = 0;", "", "out of bounds"),

@@ -158,6 +158,7 @@ def fault(
     return Fault(replace(SOURCE, old, new, name=name, occurrence=occurrence), kind, at_line)
 
 
+BOUNDS = "out of bounds"
 BOUND = "if (column >= args.columns) return;"
 WORKS = "column < args.columns && begin < end"
 LENGTH = "(args.steps + kChunks - 1) / kChunks"
@@ -178,8 +179,8 @@ FAULTS = [
     ),
     fault(
         "value two steps later",
-        "next_value = value(end);",
-        "next_value = value(end + 1);",
+        "values[end * columns]",
+        "values[(end + 1) * columns]",
         "out of bounds",
     ),
     fault("a step too few", "walk(0, args.steps,", "walk(1, args.steps,", WRONG),
@@ -207,39 +208,40 @@ FAULTS = [
     fault("the shift is not taken out", "square_sum - sum * shift", "square_sum", WRONG),
     fault(
         "writes to its input",
-        "args.advantages[at] = carry;",
-        "const_cast<scalar_t*>(args.rewards)[at] = carry;",
+        "advantages[step * columns] = carry;",
+        "const_cast<scalar_t*>(rewards)[step * columns] = carry;",
         "read-only",
         at_line=True,
     ),
     fault(
         "terminated and truncated swapped",
-        "const bool terminated = args.terminated[at] != 0;\n"
-        "    const bool truncated = args.truncated[at] != 0;",
-        "const bool terminated = args.truncated[at] != 0;\n"
-        "    const bool truncated = args.terminated[at] != 0;",
+        "terminated(args.terminated + column),\n        truncated(args.truncated + column),",
+        "terminated(args.truncated + column),\n        truncated(args.terminated + column),",
         WRONG,
     ),
     fault(
         "backward: terminated and truncated swapped",
-        "const bool used = args.truncated[at] != 0 && args.terminated[at] == 0;",
-        "const bool used = args.terminated[at] != 0 && args.truncated[at] == 0;",
+        "cut && !ends);",
+        "ends && !cut);",
         WRONG,
     ),
-    fault("carry through truncation", "!(terminated || truncated)", "!terminated", WRONG),
+    fault("carry through truncation", "!(ends || cut)", "!ends", WRONG),
     fault(
         "backward: carry through truncation",
-        "args.terminated[at] != 0 || args.truncated[at] != 0 ?",
-        "args.terminated[at] != 0 ?",
+        "{ends || cut ?",
+        "{ends ?",
         WRONG,
     ),
-    fault(
-        "truncation ends the value", "if (terminated) {", "if (terminated || truncated) {", WRONG
-    ),
+    fault("truncation ends the value", "if (ends) next", "if (ends || cut) next", WRONG),
+    fault("loads before the first step", "last - k > first ? last - k : first", "last - k", BOUNDS),
+    fault("loads after the last step", "first + k < last ? first + k : last", "first + k", BOUNDS),
+    fault("steps left out", "last -= kAhead<scalar_t>", "last -= kAhead<scalar_t> + 1", WRONG),
+    fault("same inputs again", "load(last - kAhead<scalar_t>, begin)", "load(last, begin)", WRONG),
+    fault("backward: the same inputs", "load(first + kAhead<scalar_t>,", "load(first,", WRONG),
     fault(
         "final values stay normalised",
-        "args.final_values[at] * std + mean",
-        "args.final_values[at]",
+        "inputs.final_values[k] * std + mean",
+        "inputs.final_values[k]",
         WRONG,
     ),
     fault("backward: boots twice", "|| elsewhere ?", "?", WRONG),

@@ -228,7 +228,7 @@ TIE_FAULTS = [
     fault("tile: square rounded", "fma(error, error, score[r])", "score[r] + error * error",
                WRONG),
     fault("one: square rounded", "fma(error, error, sum)", "sum + error * error", WRONG),
-    fault("tile: offset added apart", "fma(score[r], scalar_t(-0.5) * in.scale, offset)",
+    fault("tile: offset added separately", "fma(score[r], scalar_t(-0.5) * in.scale, offset)",
                "score[r] * (scalar_t(-0.5) * in.scale) + offset", WRONG),
 ]  # fmt: skip
 

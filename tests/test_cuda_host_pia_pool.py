@@ -29,13 +29,15 @@ def pia_pool() -> Library:
     return build(KERNELS / "pia_pool.cu")
 
 
-# Around a warp of D and the 4 warps' inputs; sets along an inner axis; more parts than sets.
+# Around a warp of D and the 4 warps' inputs; sets along an inner axis; more parts than sets; few
+# and long sets, which blocks share.
 POOL_SHAPES = [
     (1, 1, 1, 1),
     (3, 2, 1, 33),
     (2, 5, 3, 64),
     (1, 9, 2, 7),
     (2, 131, 1, 32),
+    (1, 300, 2, 5),
     (65, 3, 1, 4),
 ]
 
@@ -97,7 +99,8 @@ def run_pia_pool(library: Library) -> Outcome:
     return run_cases(
         library,
         (
-            pia_pool_cases.case((2, 131, 2, 35), 2, np.float64, masked=masked, backward=backward)
+            pia_pool_cases.case(shape, 2, np.float64, masked=masked, backward=backward)
+            for shape in [(2, 131, 2, 35), (2, 13, 2, 35)]
             for backward in (False, True)
             for masked in (False, True)
         ),
@@ -126,6 +129,16 @@ FAULTS = [
         "warp_exp_sum[other]",
         WRONG,
     ),
+    fault(
+        "splits not rescaled",
+        "total += part[1] * exp(part[0] - largest)",
+        "total += part[1]",
+        WRONG,
+    ),
+    fault("means of splits not rescaled", "sum += factors[split] *", "sum +=", WRONG),
+    fault("weights of splits not rescaled", "*= factors[split];", "*= 1;", WRONG),
+    fault("an empty split counts", "part[1] == 0 && lse == lse", "part[1] != part[1]", WRONG),
+    fault("inputs of all splits", "(split + 1) * in.length / splits", "in.length", "race"),
     fault(
         "a warp left out",
         "int other = 0; other < kPoolWarps",
@@ -164,8 +177,8 @@ FAULTS = [
     ),
     fault(
         "query: sets lost",
-        "(part + 1) * sets / kQueryParts",
-        "part * sets / kQueryParts",
+        "(part + 1) * inputs / kQueryParts",
+        "part * inputs / kQueryParts",
         WRONG,
     ),
     fault("query: no bound", "if (d < in.width) {", "{", "out of bounds"),

@@ -10,20 +10,21 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hostile_helpers import SMALL
+from hostile_helpers import SMALL, install_plugins
 
 from mg2l import cli
-from mg2l.algorithms.mappo import MAPPO
-from mg2l.config import algorithms
-from mg2l.config.files import config_from_yaml, load_config, read_sources
+from mg2l.algorithms.mappo.algorithm import MAPPO
+from mg2l.config.algorithms import algorithms, register_algorithm
+from mg2l.config.files import load_config, read_sources
+from mg2l.config.saved import config_from_yaml
 from mg2l.core.schema import ConfigError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-WORDS = [word for word in SMALL if not word.startswith("--algo=")]
+WORDS = [word for word in SMALL if not word.startswith(("--algo=", "n_init_updates="))]
 
 COMMANDS = """
 import importlib, json, sys
-from mg2l import probe
+from mg2l.evaluation import probe
 probe.EPISODES, probe.CONTEXTS = 4, 12
 for name, *words in json.loads(sys.argv[1]):
     sys.argv = [name, *words]
@@ -53,7 +54,7 @@ def run(folder: Path, *commands: list[str]) -> tuple[list[str], str]:
 
 
 def test_all_commands_take_it(own: Path) -> None:
-    algo, wanted = "--algo=custom_algorithm.yaml", "n_init_updates=1"
+    algo, wanted = "--algo=custom_algorithm.yaml", "n_init_updates=1"  # one of its own keys
     lines, errors = run(own, ["mg2l.train", algo, wanted, *WORDS, "main_save_path=runs"])
     assert lines[-1] == "mg2l.train 0", errors
     (folder,) = (own / "runs").glob("*/*/*-sd3")
@@ -137,24 +138,19 @@ def test_code_that_a_run_names_is_checked(own: Path, tmp_path: Path) -> None:
     assert load_config(algo=str(own_file)) == config
 
 
+PLUGIN = """
+from mg2l.algorithms.mappo.algorithm import MAPPO
+from mg2l.config.algorithms import register_algorithm
+class Plugged(MAPPO):
+    '''From a package.'''
+register_algorithm("plugged", Plugged)
+"""
+
+
 def test_an_installed_package_adds_algorithms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "plug_algo.py").write_text(
-        "from mg2l.algorithms.mappo import MAPPO\n"
-        "from mg2l.config.algorithms import register_algorithm\n"
-        "class Plugged(MAPPO):\n    '''From a package.'''\n"
-        "register_algorithm('plugged', Plugged)\n"
-    )
-    (tmp_path / "broken_algo.py").write_text("import a_package_that_is_missing")
-    (tmp_path / "idle_algo.py").write_text("")
-    info = tmp_path / "plug-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plug\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[mg2l.algorithms]\nplugged = plug_algo\nbroken = broken_algo\nidle = idle_algo\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
+    install_plugins(monkeypatch, tmp_path, "algorithms", PLUGIN)
     assert {"plugged", "mg2l"} <= {*algorithms.names()}
     config, options = cli.parse(["--algo=plugged", "ppo_epoch=3"])
     assert (options.algo, config.algo_name, config.ppo.ppo_epoch) == ("plugged", "plugged", 3)
@@ -162,14 +158,18 @@ def test_an_installed_package_adds_algorithms(
     for name, message in [
         ("pluged", "did you mean 'plugged'"),
         ("broken", r"algorithm 'broken' of the package plug .* ModuleNotFoundError"),
-        ("idle", "is not registered by idle_algo"),
+        ("idle", "is not registered by idle_algorithms"),
     ]:
         with pytest.raises(ConfigError, match=message):
             load_config(algo=name)
 
 
 def test_names_and_classes_are_checked() -> None:
-    with pytest.raises(ValueError, match="'mappo' is registered already"):
-        algorithms.register_algorithm("mappo", MAPPO)
+    register_algorithm("mappo", MAPPO)  # once more
+    with pytest.raises(ValueError, match="'oracle' is registered already"):
+        register_algorithm("oracle", MAPPO)
     with pytest.raises(ValueError, match="must be a subclass of TaskInference"):
-        algorithms.register_algorithm("mine", dict)  # type: ignore[arg-type]
+        register_algorithm("mine", dict)  # type: ignore[arg-type]
+    checks = type("Checks", (MAPPO,), {"check_config": classmethod(lambda cls, config: None)})
+    with pytest.raises(ValueError, match="has check_config, which nothing calls"):
+        register_algorithm("checks", checks)

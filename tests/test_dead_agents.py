@@ -48,8 +48,8 @@ def test_what_the_dead_do_and_earn_trains_nobody(share):
             rollout.log_probs[5:, :, 0] = -0.5
             rollout.observations[5:, :, 0] = 1.0
             rollout.final_observations[5:, :, 0] = 1.0
-        tell = CriticLatent(None)
-        learner.ppo.update(learner.ppo.prepare(rollout, None), tell)
+        critic_latent = CriticLatent(None)
+        learner.ppo.update(learner.ppo.prepare(rollout, None), critic_latent)
         after.append(parameters(learner))
     torch.testing.assert_close(after[0], after[1], rtol=1e-4, atol=1e-5)
 
@@ -74,11 +74,11 @@ def test_transitions_of_the_dead_are_replaced_by_their_own_living_ones():
     assert active_transitions(transitions, alive) is transitions
     alive[2:, 0, 1] = False
     alive[1:, 1, 2] = False
-    lived = active_transitions(transitions, alive)
-    assert lived[:, 0, 1, 0].tolist() == [transitions[t, 0, 1, 0] for t in (0, 1, 0, 1, 0)]
-    assert (lived[:, 1, 2] == transitions[0, 1, 2]).all()
+    kept = active_transitions(transitions, alive)
+    assert kept[:, 0, 1, 0].tolist() == [transitions[t, 0, 1, 0] for t in (0, 1, 0, 1, 0)]
+    assert (kept[:, 1, 2] == transitions[0, 1, 2]).all()
     rest = alive.all(0)
-    assert torch.equal(lived[:, rest], transitions[:, rest])
+    assert torch.equal(kept[:, rest], transitions[:, rest])
     alive[:, 0, 0] = False  # never there, as of a pool of agents
     assert (active_transitions(transitions, alive)[:, 0, 0] == 0).all()
 

@@ -18,37 +18,40 @@ from typing import Any
 
 import pytest
 import yaml
+from method_helpers import tiny_words
 from packaging.requirements import Requirement
 from setuptools.config.pyprojecttoml import read_configuration
 
-from mg2l import cli, compare, evaluate, export, info, probe, sweep
-from mg2l.config import algorithms
-from mg2l.config import files as loading
-from mg2l.config.files import RESUMABLE, Schema, load_config
+from benchmarks.peers import race
+from mg2l import cli, sweep, tune
+from mg2l.cli import suite
+from mg2l.cli.grid import grid
+from mg2l.config.algorithms import algorithms
+from mg2l.config.files import load_config
+from mg2l.config.keys import Schema
+from mg2l.config.saved import RESUMABLE, flat
 from mg2l.core.schema import ConfigError
 from mg2l.envs import benchmark as envs_benchmark
 from mg2l.envs import registry
 from mg2l.envs import render as envs_render
 from mg2l.envs import replay as envs_replay
+from mg2l.evaluation import probe
 from mg2l.report import __main__ as report
 from mg2l.train import run as train
 from mg2l.training.metrics import read_metrics, scalars
+from mg2l.tuning.plan import plan
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TINY = [
-    *("n_iters=2", "save_interval=1", "gpu_id=-1", "max_ep_len=8", "n_rollout_threads=4"),
-    *("n_ae_rollout_threads=3", "n_init_rollouts=1", "n_init_updates=1", "ppo_epoch=1"),
-    *("num_mini_batch=1", "ae_updates_per_iter=1", "ae_batch_size=6", "ae_buffer_size=40"),
-    *("algo_hidden_size=8", "context_dim=8", "sample_ae_interval=1"),
-]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMANDS, SCENARIO = ROOT / "docs/commands.md", ROOT / "docs/tutorials/environment.md"
+TINY = tiny_words(save_model=True, save_interval=1, log_tensorboard=True)
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 MATH = re.compile(r"\$[^$\n]+\$")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 TEST = re.compile(r"(?:tests/[\w/]+\.py::)?test_\w+")
-pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 @cache
@@ -135,7 +138,7 @@ def test_the_check_of_paths_sees_some() -> None:
 
 def test_setup_commands() -> None:
     lines = commands(ROOT / "README.md")
-    assert lines[:2] == [
+    assert lines == [
         "python -m venv .venv && . .venv/bin/activate && "
         "pip install -c constraints.txt -e . && python -m mg2l.train",
         'pip install -c constraints.txt -e ".[dev]" && pytest -n auto --dist loadfile',
@@ -147,9 +150,9 @@ def test_setup_commands() -> None:
     }
     project = read_configuration(ROOT / "pyproject.toml", expand=False)["project"]
     extras = project["optional-dependencies"]
-    listed = [*project["dependencies"], *extras["dev"], *extras["analysis"]]
+    listed = [*project["dependencies"], *extras["dev"], *extras["docs"], *extras["analysis"]]
     needed = {re.sub(r"[-_.]+", "-", Requirement(text).name).lower() for text in listed}
-    assert needed - {"setuptools", "wheel"} <= pinned  # pip freeze leaves these two out
+    assert needed - {"mg2l", "setuptools", "wheel"} <= pinned  # pip freeze leaves these out
 
 
 def check_train(words: list[str], run: Path, tmp_path: Path) -> None:
@@ -167,8 +170,10 @@ def run_replay(words: list[str]) -> None:
     assert envs_replay.main(words) == 0
 
 
-@pytest.mark.parametrize("line", commands(ROOT / "README.md")[2:])
-def test_readme_commands(
+@pytest.mark.parametrize(
+    "line", [*commands(COMMANDS), *commands(SCENARIO), *commands(ROOT / "docs/performance.md")]
+)
+def test_commands(
     line: str, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = shlex.split(line)
@@ -176,14 +181,20 @@ def test_readme_commands(
         assert all((ROOT / word).exists() for word in words[1:])
         return
     if "--env=spacing.yaml" in words:
-        return  # see test_readme_scenario_trains
+        return  # see test_the_scenario_trains
     assert words[:2] == ["python", "-m"], f"this test does not know {line!r}"
     module, arguments = words[2], words[3:]
     if module == "mg2l.train":
         check_train(arguments, tiny_run, tmp_path)
         return
     if module == "mg2l.sweep":
-        assert sweep.grid(sweep.parse(arguments))
+        assert grid(sweep.parse(arguments))
+        return
+    if module == "benchmarks.peers.race":  # its contestants are not installed
+        assert race.parse(arguments).rounds
+        return
+    if module == "mg2l.tune":
+        assert plan(tune.parse(arguments)).space
         return
     if module == "mg2l.envs.replay":
         run_replay(arguments)
@@ -192,7 +203,7 @@ def test_readme_commands(
         monkeypatch.chdir(tmp_path)
         words = [f"--run={tiny_run}" if word == "--run=RUN" else word for word in arguments]
         command = envs_benchmark if module.endswith("benchmark") else envs_render
-        more = ["--copies=2", "--steps=3"] if command is envs_benchmark else []
+        more = ["--num-envs=2", "--steps=3"] if command is envs_benchmark else []
         assert command.main([*words, *more]) == 0
         return
     monkeypatch.chdir(tmp_path)
@@ -201,18 +212,17 @@ def test_readme_commands(
     replaced = dict.fromkeys(("runs/mpe-spread", "sweeps/first"), str(tiny_run.parents[1]))
     replaced |= {"RUN": str(run)}
     monkeypatch.setattr(sys, "argv", [module, *(replaced.get(word, word) for word in arguments)])
-    programs = {"mg2l.info": info, "mg2l.probe": probe, "mg2l.compare": compare}
-    programs |= {"mg2l.evaluate": evaluate, "mg2l.export": export, "mg2l.report": report}
-    programs[module].main()
+    program = report if module == "mg2l.report" else importlib.import_module(module)
+    program.main()
     assert ("--plot" in arguments) == (tmp_path / "curves.png").exists()
 
 
-def test_readme_scenario_trains(tmp_path: Path) -> None:
+def test_the_scenario_trains(tmp_path: Path) -> None:
     """The file of the section on scenarios, beside the example, trains; its run is found again."""
     shutil.copy(ROOT / "examples/custom_scenario.py", tmp_path)
-    (text,) = [text for _, text in blocks(ROOT / "README.md") if text.startswith("# spacing.yaml")]
+    (text,) = [text for _, text in blocks(SCENARIO) if text.startswith("# spacing.yaml")]
     (tmp_path / "spacing.yaml").write_text(text)
-    (line,) = [line for line in commands(ROOT / "README.md") if "spacing.yaml" in line]
+    (line,) = [line for line in commands(SCENARIO) if "spacing.yaml" in line]
     words = [sys.executable, *shlex.split(line)[1:], *TINY]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -228,9 +238,12 @@ def test_readme_scenario_trains(tmp_path: Path) -> None:
 
 
 def test_a_run_leaves_what_is_said(tiny_run: Path) -> None:
-    table = prose(ROOT / "README.md").partition("### What a run leaves")[2].partition("\n## ")[0]
+    table = prose(COMMANDS).partition("## What a run writes")[2].partition("\n## ")[0]
     named = {name.rstrip("/") for name in re.findall(r"^\| `([\w./]+)`", table, re.MULTILINE)}
-    left = {path.name for path in tiny_run.iterdir()} - {".lock", "probe.json", "report.html"}
+    left = {
+        path.name for path in tiny_run.iterdir() if not path.name.startswith((".lock", ".seat"))
+    }
+    left -= {"probe.json", "report.html"}
     assert named == left
 
 
@@ -238,6 +251,7 @@ def test_a_run_leaves_what_is_said(tiny_run: Path) -> None:
 def test_metrics_exist(page: Path, tiny_run: Path) -> None:
     rows = read_metrics(tiny_run / "metrics.jsonl")
     logged = {name for row in rows for name in (*row, *scalars(row))}
+    logged.add("time/comm")  # of several processes
     kinds = {name.partition("/")[0] for name in logged if "/" in name}
     for span in spans(page):
         if re.fullmatch(r"[a-z]+/[\w*]+", span) and span.partition("/")[0] in kinds:
@@ -306,14 +320,14 @@ def test_the_table_of_choices_is_the_files() -> None:
     table = prose(ROOT / "docs/algorithms.md").partition("| key | `mg2l` | `mg2l-paper` |")[2]
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|$", table, re.MULTILINE)
     said = {key: tuple(yaml.safe_load(text) for text in values) for key, *values in rows}
-    ours, paper = (loading.flat(load_config(algo=algo)) for algo in ("mg2l", "mg2l-paper"))
+    ours, paper = (flat(load_config(algo=algo)) for algo in ("mg2l", "mg2l-paper"))
     differ = {path.rpartition(".")[2]: (ours[path], paper[path]) for path in ours}
     assert said == {name: pair for name, pair in differ.items() if pair[0] != pair[1]}
 
 
 def test_values_that_all_algorithms_share() -> None:
     text = prose(ROOT / "docs/algorithms.md").partition("## The same for all of them")[2]
-    config = {path.rpartition(".")[2]: v for path, v in loading.flat(load_config()).items()}
+    config = {path.rpartition(".")[2]: v for path, v in flat(load_config()).items()}
     pairs = [span.split(": ") for span in SPAN.findall(text) if ": " in span]
     assert len(pairs) == 5
     assert {key: yaml.safe_load(value) for key, value in pairs} == {k: config[k] for k, _ in pairs}
@@ -342,7 +356,7 @@ def test_every_error_names_a_test_that_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    "code", [text for page in PAGES[1:] for language, text in blocks(page) if language == "python"]
+    "code", [text for page in PAGES for language, text in blocks(page) if language == "python"]
 )
 def test_python_blocks_run(
     code: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -370,9 +384,15 @@ def test_examples_in_docstrings_run(
 )
 def test_yaml_blocks_load(text: str, tmp_path: Path) -> None:
     if "family: spacing" in text:
-        return  # see test_readme_scenario_trains
+        return  # see test_the_scenario_trains
     file = tmp_path / "file.yaml"
     file.write_text(text)
+    if "apiVersion:" in text:
+        assert yaml.safe_load(text)["kind"]
+        return
+    if "runs:" in text:
+        assert suite.read(str(file)).cells
+        return
     kind = "env" if "family:" in text else "algo"
     load_config(**{kind: str(file)})
 

@@ -47,7 +47,7 @@ def draw(*shape):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("agent", range(AGENTS))
-def test_an_agent_sees_its_own_transitions_alone_and_z_everybodys(form, agent):
+def test_an_agent_sees_only_its_own_transitions_and_z_the_teams(form, agent):
     encoder = make_encoder(form, bounded_by="none")
     context = draw(CONTEXTS, LENGTH, AGENTS, FEATURES)
     others = context.clone()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from adapted_envs import TEST, TRAIN
 from gymnasium.spaces import Box, Discrete
+from hostile_helpers import install_plugins
 from method_helpers import TINY, overrides
 
 import mg2l.train as train
@@ -31,12 +32,6 @@ def build(make, num_envs=4, seed=0, **keys):
     config = adapters.AdapterConfig(**{"n_workers": 2, "max_ep_len": 50, **keys})
     tasks = adapters.task_set(TRAIN, TEST, config)
     return adapters.AdaptedEnv("adapted", make, tasks, config, num_envs, seed)
-
-
-@pytest.fixture
-def families(monkeypatch):
-    """What a test registers is forgotten after it."""
-    monkeypatch.setattr(registry, "_families", dict(registry._families))
 
 
 def test_walkers_are_padded_and_scaled():
@@ -149,7 +144,7 @@ def test_gym_agents_that_end_one_after_the_other():
 
 
 @pytest.mark.parametrize("make", [adapted_envs.make_walkers, adapted_envs.make_careless])
-def test_copies_do_not_depend_on_workers(make):
+def test_sub_environments_do_not_depend_on_workers(make):
     """Nor does the randomness of those that draw from generators of the whole process."""
     one, three = (build(make, n_workers=n) for n in (1, 3))
     rng = np.random.default_rng(0)
@@ -169,12 +164,10 @@ def test_copies_do_not_depend_on_workers(make):
         (adapted_envs.make_deadly, f"ended with status {-signal.SIGKILL}"),
     ],
 )
-def test_a_crash_is_said_and_the_run_goes_on(make, what, capfd):
+def test_a_crash_is_said_and_the_run_continues(make, what, capfd):
     env = build(make)
-    env.reset(
-        seed=0, task_ids=[0, 1, 2, 0]
-    )  # sub-environment 2 crashes, and takes sub-environment 3 with it
-    before = env._observe()
+    # Sub-environment 2 crashes, and takes sub-environment 3 with it.
+    before, _ = env.reset(seed=0, task_ids=[0, 1, 2, 0])
     for step in range(1, 7):
         obs, rewards, terminated, truncated, info = env.step(np.zeros((4, 2, 1)))
         assert not terminated.any()
@@ -193,12 +186,12 @@ def test_a_crash_is_said_and_the_run_goes_on(make, what, capfd):
     env.close()
 
 
-def test_a_worker_that_hangs_is_started_anew(capfd):
+def test_a_worker_that_hangs_is_started_again(capfd):
     env = build(adapted_envs.make_sleeper, timeout=5)
     env.reset(
         seed=0, task_ids=[0, 1, 2, 0]
     )  # sub-environment 2 hangs, and takes sub-environment 3 with it
-    victim, begin = env._workers.pids[1], time.monotonic()
+    victim, begin = env.workers.pids[1], time.monotonic()
     for step in range(1, 5):
         truncated = env.step(np.zeros((4, 2, 1)))[3]
         assert (truncated == [[False] * 2] * 2 + [[step == 3] * 2] * 2).all()
@@ -211,10 +204,10 @@ def test_a_worker_that_hangs_is_started_anew(capfd):
     env.close()
 
 
-def test_slow_copies_do_not_add_up_to_a_hanging_worker():
+def test_slow_sub_environments_do_not_add_up_to_a_hanging_worker():
     env = build(adapted_envs.make_slow, num_envs=10, n_workers=1)
     env.reset(seed=0)
-    env._workers._timeout = 1.5
+    env.workers.timeout = 1.5
     assert not env.step(np.zeros((10, 2, 1)))[3].any()  # 2 s for all of them
     env.close()
 
@@ -225,18 +218,18 @@ def test_an_environment_that_cannot_be_made_in_time():
 
 
 def test_closing_does_not_wait_for_a_worker_that_hangs(monkeypatch):
-    monkeypatch.setattr(workers, "_GRACE", 0.1)
+    monkeypatch.setattr(workers, "GRACE", 0.1)
     env = build(adapted_envs.make_sleeper, num_envs=1, n_workers=1)
     env.reset(task_ids=[2])
     for _ in range(2):
         env.step(np.zeros((1, 2, 1)))
-    env._workers._pipe(0).send(("step",))
+    env.workers.pipe(0).send(("step",))
     begin = time.monotonic()
     env.close()
     assert time.monotonic() - begin < 10
 
 
-def test_a_copy_that_crashes_again_and_again_ends_the_run():
+def test_a_sub_environment_that_crashes_again_and_again_ends_the_run():
     env = build(adapted_envs.make_fragile, max_restarts=2)
     env.reset(seed=0, task_ids=[0, 1, 2, 0])
     for _ in range(8):
@@ -254,13 +247,13 @@ def test_a_worker_that_is_killed_between_steps():
     env = build(adapted_envs.make_walkers)
     env.reset(seed=0)
     env.step(np.zeros((4, 2, 1)))
-    victim = env._workers.pids[0]
+    victim = env.workers.pids[0]
     os.kill(victim, signal.SIGKILL)
     truncated = env.step(np.zeros((4, 2, 1)))[3]
     assert truncated.tolist() == [[True] * 2] * 2 + [[False] * 2] * 2
     assert not env.step(np.zeros((4, 2, 1)))[3].any()
-    assert victim not in env._workers.pids
-    assert len(env._workers.pids) == 2
+    assert victim not in env.workers.pids
+    assert len(env.workers.pids) == 2
     env.close()
 
 
@@ -272,9 +265,9 @@ def test_a_crash_when_an_episode_begins_loses_no_other_episode():
     env.max_ep_len = twin.max_ep_len = 40
     begin = env._begin
 
-    def killed(copies):
-        os.kill(env._workers.pids[0], signal.SIGKILL)
-        begin(copies)
+    def killed(episodes):
+        os.kill(env.workers.pids[0], signal.SIGKILL)
+        begin(episodes)
 
     env._begin = killed
     for _ in range(12):
@@ -285,7 +278,7 @@ def test_a_crash_when_an_episode_begins_loses_no_other_episode():
     twin.close()
 
 
-def test_what_cannot_go_on_is_an_error():
+def test_what_cannot_continue_is_an_error():
     env = build(adapted_envs.make_stillborn)
     with pytest.raises(EnvError, match=r"3 times without a step between\n[^$]*no place to stand"):
         env.reset()
@@ -308,7 +301,7 @@ def test_an_environment_without_pictures():
 def test_workers_end_with_the_environment():
     env = build(adapted_envs.make_walkers)
     env.reset()
-    (first, second) = env._workers.pids
+    (first, second) = env.workers.pids
     env.close()
     for pid in (first, second):
         with pytest.raises(ProcessLookupError):
@@ -324,11 +317,9 @@ def test_workers_import_no_torch(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
-@pytest.mark.usefixtures("families")
 def test_the_example_trains_on_an_unmodified_package(tmp_path, monkeypatch):
     example = EXAMPLES / "third_party.py"
     assert len(example.read_text().splitlines()) < 40
-    monkeypatch.setattr(registry, "_origins", dict(registry._origins))
     values = {**TINY, "log_tensorboard": False, "main_save_path": tmp_path, "n_workers": 2}
     words = ["--algo=mg2l", f"--env={EXAMPLES / 'third_party.yaml'}"]
     assert train.run(*cli.parse([*words, *overrides(values)])) == 0
@@ -338,7 +329,6 @@ def test_the_example_trains_on_an_unmodified_package(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-@pytest.mark.usefixtures("families")
 def test_training_ends_with_the_traceback_and_one_line(tmp_path, monkeypatch, capsys):
     adapters.register("fragile", adapted_envs.make_fragile, [{"goal": 1}], [{"goal": 0}])
     values = {**TINY, "log_tensorboard": False, "main_save_path": tmp_path, "max_restarts": 0}
@@ -370,18 +360,8 @@ adapters.register("plugged", make, adapted_envs.TRAIN, adapted_envs.TEST)
 """
 
 
-@pytest.mark.usefixtures("families")
 def test_an_installed_package_adds_families(tmp_path, monkeypatch):
-    (tmp_path / "plug.py").write_text(PLUGIN)
-    (tmp_path / "broken_plug.py").write_text("import a_package_that_is_missing")
-    (tmp_path / "idle_plug.py").write_text("")
-    info = tmp_path / "plug-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plug\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[mg2l.envs]\nplugged = plug\nbroken = broken_plug\nidle = idle_plug\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
+    install_plugins(monkeypatch, tmp_path, "envs", PLUGIN)
     assert "plugged" in registry.names()
     assert "broken" not in registry.names()
     env = registry.make("plugged", 2)
@@ -397,5 +377,5 @@ def test_an_installed_package_adds_families(tmp_path, monkeypatch):
         cli.load_config(env="broken")
     with pytest.raises(ConfigError, match=r"'broken' of the package plug .* ModuleNotFoundError"):
         registry.config_class("broken")
-    with pytest.raises(ConfigError, match="is not registered by idle_plug"):
+    with pytest.raises(ConfigError, match="is not registered by idle_envs"):
         registry.config_class("idle")

@@ -1,4 +1,4 @@
-"""The commands that measure and film environments, and films themselves."""
+"""The commands that measure and record environments, and videos themselves."""
 
 import importlib.util
 import json
@@ -39,12 +39,12 @@ def without(monkeypatch, *packages):
 
 
 def test_benchmark(capsys):
-    words = ["mpe-prey", "mujoco-hopper-param", "--copies=3", "--steps=4", "--threads=1"]
+    words = ["mpe-prey", "mujoco-hopper-param", "--num-envs=3", "--steps=4", "--threads=1"]
     assert benchmark.main(words) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == words[:2]
     assert all("steps/s  (fastest round" in line for line in lines)
-    assert "3 copies, 3 agents, 1 threads" in lines[0]
+    assert "3 sub-environments, 3 agents, 1 threads" in lines[0]
     assert benchmark.main([*words, "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["env"] for row in rows] == words[:2]
@@ -63,11 +63,11 @@ def test_benchmark_refusals(capsys, monkeypatch):
     assert "needs the package magent2" in line
 
 
-# Films.
+# Videos.
 
 
 @pytest.mark.parametrize("kind", ["gif", "mp4"])
-def test_film_shows_its_pictures(kind, tmp_path):
+def test_video_shows_its_pictures(kind, tmp_path):
     path = tmp_path / "new" / f"a.{kind}"
     video.write(path, FRAMES, fps=10)
     reader: Any = imageio.get_reader(path)
@@ -78,8 +78,8 @@ def test_film_shows_its_pictures(kind, tmp_path):
         assert abs(frame.astype(int).mean() - picture.mean()) < 8
 
 
-def test_film_refusals(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match=r"a film must end in \.gif or \.mp4, got a\.avi"):
+def test_video_refusals(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"a video must end in \.gif or .*, got a\.avi"):
         video.check(Path("a.avi"))
     with pytest.raises(ValueError, match="at least one picture"):
         video.write(tmp_path / "a.gif", [])
@@ -88,22 +88,22 @@ def test_film_refusals(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r'\.mp4 .*the packages .*install "mg2l\[video\]"$'):
         video.check(tmp_path / "a.mp4")
     without(monkeypatch, "PIL")
-    with pytest.raises(ConfigError, match=r"\.gif film needs the package PIL"):
+    with pytest.raises(ConfigError, match=r"\.gif video needs the package PIL"):
         video.write(tmp_path / "a.gif", FRAMES)
 
 
-def test_filmed_is_what_is_filmed():
+def test_recording_changes_nothing():
     env, twin = registry.make("mpe-spread", 2), registry.make("mpe-spread", 2)
-    film = video.Filmed(env, 1)
+    recorded = video.RecordedEnv(env, 1)
     for _ in range(2):
-        np.testing.assert_array_equal(film.reset(3, [1, 2])[0], twin.reset(3, [1, 2])[0])
-        assert film.frames == []
+        np.testing.assert_array_equal(recorded.reset(3, [1, 2])[0], twin.reset(3, [1, 2])[0])
+        assert recorded.frames == []
         for _ in range(2):
             picture = twin.render(1)
             actions = np.ones((2, 2, 2))
-            np.testing.assert_array_equal(film.step(actions)[0], twin.step(actions)[0])
-            np.testing.assert_array_equal(film.frames[-1], picture)
-    assert film.task_ids.tolist() == [1, 2]
+            np.testing.assert_array_equal(recorded.step(actions)[0], twin.step(actions)[0])
+            np.testing.assert_array_equal(recorded.frames[-1], picture)
+    assert recorded.task_ids.tolist() == [1, 2]
 
 
 # Render.
@@ -122,7 +122,7 @@ def test_render_refusals(tmp_path, capsys):
         "--task must be in [0, 7), of which the first 3": ["mpe-spread", "--task=7"],
         "give the NAME": [],
         "no run lies there": [f"--run={tmp_path}"],
-        "a film must end in": ["mpe-spread", "--out=a.png"],
+        "a video must end in": ["mpe-spread", "--out=a.png"],
         "--seed: must be a whole number from 0": ["mpe-spread", "--seed=-1"],
         "no run lies there (it": ["--run=/"],
     }

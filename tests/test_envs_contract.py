@@ -40,9 +40,8 @@ def assert_same(first, second):
 
 
 @pytest.fixture(params=[*registry.names(), "adapted"])
-def name(request, monkeypatch):
+def name(request):
     if request.param == "adapted":
-        monkeypatch.setattr(registry, "_families", dict(registry._families))
         adapters.register("adapted", make_walkers, TRAIN, TEST)
     return request.param
 
@@ -83,7 +82,7 @@ def test_same_seed_repeats_exactly(name):
     assert_same(one, play(first, 3 * LENGTH, np.random.default_rng(0)))
 
 
-def test_reset_without_seed_goes_on(name):
+def test_reset_without_seed_continues(name):
     env = build(name)
     first, _ = env.reset(seed=0)
     second, _ = env.reset()
@@ -92,7 +91,7 @@ def test_reset_without_seed_goes_on(name):
     np.testing.assert_array_equal(second, env.reset()[0])
 
 
-def test_copies_and_seeds_differ(name):
+def test_sub_environments_and_seeds_differ(name):
     env = build(name)
     obs, _ = env.reset(seed=0, task_ids=np.zeros(N, int))
     other, _ = env.reset(seed=1, task_ids=np.zeros(N, int))
@@ -100,7 +99,7 @@ def test_copies_and_seeds_differ(name):
     assert len(np.unique(starts, axis=0)) == 2 * N
 
 
-def test_copies_of_equal_seeds_begin_alike(name):
+def test_equal_seeds_begin_alike(name):
     env = build(name)
     tasks = np.zeros(N, int)
     obs, _ = env.reset(seed=[7, *range(1, N - 1), 7], task_ids=tasks)
@@ -111,7 +110,7 @@ def test_copies_of_equal_seeds_begin_alike(name):
         env.reset(seed=[1, 2])
 
 
-def test_a_copy_is_the_same_among_any_number_of_copies(name):
+def test_a_sub_environment_is_the_same_among_any_number(name):
     few, many = build(name, num_envs=2), build(name, num_envs=N)
     few.reset(seed=9, task_ids=np.zeros(2, int))
     many.reset(seed=9, task_ids=np.zeros(N, int))
@@ -147,7 +146,7 @@ def test_final_obs_is_the_real_next_observation(name):
     assert cut > 0
 
 
-def test_episodes_begin_anew_after_a_reset(name):
+def test_episodes_begin_again_after_a_reset(name):
     """The auto-reset restarts the clock: limits fall on multiples of the length."""
     env = build(name)
     env.reset()
@@ -214,15 +213,16 @@ def test_task_ids_are_kept_and_matter(name):
         assert (env.task_ids == task).all()
         env.reset()
         assert (env.task_ids == task).all()
-    env.reset(seed=0, task_ids=np.zeros(N, int))
-    first = play(env, LENGTH, np.random.default_rng(0))
-    env.reset(seed=0, task_ids=np.ones(N, int))
-    second = play(env, LENGTH, np.random.default_rng(0))
-    # In what they pay, or where pay is rare in what they show.
-    assert any(
-        not np.array_equal(a[1], b[1]) or not np.array_equal(a[0], b[0])
-        for a, b in zip(first, second, strict=True)
-    )
+    # In what they pay, or where pay is rare in what they show; where deliveries are, after a while.
+    pair = [build(name, seed=0, length=100) for _ in range(2)]
+    for task, env in enumerate(pair):
+        env.reset(task_ids=np.full(N, task))
+    streams = [np.random.default_rng(0) for _ in pair]
+    for _ in range(300):
+        steps = [play(env, LENGTH, rng) for env, rng in zip(pair, streams, strict=True)]
+        if any((a[i] != b[i]).any() for i in (0, 1) for a, b in zip(*steps, strict=True)):
+            return
+    pytest.fail("tasks 0 and 1 show and pay the same")
 
 
 def test_bad_task_ids(name):
@@ -314,7 +314,7 @@ def test_render(name):
 def test_registry_refusals():
     with pytest.raises(ValueError, match=r"unknown env 'mpe-spred'.*did you mean 'mpe-spread'"):
         registry.config_class("mpe-spred")
-    with pytest.raises(ValueError, match=r"unknown env 'chess'; choose one of \[.*'mpe-hunting'"):
+    with pytest.raises(ValueError, match=r"unknown env 'chess'; choose one of .*mpe-hunting"):
         registry.make("chess", 1)
     with pytest.raises(ValueError, match="num_envs"):
         registry.make("mpe-spread", 0)

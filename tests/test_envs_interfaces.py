@@ -251,7 +251,7 @@ def twins():
 )
 def test_environments_of_another_interface_are_refused(make, message):
     with pytest.raises(InterfaceError, match=message):
-        process._spaces(player(make()))
+        process.describe_spaces(player(make()))
 
 
 class Pool:
@@ -340,19 +340,19 @@ class Drawing(Team):
 
 
 def test_every_source_of_randomness_is_seeded():
-    """Whatever else the worker has done: other episodes, other copies, pictures."""
+    """Whatever else the worker has done: other episodes, other sub-environments, pictures."""
 
-    def play(copies, before):
+    def play(num_envs, before):
         config = adapters.AdapterConfig(n_workers=1)
         tasks = adapters.task_set([{"k": 0.0}], [], config)
-        env = adapters.AdaptedEnv("draws", lambda params: Drawing(), tasks, config, copies, 0)
+        env = adapters.AdaptedEnv("draws", lambda params: Drawing(), tasks, config, num_envs, 0)
         for _ in range(before):
             env.reset(seed=1)
-            env.step([[0, 0]] * copies)
-            env.render(copies - 1)
+            env.step([[0, 0]] * num_envs)
+            env.render(num_envs - 1)
         found = [env.reset(seed=5)[0][0]]
         for _ in range(3):
-            obs, rewards, *_ = env.step([[0, 0]] * copies)
+            obs, rewards, *_ = env.step([[0, 0]] * num_envs)
             found += [obs[0], rewards[0]]
             env.render(0)
         env.close()

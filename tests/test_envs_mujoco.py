@@ -108,7 +108,7 @@ def test_actions_move_the_joints_they_are_for():
                 actions = np.zeros((1, env.num_agents, len(part)))
                 actions[0, agent, i] = 1.0
                 env.step(actions)
-                (driven,) = np.flatnonzero(env.simulator._ctrl[0])
+                (driven,) = np.flatnonzero(env.simulator.controls[0])
                 assert model.joint(int(model.actuator_trnid[driven, 0])).name == joint
 
 
@@ -123,8 +123,8 @@ def test_scales_do_not_compound():
     exponents = env.tasks.features.astype(np.float64)
     for ids in ([0, 1, 2], [3, 3, 4], [0, 1, 2], [5, 1, 60]):
         env.reset(task_ids=ids)
-        for copy, task in enumerate(ids):
-            own = env.simulator._batch.get_model(copy)
+        for env_id, task in enumerate(ids):
+            own = env.simulator.batch.get_model(env_id)
             for (name, base), exponent in zip(keys.FIELDS.items(), exponents[task], strict=True):
                 factor = base ** (config.log_scale_limit * exponent)
                 np.testing.assert_allclose(getattr(own, name), factor * getattr(model, name))
@@ -147,7 +147,7 @@ def test_a_scaled_body_moves_as_one_loaded_with_those_numbers():
     for _ in range(5):
         actions = rng.uniform(-1, 1, (2, 2, 3))
         env.advance(actions)
-        data.ctrl[env._motors] = actions[1].ravel()
+        data.ctrl[env.motors] = actions[1].ravel()
         mujoco.mj_step(model, data, 4)
         np.testing.assert_allclose(env.simulator.qpos[1], data.qpos, rtol=0, atol=1e-12)
 
@@ -183,7 +183,7 @@ def test_velocity_is_paid():
 
 
 @pytest.mark.parametrize("name", ["mujoco-hopper-param", "mujoco-walker-param", "mujoco-ant-dir"])
-def test_who_has_fallen_begins_anew(name):
+def test_fallen_robots_are_reset(name):
     env = build(name, 3)
     env.reset(seed=0)
     standing = env.simulator.qpos[0].copy()

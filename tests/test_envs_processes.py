@@ -77,7 +77,7 @@ def test_all_processes_end_with_the_parent_however_it_ends(tmp_path, how):
     )
     assert parent.stdout is not None
     assert parent.stdout.readline() == b"ready\n"
-    # Two workers below their guardians, and what one description and two copies have started.
+    # Two workers below their guardians, and processes of one description and two sub-environments.
     assert len(sleepers(tmp_path)) == 1 + 2 * 2 + 3 * 3
     parent.send_signal(how)
     parent.wait()
@@ -99,7 +99,7 @@ def test_a_worker_that_crashes_takes_what_it_has_started_along(tmp_path, monkeyp
     env = build(make_starting)
     env.reset()
     before = set(sleepers(tmp_path))
-    os.kill(env._workers.pids[0], signal.SIGKILL)
+    os.kill(env.workers.pids[0], signal.SIGKILL)
     assert env.step(np.zeros((1, 2, 1)))[3].all()
     assert not before & set(sleepers(tmp_path))
     env.close()
@@ -183,10 +183,10 @@ def test_an_environment_cannot_block_the_parent(how, message, capfd):
 
 
 def test_a_worker_that_stands_still_is_killed(monkeypatch):
-    monkeypatch.setattr(workers, "_GRACE", 0.2)
+    monkeypatch.setattr(workers, "GRACE", 0.2)
     env = build(make_walkers, timeout=1)
     env.reset()
-    victim = env._workers.pids[0]
+    victim = env.workers.pids[0]
     os.kill(victim, signal.SIGSTOP)
     assert env.step(np.zeros((1, 2, 1)))[3].all()
     wait_until(lambda: not alive(victim))

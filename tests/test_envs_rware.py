@@ -11,16 +11,18 @@ from method_helpers import TINY
 
 import mg2l.train as train
 from mg2l import cli
-from mg2l._warehouse import Warehouses
 from mg2l.config.files import CONFIGS, load_config
 from mg2l.core.schema import ConfigError
 from mg2l.envs import registry
 from mg2l.envs.rware.layouts import TEST, TRAIN, LayoutConfig, layout_tasks, parse
-from mg2l.envs.rware.package import PackageLayoutEnv
-from mg2l.envs.rware.warehouse import LayoutEnv
+from mg2l.envs.rware.package import PackageLayoutEnv, PackageStationEnv
+from mg2l.envs.rware.simulator import Warehouses
+from mg2l.envs.rware.stations import StationConfig, station_tasks
+from mg2l.envs.rware.warehouse import LayoutEnv, StationEnv
 from mg2l.training.metrics import read_metrics
 
 N, LENGTH = 6, 60
+RNG = np.random.default_rng(0)
 
 
 def build(num_envs=N, seed=0, **values) -> LayoutEnv:
@@ -28,7 +30,7 @@ def build(num_envs=N, seed=0, **values) -> LayoutEnv:
 
 
 def wander(env, rng):
-    """Actions that move about and now and then load; some copies always press forward."""
+    """Actions that move about and now and then load; some sub-environments always press forward."""
     actions = rng.choice(5, size=(env.num_envs, env.num_agents), p=[0.1, 0.4, 0.15, 0.15, 0.2])
     actions[: env.num_envs // 3] = np.where(actions[: env.num_envs // 3] == 4, 4, 1)
     return actions
@@ -68,7 +70,7 @@ def test_equals_the_package(sensor_range, reward_type, n_agents, difficulty, lay
     state, their_state = ours.state_dict(), theirs.state_dict()
     for name in ("robots", "delivered", "shelves", "requests"):
         np.testing.assert_array_equal(state[name], their_state[name])
-    # A checkpoint of one goes on in the other.
+    # A checkpoint of one resumes in the other.
     theirs.load_state_dict(state)
     actions = wander(ours, rng)
     np.testing.assert_array_equal(ours.step(actions)[0], theirs.step(actions)[0])
@@ -77,24 +79,83 @@ def test_equals_the_package(sensor_range, reward_type, n_agents, difficulty, lay
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda w: w.begin(1, 0, [0], [0], [1]), "copy is out of range"),
-        (lambda w: w.begin(0, 1, [0], [0], [1]), "layout is out of range"),
-        (lambda w: w.begin(0, 0, [9], [0], [1]), r"cells must be in \[0, 6\), got 9"),
-        (lambda w: w.begin(0, 0, [0], [4], [1]), r"directions must be in \[0, 4\), got 4"),
-        (lambda w: w.begin(0, 0, [0], [0], [0]), r"requests must be in \[1, 3\), got 0"),
-        (lambda w: w.begin(0, 0, [0, 1], [0], [1]), r"cells must have shape \(1,\), got \(2,\)"),
-        (lambda w: w.step([[5]], lambda copy, count: 0), r"actions must be in \[0, 5\), got 5"),
-        (lambda w: w.step([[0], [0]], lambda copy, count: 0), r"must have shape \(1, 1\)"),
-        (lambda w: w.restore(0, 0, [[2, 2, 0, 0, 0]], [[0, 0]] * 2, [1]), "robots do not fit"),
-        (lambda w: w.restore(0, 0, [[0, 0, 0, 3, 0]], [[0, 0]] * 2, [1]), "robots"),
-        (lambda w: w.restore(0, 0, [[0, 0, 0, 0, 0]], [[2, 2]] * 2, [1]), "shelves do not fit"),
+        (lambda w: w.begin(1, 0, [0], [0], [1], RNG), r"env must be in \[0, 1\), got 1"),
+        (lambda w: w.begin(0, 1, [0], [0], [1], RNG), r"layout must be in \[0, 1\), got 1"),
+        (lambda w: w.begin(0, 0, [9], [0], [1], RNG), r"cells must be in \[0, 6\), got 9"),
+        (lambda w: w.begin(0, 0, [0], [4], [1], RNG), r"directions must be in \[0, 4\), got 4"),
+        (lambda w: w.begin(0, 0, [0], [0], [0], RNG), r"requests must be in \[1, 3\), got 0"),
+        (
+            lambda w: w.begin(0, 0, [0, 1], [0], [1], RNG),
+            r"cells must have shape \(1,\), got \(2,\)",
+        ),
+        (lambda w: w.step([[5]]), r"actions must be in \[0, 5\), got 5"),
+        (lambda w: w.step([[0], [0]]), r"must have shape \(1, 1\)"),
+        (lambda w: w.restore(0, 0, [[2, 2, 0, 0, 0]], [[0, 0]] * 2, [1], RNG), "robots do not fit"),
+        (lambda w: w.restore(0, 0, [[0, 0, 0, 3, 0]], [[0, 0]] * 2, [1], RNG), "robots"),
+        (
+            lambda w: w.restore(0, 0, [[0, 0, 0, 0, 0]], [[2, 2]] * 2, [1], RNG),
+            "shelves do not fit",
+        ),
     ],
 )
 def test_the_simulator_refuses_what_does_not_fit(call, message):
-    layout = np.array([list("xx."), list("..g")], "S1").view(np.uint8)
-    warehouses = Warehouses([layout], 1, 1, 1, 1, "global")
+    layout = parse("xx. / ..g")
+    warehouses = Warehouses([layout], [[1.0]], 1, 1, 1, 1, "global")
     with pytest.raises((ValueError, IndexError), match=message):
         call(warehouses)
+    with pytest.raises(ValueError, match="pay must have one number per goal, 1, got 2"):
+        Warehouses([layout], [[1.0, 2.0]], 1, 1, 1, 1, "global")
+    with pytest.raises(ValueError, match="pay must have one row per layout"):
+        Warehouses([layout], [], 1, 1, 1, 1, "global")
+    with pytest.raises(ValueError, match=r"reward must be one of .*, got 'team'"):
+        Warehouses([layout], [[1.0]], 1, 1, 1, 1, "team")
+    with pytest.raises(ValueError, match="more than 2 shelves, all requests, and 1 cells, got 2"):
+        Warehouses([layout], [[1.0]], 1, 1, 1, 2, "global")
+
+
+def test_stations_equal_the_package():
+    """Who lifts, puts down and delivers where is seen from the package's own warehouses."""
+    config = StationConfig(n_agents=4, n_tasks=4, n_test_tasks=1, n_ood_tasks=1, max_ep_len=LENGTH)
+    count = len(station_tasks(config))
+    ours, theirs = (kind(config, count, 4) for kind in (StationEnv, PackageStationEnv))
+    ids = np.arange(count)
+    np.testing.assert_array_equal(ours.reset(task_ids=ids)[0], theirs.reset(task_ids=ids)[0])
+    rng, paid = np.random.default_rng(0), []
+    for _ in range(2 * LENGTH):
+        actions = wander(ours, rng)
+        found, known = ours.step(actions), theirs.step(actions)
+        np.testing.assert_array_equal(found[0], known[0])
+        np.testing.assert_allclose(found[1], known[1], atol=1e-6)
+        paid.append(found[1])
+    assert (np.stack(paid) > 0.25).any()  # a station that pays
+    assert (np.stack(paid) < -0.25).any()  # and one that costs
+    for ours_part, their_part in zip(ours.state(), theirs.state(), strict=True):
+        np.testing.assert_array_equal(ours_part, their_part)
+
+
+def test_tasks_of_stations():
+    """One of four pays, each as often as any other; beyond, two do."""
+    tasks = station_tasks(StationConfig())
+    assert {name: len(ids) for name, ids in tasks.parts.items()} == {
+        "train": 24, "test": 8, "ood": 8,
+    }  # fmt: skip
+    pays = tasks.features > 0
+    assert pays[tasks.train_ids].sum(0).tolist() == [6] * 4
+    assert pays[tasks.test_ids].sum(0).tolist() == [2] * 4
+    assert set(pays[tasks.ood_ids].sum(1)) == {2}
+    np.testing.assert_array_equal(tasks.features, station_tasks(StationConfig()).features)
+    assert not np.array_equal(tasks.features, station_tasks(StationConfig(task_seed=1)).features)
+
+
+def test_lifting_again_and_again_pays_nothing():
+    env = StationEnv(StationConfig(n_agents=1), 1)
+    env.reset()
+    state = env.state_dict()
+    shelf = state["requests"][0, 0]
+    state["robots"][0, 0] = [*state["shelves"][0, shelf - 1], 0, 0]
+    env.load_state_dict(state)
+    paid = [float(env.step([[4]])[1][0, 0]) for _ in range(4)]
+    assert paid == [0.25, -0.25, 0.25, -0.25]
 
 
 def test_tasks():
@@ -179,7 +240,7 @@ def test_a_task_that_changes_gets_its_own_warehouse():
         assert shelves.tolist() == counts
 
 
-def test_state_with_loaded_robots_goes_on_alike():
+def test_state_with_loaded_robots_continues_alike():
     env = build(seed=3, reward_type="two_stage", max_ep_len=1000)
     env.reset(task_ids=np.arange(N))
     rng = np.random.default_rng(0)
@@ -225,11 +286,17 @@ def test_without_the_package(monkeypatch):
     registry.make("rware-layout", 1).close()
 
 
-@pytest.mark.parametrize("algo", ["mg2l", "mappo", "oracle"])
-def test_trains(algo, tmp_path):
+@pytest.mark.parametrize(
+    ("algo", "name"),
+    [
+        ("mg2l", "rware-layout"), ("mappo", "rware-layout"), ("oracle", "rware-layout"),
+        ("mg2l", "rware-station"),
+    ],
+)  # fmt: skip
+def test_trains(algo, name, tmp_path):
     values = {**TINY, "main_save_path": tmp_path, "hidden_sizes_mlp": "[16]", "save_model": "true"}
     words = [f"{key}={value}" for key, value in values.items()]
-    arguments = [f"--algo={algo}", "--env=rware-layout", *words]
+    arguments = [f"--algo={algo}", f"--env={name}", *words]
     assert train.run(*cli.parse([word.replace("=False", "=false") for word in arguments])) == 0
     (folder,) = tmp_path.glob("*/*/*")
     rows = read_metrics(folder / "metrics.jsonl")

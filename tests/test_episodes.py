@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from mg2l.config import files as loading
 from mg2l.config.files import CONFIGS, load_config
-from mg2l.core.schema import ConfigError
 from mg2l.envs import EnvConfig, TaskSet, registry
-from mg2l.envs.copies import CopiesEnv
+from mg2l.envs.batched import BatchedEnv
 from mg2l.evaluation import measure
 from mg2l.evaluation.meta_test import MetaTest, PeriodicTest
 from mg2l.evaluation.video import VideoRenderer
@@ -38,7 +37,7 @@ class CountdownConfig(EnvConfig):
     max_ep_len: int = 12
 
 
-class Countdown(CopiesEnv):
+class Countdown(BatchedEnv):
     """Agent i is paid i + 1 at every step; an episode of task k ends after ``LENGTHS[k]``."""
 
     def __init__(self, config: CountdownConfig, num_envs: int, seed: int = 0) -> None:
@@ -51,9 +50,9 @@ class Countdown(CopiesEnv):
         box = Box(-np.inf, np.inf, (4,), np.float32)
         super().__init__(tasks, num_envs, 2, box, Discrete(3), config.max_ep_len, seed)
 
-    def _begin(self, copies: NDArray[np.int64]) -> None:
-        for copy in copies:
-            self._streams.generators[copy].random()
+    def _begin(self, env_ids: NDArray[np.int64]) -> None:
+        for env_id in env_ids:
+            self._streams.generators[env_id].random()
 
     def _advance(self, actions: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         over = self._clock + 1 == np.array(LENGTHS)[self.task_ids]
@@ -77,9 +76,8 @@ class Countdown(CopiesEnv):
 
 
 @pytest.fixture(autouse=True)
-def countdown(monkeypatch):
-    family = registry._Family(CountdownConfig, Countdown)
-    monkeypatch.setitem(registry._families, "countdown", family)
+def countdown(registries):
+    registry.register("countdown", CountdownConfig, Countdown)
 
 
 def learner_of(algo: str, **values: Any) -> Learner:
@@ -105,12 +103,12 @@ def test_training(algo):
     assert learner.env_steps - before >= steps
 
 
-def rollout_of(rewards: list[list[float]], first: list[list[int]]) -> Rollout:
-    """Of one agent, with nothing but rewards and beginnings."""
+def rollout_of(rewards: list[list[float]], episode_start: list[list[int]]) -> Rollout:
+    """A rollout of one agent, with only rewards and episode starts."""
     nothing: Any = None
     parts = dict.fromkeys(Rollout.__dataclass_fields__, nothing)
     parts["rewards"] = torch.tensor(rewards).t().unsqueeze(-1)
-    parts["episode_start"] = torch.tensor(first).bool().t()
+    parts["episode_start"] = torch.tensor(episode_start).bool().t()
     return Rollout(**parts)
 
 
@@ -152,7 +150,7 @@ def test_meta_test_of_every_algorithm(algo):
 
 
 def test_contexts_of_a_shot_come_from_one_episode():
-    """A copy that ends early has not seen the steps that others took meanwhile."""
+    """A sub-environment that ends early has not seen the steps that others took meanwhile."""
     learner = learner_of("mg2l")
     test = MetaTest(learner, range(5), 1, seed=0)
     with learner.isolated_rng(0):
@@ -160,9 +158,9 @@ def test_contexts_of_a_shot_come_from_one_episode():
     assert experience is not None
     assert experience.shape[:2] == (5, 2 * max(LENGTHS))
     clock = experience[:, :, 0, 0]
-    for copy, length in enumerate(LENGTHS):
-        assert clock[copy].max() == length - 1
-        assert clock[copy].unique().tolist() == list(range(length))
+    for env_id, length in enumerate(LENGTHS):
+        assert clock[env_id].max() == length - 1
+        assert clock[env_id].unique().tolist() == list(range(length))
     mean = clock.mean(1)  # no step of an episode counts much more than another
     assert ((mean - (torch.tensor(LENGTHS) - 1) / 2).abs() < 0.7).all()
 
@@ -210,7 +208,7 @@ def test_evaluation_and_its_table(algo, tmp_path):
         ("mappo", [("acting", 5)]),
     ],
 )
-def test_films_show_the_episodes_that_count(algo, phases):
+def test_videos_show_the_episodes_that_count(algo, phases):
     held = VideoRenderer(learner_of(algo), 0).record(3)
     assert held.phases == phases
     steps = sum(length for _, length in phases)
@@ -225,16 +223,17 @@ def test_films_show_the_episodes_that_count(algo, phases):
 def test_all_algorithms_take_as_many_steps_in_an_iteration(env):
     configs = {algo: load_config(algo=algo, env=env) for algo in ALGORITHMS}
     steps = {algo: c.rollout_envs * c.rollout_steps for algo, c in configs.items()}
-    assert len(set(steps.values())) == 1, steps
+    most = max(steps.values())
+    assert min(steps.values()) >= 0.75 * most, steps  # a trial of six episodes is rarely a divisor
+    assert all(steps[algo] == most for algo in ("mappo", "mg2l", "oracle"))
 
 
-def test_no_algorithm_says_how_many_copies_there_are():
+def test_no_algorithm_says_how_many_sub_environments_there_are():
     for path in (CONFIGS / "algo").glob("*.yaml"):
         assert "n_rollout_threads" not in yaml.safe_load(path.read_text())
 
 
-def test_copies_that_cannot_be_divided():
-    with pytest.raises(
-        ConfigError, match="rollout_threads_divisor=2 must divide n_rollout_threads=5"
-    ):
-        load_config(algo="rl2", overrides=["n_rollout_threads=5"])
+@pytest.mark.parametrize(("threads", "left"), [(5, 1), (13, 2)])
+def test_environments_are_divided_and_rounded_down(threads, left):
+    config = load_config(algo="rl2", overrides=[f"n_rollout_threads={threads}"])
+    assert config.rollout_envs == left

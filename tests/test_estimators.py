@@ -478,7 +478,7 @@ def test_mistakes_in_the_tables_command_are_one_line(tmp_path, monkeypatch, caps
     assert not (tmp_path / "results.jsonl").exists()
 
 
-def test_the_table_goes_on_where_it_was_and_fills_a_page(tmp_path):
+def test_the_table_continues_where_it_was_and_fills_a_page(tmp_path):
     results, page = tmp_path / "a" / "results.jsonl", tmp_path / "page.md"
     page.write_text(f"before\n{table.START}\nold\n{table.END}\nafter\n")
     command = [sys.executable, "-m", "mg2l.estimators.table", str(results), "--write", str(page)]

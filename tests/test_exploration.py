@@ -7,18 +7,21 @@ import pytest
 import torch
 from method_helpers import inference_of, tiny_learner
 
-TASKS, COPIES = 3, 8  # two whole groups and a part of a third
+from mg2l.experience.rollout import Collector
+from mg2l.training import learner as learner_module
+
+TASKS, ENVS = 3, 8  # two whole groups and a part of a third
 
 
 def first_steps(paired, monkeypatch):
     """Observations ``[N, A O]``, draws of the prior ``[N, A D]`` and tasks of an exploration."""
-    learner = tiny_learner(n_ae_rollout_threads=COPIES, paired_exploration=paired)
+    learner = tiny_learner(n_ae_rollout_threads=ENVS, paired_exploration=paired)
     assert learner.explorer is not None
     seen: dict[str, Any] = {}
     collect = learner.explorer.collect
 
-    def record(steps, ids, told, **options):
-        seen["rollout"], seen["tasks"] = collect(steps, ids, told, **options), ids
+    def record(steps, ids, latent, **options):
+        seen["rollout"], seen["tasks"] = collect(steps, ids, latent, **options), ids
         return seen["rollout"]
 
     monkeypatch.setattr(learner.explorer, "collect", record)
@@ -30,10 +33,10 @@ def first_steps(paired, monkeypatch):
 
 def test_a_group_shares_its_start_and_its_draw_of_the_prior(monkeypatch):
     observations, drawn, tasks, _ = first_steps(True, monkeypatch)
-    group = np.arange(COPIES) // TASKS
+    group = np.arange(ENVS) // TASKS
     for values in (observations, drawn):
-        for a in range(COPIES):
-            for b in range(COPIES):
+        for a in range(ENVS):
+            for b in range(ENVS):
                 assert torch.equal(values[a], values[b]) == (group[a] == group[b])
     for g in range(2):
         assert sorted(tasks[group == g]) == [0, 1, 2]
@@ -50,8 +53,8 @@ def test_the_next_exploration_begins_elsewhere(monkeypatch):
 
 def test_unpaired_episodes_are_all_different(monkeypatch):
     observations, drawn, _, _ = first_steps(False, monkeypatch)
-    assert len(torch.unique(observations, dim=0)) == COPIES
-    assert len(torch.unique(drawn, dim=0)) == COPIES
+    assert len(torch.unique(observations, dim=0)) == ENVS
+    assert len(torch.unique(drawn, dim=0)) == ENVS
 
 
 @pytest.mark.parametrize("minibatches", [1, 4])
@@ -101,3 +104,29 @@ def test_the_encoders_gradient_is_that_of_the_mean_of_the_minibatches(monkeypatc
 def test_the_gap_of_an_iteration_is_that_of_its_metrics() -> None:
     metrics = inference_of(tiny_learner(ae_updates_per_iter=3)).update()
     assert metrics["mi/gap"] == pytest.approx(metrics["mi/l1out"] - metrics["mi/local"])
+
+
+@pytest.mark.parametrize("vectorised", [False, True])
+def test_the_first_exploration_rollouts_are_as_many_however_they_are_collected(
+    vectorised, monkeypatch
+):
+    learner = tiny_learner(n_ae_rollout_threads=ENVS, n_init_rollouts=5, n_init_updates=0)
+    monkeypatch.setattr(type(learner.env), "vectorised", vectorised)
+    monkeypatch.setattr(learner_module, "FIRST_ENVS", 3 * ENVS + 1)
+    replay, steps = inference_of(learner).replay, learner.env_steps
+    added = int(replay.added.sum())
+    collected, rollouts = [], []
+    collect = Collector.collect
+
+    def record(self, steps, ids, *args, **options):
+        collected.append(len(ids))
+        return collect(self, steps, ids, *args, **options)
+
+    monkeypatch.setattr(Collector, "collect", record)
+    learner.prepare(lambda: rollouts.append(len(collected)))
+    assert collected == ([3 * ENVS, 2 * ENVS] if vectorised else [ENVS] * 5)
+    assert rollouts == ([1, 1, 1, 2, 2] if vectorised else [1, 2, 3, 4, 5])
+    assert learner.env_steps - steps == 5 * ENVS * learner.config.env.max_ep_len
+    assert int(replay.added.sum()) - added == 5 * ENVS
+    held = torch.cat([replay.data[task, :size] for task, size in enumerate(replay.sizes)])
+    assert len(torch.unique(held.flatten(1), dim=0)) == len(held)

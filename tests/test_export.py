@@ -18,11 +18,12 @@ import torch
 from method_helpers import TINY, overrides, tiny_learner
 
 import mg2l.train as train
-from mg2l import cli, export
+from mg2l import cli
 from mg2l.algorithms.agent import AgentNetwork, ContextAgent, Standardise
 from mg2l.algorithms.transition_encoder import TransitionMoments
 from mg2l.config import files as loading
 from mg2l.core.schema import ConfigError
+from mg2l.deploy import export
 from mg2l.deploy.agent import FORMAT, Agent, Context
 from mg2l.deploy.policy import Policy
 from mg2l.deploy.reference import Reference, References
@@ -30,6 +31,7 @@ from mg2l.evaluation import trained
 from mg2l.evaluation.meta_test import MetaTest
 from mg2l.experience.replay import Context as Contexts
 from mg2l.experience.rollout import Rollout
+from mg2l.export import main as export_command
 from mg2l.training import tree
 from mg2l.training.learner import Learner
 
@@ -64,7 +66,7 @@ def named(values: dict) -> str:
 
 
 def collect(learner: Learner, latent, episodes: int = 1) -> Rollout:
-    """Deterministic episodes of one copy of the last task, whose actors are latent the same."""
+    """Deterministic episodes of the last task, in one sub-environment, under a given latent."""
     task = [len(learner.env.tasks) - 1]
     test = MetaTest(learner, task, 1, seed=3)
     steps = test.steps * episodes
@@ -76,7 +78,7 @@ def collect(learner: Learner, latent, episodes: int = 1) -> Rollout:
 
 
 def numbers(rollout: Rollout, agent: int) -> dict[str, np.ndarray]:
-    """One agent's part of a rollout of one copy, time first."""
+    """One agent's part of a rollout of one sub-environment, time first."""
     names = ("observations", "actions", "rewards", "final_observations", "action_mask", "latent")
     values = {name: getattr(rollout, name) for name in names}
     return {name: x[:, 0, agent].numpy() for name, x in values.items() if x is not None}
@@ -155,7 +157,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder,) = root.glob("*/mg2l/*")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["export", str(folder)])
-        export.main()
+        export_command()
     return folder
 
 
@@ -167,7 +169,7 @@ def learner(run: Path) -> Learner:
 def test_the_manifest_says_what_is_there(run):
     found = json.loads((run / "export" / "export.json").read_text())
     assert found["iteration"] == 2
-    assert found["format"] == export.FORMAT == FORMAT
+    assert found["format"] == FORMAT
     assert [entry["index"] for entry in found["agents"]] == [0, 1]
     for entry in found["agents"]:
         for files in entry["files"].values():
@@ -177,7 +179,7 @@ def test_the_manifest_says_what_is_there(run):
     assert found["transition"]["columns"]["reward"] == [12, 13]
     assert found["context"] == {
         "length": 10, "fixed_length": False, "capacity": 100, "prior": "sphere", "act_on": "mean",
-        "explore_refresh": 0,
+        "explore_refresh": 0, "grows": False, "explores_on_context": False,
     }  # fmt: skip
     for path in (run / "export").rglob("*.onnx"):
         onnx.checker.check_model(onnx.load(path))
@@ -316,7 +318,7 @@ def test_a_team_that_is_given_its_task(tmp_path):
     learner = build("oracle")
     agent = exported(learner, tmp_path / "export")
     assert agent.needs_features
-    with pytest.raises(RuntimeError, match="call tell"):
+    with pytest.raises(RuntimeError, match="call set_task"):
         agent.act(np.zeros(10))
     agent.set_task(learner.env.tasks.features[-1])
     check_follows(agent, collect(learner, "as always"))
@@ -388,7 +390,7 @@ def test_a_deviation_is_seen(learner, tmp_path):
     references = References(learner).policy(1)  # of another agent
     assert export.write_network(network, references, tmp_path / "policy") > export.TOLERANCE
     references[-1].outputs[0][0, 0] = float("nan")
-    assert export._deviation(network, references, tmp_path / "policy") == float("inf")
+    assert export.deviation(network, references, tmp_path / "policy") == float("inf")
 
 
 def test_agents_refuse(run, tmp_path):

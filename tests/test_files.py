@@ -1,4 +1,4 @@
-"""Reading files that somebody else may have written, and writing files that appear whole."""
+"""Reading untrusted files, and writing files atomically."""
 
 from __future__ import annotations
 

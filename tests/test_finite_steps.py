@@ -16,7 +16,7 @@ from mg2l.experience.finite import NonFiniteLossError
 from mg2l.training.learner import Learner
 
 
-def spoil(learner, what, step, value, copy=2, agent=1):
+def spoil(learner, what, step, value, index=2, agent=1):
     """Make an environment give ``value`` at one of its steps; 0 is the reset."""
     env, clock = env_of(learner), [0]
     honest_reset, honest_step = env.reset, env.step
@@ -25,7 +25,7 @@ def spoil(learner, what, step, value, copy=2, agent=1):
         clock[0] = 0
         observation, info = honest_reset(*arguments)
         if what == "observation" and step == 0:
-            observation[copy, agent, 3] = value
+            observation[index, agent, 3] = value
         return observation, info
 
     def stepped(actions):
@@ -33,9 +33,9 @@ def spoil(learner, what, step, value, copy=2, agent=1):
         clock[0] += 1
         if clock[0] == step:
             if what == "reward":
-                reward[copy, agent] = value
+                reward[index, agent] = value
             else:
-                {"observation": observation, "final": info["final_obs"]}[what][copy, agent, 3] = (
+                {"observation": observation, "final": info["final_obs"]}[what][index, agent, 3] = (
                     value
                 )
         return observation, reward, terminated, truncated, info
@@ -54,7 +54,7 @@ def spoil(learner, what, step, value, copy=2, agent=1):
     ],
 )
 def test_what_is_not_finite_is_named(monkeypatch, what, step, value, said, discrete):
-    learner = known_learner(monkeypatch, discrete=discrete)
+    learner = known_learner(discrete=discrete)
     spoil(learner, what, step, value)
     with pytest.raises(NonFiniteStepError, match=said) as raised:
         learner.collect(np.array([0, 1, 1, 0]))
@@ -63,7 +63,7 @@ def test_what_is_not_finite_is_named(monkeypatch, what, step, value, said, discr
 
 
 def test_large_numbers_pass(monkeypatch):
-    learner = known_learner(monkeypatch)
+    learner = known_learner()
     spoil(learner, "observation", 3, 1e30)
     assert learner.collect(np.array([0, 1, 1, 0])).observations.max() > 1e29
 
@@ -75,7 +75,7 @@ def test_training_ends_with_one_line(monkeypatch, tmp_path, capsys):
             found[1][0] = np.nan
             return found
 
-    monkeypatch.setitem(registry._families, "known", registry._Family(KnownConfig, Broken))
+    registry.register("known", KnownConfig, Broken)
     pairs = {**TINY, "main_save_path": tmp_path}
     path = tmp_path / "known.yaml"
     path.write_text("family: known\n")
@@ -90,7 +90,7 @@ def test_training_ends_with_one_line(monkeypatch, tmp_path, capsys):
 
 
 def test_random_actions_are_checked_too(monkeypatch):
-    learner = known_learner(monkeypatch)
+    learner = known_learner()
     test = MetaTest(learner, [0], 3, seed=0)
     monkeypatch.setattr(learner, "env", test.env)
     spoil(learner, "reward", 2, np.nan)
@@ -145,7 +145,7 @@ def test_numbers_beyond_float32_are_refused(key, capsys):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_actions_that_are_not_finite_are_named(monkeypatch, fails):
-    learner = known_learner(monkeypatch)
+    learner = known_learner()
     act = learner.actor.act
 
     def spoilt(*arguments):

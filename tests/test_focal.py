@@ -1,18 +1,20 @@
-"""FOCAL: the distance metric loss, and embeddings that it pulls together and apart."""
+"""FOCAL: the distance metric loss, and embeddings that it pulls together and pushes apart."""
 
 import pytest
 import torch
 from learning_helpers import paid_learner
 
-from mg2l.algorithms.focal import FOCAL, FOCALConfig, distance_metric_loss
+from mg2l.algorithms.focal.algorithm import FOCAL, distance_metric_loss
+from mg2l.algorithms.focal.config import FOCALConfig
 from mg2l.experience.replay import Context
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
 def test_the_loss_is_a_loop_over_pairs(power):
+    """Attraction and repulsion are means of their own."""
     config = FOCALConfig(distance_power=power, distance_floor=0.2, distance_weight=0.7)
     z, tasks = torch.randn(2, 6, 3), torch.tensor([0, 1, 0, 2, 1, 0])
-    losses, within, between = [], [], []
+    within, between, repulsions = [], [], []
     for agent in range(2):
         for i in range(6):
             for j in range(6):
@@ -20,14 +22,14 @@ def test_the_loss_is_a_loop_over_pairs(power):
                 if i == j:
                     continue
                 if tasks[i] == tasks[j]:
-                    losses.append(square)
                     within.append(square)
                 else:
-                    losses.append(0.7 / (square ** (power / 2) + 0.2))
+                    repulsions.append(0.7 / (square ** (power / 2) + 0.2))
                     between.append(square)
     found = distance_metric_loss(z, tasks, config)
-    for value, wanted in zip(found, (losses, within, between), strict=True):
-        torch.testing.assert_close(value, torch.stack(wanted).mean())
+    means = [torch.stack(values).mean() for values in (within, repulsions, between)]
+    torch.testing.assert_close(found[0], means[0] + means[1])
+    torch.testing.assert_close(found[1:], (means[0], means[2]))
 
 
 def test_gradients_are_finite_where_contexts_coincide():
@@ -40,7 +42,7 @@ def test_gradients_are_finite_where_contexts_coincide():
 
 
 def test_the_loss_falls_and_agents_recognise_the_task_alone(monkeypatch):
-    learner = paid_learner(monkeypatch, "focal", n_init_updates=0, update_contexts=32, lr=1e-2)
+    learner = paid_learner("focal", n_init_updates=0, update_contexts=32, lr=1e-2)
     learner.prepare()
     inference = learner.inference
     assert isinstance(inference, FOCAL)

@@ -6,6 +6,7 @@ AddressSanitizer, with calls that must be refused.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
@@ -23,7 +24,7 @@ from mg2l.ops import reference
 
 CASES = 600
 BATCH = 50
-OPERATORS = ("gae", "pia_pool", "encode_context", "pairwise_lse")
+OPERATORS = ("gae", "pia_pool", "encode_context", "pairwise_lse", "stacked_mlp")
 
 
 class Draw:
@@ -134,6 +135,18 @@ def pairwise_lse(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
     return [draw.floats(*groups, queries, width), draw.floats(*groups, keys, width), own], options
 
 
+def stacked_mlp(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
+    # Finite: where features are not, torch masks gradients by each activation, we by the row.
+    groups, rows, layers = draw.size(3), draw.size(120), draw.size(3, 1)
+    widths = [draw.size(20, 1), *(draw.size(36, 8) for _ in range(layers))]
+    x = draw.strided(groups, rows, widths[0])
+    weights = [draw.strided(groups, o, i) for i, o in itertools.pairwise(widths)]
+    biases = [draw.strided(groups, units) for units in widths[1:]]
+    options = {"relu": bool(draw.rng.random() < 0.5)}
+    options["plain_last"] = layers > 1 and bool(draw.rng.random() < 0.5)
+    return [x, weights, biases], options
+
+
 def wide(value: Any) -> Any:
     """Arguments in float64, each with memory of its own."""
     if isinstance(value, list):
@@ -167,6 +180,13 @@ def agree(found: Tensor, expected: Tensor, single: bool, what: str) -> None:
     )
 
 
+def named(found: Any, expected: Any) -> list[tuple[str, Any, Any]]:
+    """Results by name; those of an operator that returns one alone have none."""
+    if isinstance(found, Tensor):
+        return [("result", found, expected)]
+    return list(zip(found._fields, found, expected, strict=True))
+
+
 def check(name: str, seed: int) -> None:
     """One random call: values and gradients."""
     draw = Draw(seed)
@@ -181,11 +201,7 @@ def check(name: str, seed: int) -> None:
     found = getattr(ops, name)(*arguments, **options)
     expected = getattr(reference, name)(*exact_arguments, **exact_options)
     what = f"{name}, seed {seed}"
-    pairs = [
-        (part, a, b)
-        for part, a, b in zip(found._fields, found, expected, strict=True)
-        if isinstance(a, Tensor)
-    ]
+    pairs = [(part, a, b) for part, a, b in named(found, expected) if isinstance(a, Tensor)]
     loss, exact_loss = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for part, a, b in pairs:
         if a.dtype == torch.int64:
@@ -239,6 +255,13 @@ def abuse() -> list[Any]:
 
     layers = (weights, biases, query)
 
+    inputs, units = torch.randn(2, 5, 3), ([torch.randn(2, 4, 3)], [torch.zeros(2, 4)])
+    top, kept, moments = RAW.stacked_mlp(inputs, *units, True, False, True)
+
+    def mlp(grad: Tensor, y: Tensor, kept: Tensor, moments: Tensor) -> Any:
+        held = (y, kept, moments)
+        return RAW.stacked_mlp_backward(grad, inputs, *units, True, False, *held, True)
+
     def pool(grad: Tensor, a: Tensor, b: Tensor) -> Any:
         return RAW.pia_pool_backward(grad, x, q, None, a, b)
 
@@ -278,10 +301,14 @@ def abuse() -> list[Any]:
         ("grad_returns must have shape", lambda: walk(one, flags)),
         ("terminated must have shape", lambda: walk(steps, none.bool())),
         ("terminated must be bool", lambda: walk(steps, steps)),
+        ("grad must have shape", lambda: mlp(one, top, kept, moments)),
+        ("y must have shape", lambda: mlp(top, one, kept, moments)),
+        ("kept must have shape", lambda: mlp(top, top, one, moments)),
+        ("moments must have shape", lambda: mlp(top, top, kept, none)),
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", range(23))
+@pytest.mark.parametrize("case", range(27))
 def test_raw_entries_refuse(case):
     message, call = abuse()[case]
     with pytest.raises(RuntimeError, match=message):
@@ -307,6 +334,9 @@ def test_there_is_no_second_derivative(name):
         ),
         "pairwise_lse": lambda: (
             ops.pairwise_lse(x[0, 0], x[0, 1].detach(), torch.tensor([0, 1])).lse
+        ),
+        "stacked_mlp": lambda: ops.stacked_mlp(
+            x[0], [torch.eye(5).double().expand(3, 5, 5)], [torch.zeros(3, 5).double()]
         ),
     }
     (first,) = torch.autograd.grad(calls[name]().square().sum(), x, create_graph=True)
@@ -391,7 +421,7 @@ def test_address_sanitizer(tmp_path):
         "import torch, test_fuzz as f, mg2l.ops.native\n"
         f"assert str(mg2l.ops.native.CPU_LIBRARY).startswith({str(tmp_path)!r})\n"
         "torch.set_num_threads(2)\n"
-        "for seed in range(200): f.check(f.OPERATORS[seed % 4], seed)\n"
+        "for seed in range(200): f.check(f.OPERATORS[seed % len(f.OPERATORS)], seed)\n"
         "refused = 0\n"
         "for message, call in f.abuse():\n"
         "    try: call()\n"
@@ -408,4 +438,4 @@ def test_address_sanitizer(tmp_path):
         [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[:3000]
-    assert "refused 23" in done.stdout
+    assert "refused 27" in done.stdout

@@ -97,7 +97,7 @@ def by_hand(terminated: list[int], truncated: list[int], final: float | None) ->
     return advantages
 
 
-def test_goes_on():
+def test_continues():
     # TD errors: 1 + 10 - 10 = 1, 2 + 15 - 20 = -3, 3 + 20 - 30 = -7; decay 0.25.
     assert by_hand([0, 0, 0], [0, 0, 0], None) == [1 - 0.75 - 7 / 16, -3 - 7 / 4, -7]
 

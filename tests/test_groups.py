@@ -50,7 +50,7 @@ def test_what_differs_in_the_configuration_is_named(tmp_path: Path) -> None:
     }
 
 
-def test_a_key_that_only_one_has_sets_it_apart(tmp_path: Path) -> None:
+def test_a_key_that_only_one_has_distinguishes_it(tmp_path: Path) -> None:
     write_run(tmp_path, seed=0, config={"ppo": {"lr": 1e-3}})
     write_run(tmp_path, seed=1, config={"ppo": {"lr": 1e-3, "clip": True}})
     assert {*names(tmp_path)} == {
@@ -58,7 +58,7 @@ def test_a_key_that_only_one_has_sets_it_apart(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_an_environment_is_told_from_another_for_all_algorithms(tmp_path: Path) -> None:
+def test_environments_are_distinguished_for_all_algorithms(tmp_path: Path) -> None:
     write_run(tmp_path, "mappo", config={"env": {"n_agents": 2}, "ppo": {"gamma": 0.9}})
     write_run(tmp_path, "oracle", config={"env": {"n_agents": 5}, "ppo": {"gamma": 0.8}})
     assert names(tmp_path) == {

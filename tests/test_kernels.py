@@ -5,7 +5,7 @@ import torch
 from method_helpers import TINY
 
 from mg2l import ops
-from mg2l.config import files as loading
+from mg2l.config.keys import Schema
 from mg2l.ops import backend
 from mg2l.training.learner import Learner
 from mg2l.training.loop import iterate
@@ -13,7 +13,7 @@ from mg2l.training.loop import iterate
 
 def metrics(kernels: str, hidden: list[int]) -> list[dict[str, float]]:
     """Three iterations of a small run, flat."""
-    schema = loading.Schema("mpe-spread")
+    schema = Schema("mpe-spread")
     values = {**TINY, "kernels": kernels, "hidden_sizes_mlp": hidden, "n_iters": 3}
     learner = Learner(schema.build(schema.flatten(values)), torch.device("cpu"))
     learner.prepare()

@@ -20,14 +20,16 @@ LAYERS = (
     "evaluation",
     "deploy",
     "api",
+    "launch",
     "cli",
+    "tuning",
     "report",
 )
 """From the bottom; above them are the commands, files at the top of ``mg2l/``."""
 
 COMMANDS = {
     "mg2l/estimators/table.py",
-    *(f"mg2l/envs/{name}.py" for name in ("benchmark", "command", "render", "replay")),
+    *(f"mg2l/envs/{name}.py" for name in ("benchmark", "command", "gallery", "render", "replay")),
 }
 """Commands that stand beside what they show."""
 

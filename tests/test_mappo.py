@@ -6,11 +6,11 @@ import numpy as np
 from learning_helpers import iterate, paid_learner
 from method_helpers import collect
 
-from mg2l.algorithms.mappo import MAPPO
+from mg2l.algorithms.mappo.algorithm import MAPPO
 
 
 def test_nothing_is_known_of_the_task(monkeypatch):
-    learner = paid_learner(monkeypatch, "mappo")
+    learner = paid_learner("mappo")
     inference = learner.inference
     assert type(inference) is MAPPO
     assert not list(inference.parameters())
@@ -21,7 +21,7 @@ def test_nothing_is_known_of_the_task(monkeypatch):
 
 
 def test_it_neither_explores_nor_trains_an_encoder(monkeypatch):
-    learner = paid_learner(monkeypatch, "mappo")
+    learner = paid_learner("mappo")
     assert learner.explorer is None
     assert set(learner.optimisers) == {"actor", "critic"}
     learner.prepare()
@@ -29,9 +29,9 @@ def test_it_neither_explores_nor_trains_an_encoder(monkeypatch):
     assert not any("encoder" in name for name in iterate(learner))
 
 
-def test_its_critic_cannot_tell_what_the_tasks_pay(monkeypatch):
+def test_its_critic_does_not_know_what_the_tasks_pay(monkeypatch):
     """The tasks pay 1 and -1, and look alike."""
-    learner = paid_learner(monkeypatch, "mappo", gamma=0.0, ppo_epoch=5, critic_lr=1e-2)
+    learner = paid_learner("mappo", gamma=0.0, ppo_epoch=5, critic_lr=1e-2)
     for _ in range(5):
         iterate(learner)
     rollout = learner.collect(np.arange(8) % 2)

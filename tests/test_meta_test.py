@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ import mg2l.train as train
 from mg2l import cli, evaluate
 from mg2l.config import files as loading
 from mg2l.envs import registry
-from mg2l.evaluation import measure
-from mg2l.evaluation.meta_test import MetaTest
+from mg2l.evaluation import measure, statistics
+from mg2l.evaluation.meta_test import MetaTest, Sampling
 from mg2l.training.learner import Learner
 from mg2l.training.metrics import read_metrics
 
@@ -41,26 +42,26 @@ def test_an_agent_infers_from_its_own_transitions_alone(learner, sampling):
     for agent in (0, 1):
         changed = experience.clone()
         changed[:, :, 1 - agent] = torch.randn_like(changed[:, :, 1 - agent])
-        told = []
+        latents = []
         for transitions in (experience, changed):
             with learner.isolated_rng(1):
-                told.append(test.infer(transitions, sampling)[0])
-        torch.testing.assert_close(told[0][:, agent], told[1][:, agent], rtol=0, atol=0)
-        assert not torch.equal(told[0][:, 1 - agent], told[1][:, 1 - agent])
+                latents.append(test.infer(transitions, sampling)[0])
+        torch.testing.assert_close(latents[0][:, agent], latents[1][:, agent], rtol=0, atol=0)
+        assert not torch.equal(latents[0][:, 1 - agent], latents[1][:, 1 - agent])
 
 
-def test_a_copy_learns_of_the_task_from_its_own_episodes_alone(learner):
+def test_a_sub_environment_learns_of_the_task_from_its_own_episodes_alone(learner):
     test = build(learner)
     with learner.isolated_rng(0):
         experience = test.explore(1)
     assert experience is not None
     changed = experience.clone()
     changed[1:] += 1
-    told = []
+    latents = []
     for transitions in (experience, changed):
         with learner.isolated_rng(1):
-            told.append(test.infer(transitions, "uniform")[0, 0])
-    torch.testing.assert_close(*told, rtol=0, atol=0)
+            latents.append(test.infer(transitions, "uniform")[0, 0])
+    torch.testing.assert_close(*latents, rtol=0, atol=0)
 
 
 def test_the_learner_is_left_as_it_was(learner):
@@ -82,12 +83,12 @@ def test_the_learner_is_left_as_it_was(learner):
 
 def test_all_ways_of_acting_meet_the_same_episodes(learner):
     test = build(learner)
-    begins = [test.play(k).rollout.observations[0] for k in (0, 1)]
-    begins.append(test.play_online().rollout.observations[0])
-    begins.append(build(tiny_learner("mappo")).play(0).rollout.observations[0])
-    for other in begins[1:]:
-        assert torch.equal(begins[0], other)
-    assert not torch.equal(test.explore(1)[:, 0, :, :10].flatten(), begins[0].flatten())  # type: ignore[index]
+    starts = [test.play(k).rollout.observations[0] for k in (0, 1)]
+    starts.append(test.play_online().rollout.observations[0])
+    starts.append(build(tiny_learner("mappo")).play(0).rollout.observations[0])
+    for other in starts[1:]:
+        assert torch.equal(starts[0], other)
+    assert not torch.equal(test.explore(1)[:, 0, :, :10].flatten(), starts[0].flatten())  # type: ignore[index]
 
 
 def test_mismatch_has_the_matched_returns_on_its_diagonal(learner):
@@ -99,18 +100,18 @@ def test_mismatch_has_the_matched_returns_on_its_diagonal(learner):
     np.testing.assert_allclose(np.diag(matrix), matched, rtol=1e-5)
 
 
-def test_online_begins_with_the_prior_and_goes_on_with_what_was_seen(learner):
-    told = build(learner).play_online().rollout.latent
-    assert told is not None
-    assert not torch.equal(told[0], told[1])
-    assert not torch.equal(told[1], told[2])
+def test_online_starts_with_the_prior_and_continues_with_what_was_seen(learner):
+    latent = build(learner).play_online().rollout.latent
+    assert latent is not None
+    assert not torch.equal(latent[0], latent[1])
+    assert not torch.equal(latent[1], latent[2])
 
 
 def test_zero_shots_is_a_draw_from_the_prior_held_for_the_episode(learner):
-    told = build(learner).play(0).rollout.latent
-    assert told is not None
-    assert (told == told[0]).all()
-    norms = told[0].norm(dim=-1)
+    latent = build(learner).play(0).rollout.latent
+    assert latent is not None
+    assert (latent == latent[0]).all()
+    norms = latent[0].norm(dim=-1)
     torch.testing.assert_close(norms, torch.full_like(norms, 8**0.5))
 
 
@@ -155,11 +156,11 @@ def run(algo, root, **values):
 
 
 def test_evaluate(tmp_path, monkeypatch, capsys):
-    folders = {algo: run(algo, tmp_path) for algo in ("mg2l", "oracle")}
+    folders = {algo: run(algo, tmp_path) for algo in ("mg2l", "oracle", "mappo")}
     monkeypatch.setattr(
         "sys.argv",
         ["evaluate", str(folders["mg2l"]), "--oracle", str(folders["oracle"]),
-         "--shots", "0", "2", "--episodes", "3"],
+         "--mappo", str(folders["mappo"]), "--shots", "0", "2", "--episodes", "3"],
     )  # fmt: skip
     evaluate.main()
     found = json.loads((folders["mg2l"] / "evaluation.json").read_text())
@@ -180,6 +181,16 @@ def test_evaluate(tmp_path, monkeypatch, capsys):
             assert part["interval"][0] <= part["return"] <= part["interval"][1]
         by_task = [task["return"] for task in row["by_task"].values()]
         assert np.mean(by_task) == pytest.approx(row["return"], abs=1e-4)
+        scores = [task["score"] for task in row["by_task"].values() if "score" in task]
+        assert len(scores) == scale["scored"] == len(row["by_task"]) - scale["unscored"]
+        assert ("adaptation" in row) == bool(scores)
+        if scores:
+            assert row["adaptation"]["score"] == pytest.approx(
+                statistics.interquartile_mean(np.array([scores]))
+            )
+        assert scale["reach"] == pytest.approx(
+            found["scripted"][row["split"]]["informed"] - found["scripted"][row["split"]]["blind"]
+        )
     assert found["results"][-1]["normalised"] == pytest.approx(0)
     tasks = registry.make("mpe-spread", 1).tasks
     for split, ids in (("train", tasks.train_ids), ("test", tasks.test_ids)):
@@ -187,13 +198,16 @@ def test_evaluate(tmp_path, monkeypatch, capsys):
     rows = list(csv.DictReader((folders["mg2l"] / "evaluation.csv").open()))
     assert {row["training_seed"] for row in rows} == {"0"}
     assert len(rows) == len(expected) * len(tasks) * 3 * 2
-    assert "test   online" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "test   online" in shown
+    assert "test   scripted teams: random" in shown
+    assert re.search(r"test   \d tasks have an adaptation score, \d none", shown)
 
     monkeypatch.setattr("sys.argv", ["evaluate", str(folders["oracle"]), "--episodes", "2"])
     evaluate.main()
     found = json.loads((folders["oracle"] / "evaluation.json").read_text())
     assert "mismatch" not in found
-    assert len({row["return"] for row in found["results"] if row["mode"] == "shots"}) == 2
+    assert len({row["return"] for row in found["results"] if row["mode"] != "random"}) == 2
 
 
 def test_evaluate_refuses(tmp_path, monkeypatch, capsys):
@@ -202,6 +216,8 @@ def test_evaluate_refuses(tmp_path, monkeypatch, capsys):
     for arguments, message in (
         ([str(mine), "--oracle", str(other)], "same environment"),
         ([str(mine), "--oracle", str(mine)], "must be a run of oracle, got one of mappo"),
+        ([str(mine), "--mappo", str(other)], "must be a run of mappo, got one of oracle"),
+        ([str(mine), "--mappo", str(mine)], "--mappo needs --oracle"),
         ([str(tmp_path)], "config.yaml"),
         ([str(mine), "--shots", "0", str(10**30)], "--shots: must be a whole number from 0"),
         ([str(mine), "--episodes", "0"], "--episodes: must be a whole number from 1"),
@@ -224,3 +240,20 @@ def test_meta_tests_in_the_course_of_training_change_nothing_of_it(tmp_path):
         for name, value in plain.items():
             if not name.startswith(("time/", "env_steps_per_s")):
                 assert with_tests[name] == value, name
+
+
+@pytest.mark.parametrize("name", ["mg2l", "mappo", "rl2", "varibad"])
+def test_shots_share_their_exploration(name):
+    """Every number of shots plays what it would play alone."""
+    learner = tiny_learner(name)
+    test = build(learner)
+    samplings: list[Sampling] = ["uniform", "priority"] if test.prioritises else ["uniform"]
+    seen = []
+    found = test.play_each([0, 1, 3], samplings, lambda *way: seen.append(way[:2]))
+    assert seen == list(found)
+    assert len(found) == (5 if name == "mg2l" else 3)
+    for (shots, sampling), scored in found.items():
+        alone = test.play(shots, sampling)
+        torch.testing.assert_close(scored.returns, alone.returns, rtol=0, atol=0)
+        assert torch.equal(scored.lengths, alone.lengths)
+    test.close()

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
+from mg2l import estimators
 from mg2l.algorithms.losses import info_nce, leave_one_out, pair_scores
 from mg2l.estimators.gaussian import Gaussian, kl_between, kl_to_standard
+from mg2l.ops import reference
 
 
 def draw_gaussian(*shape, low=-4.0, high=2.0, dtype=torch.float64):
@@ -93,8 +95,20 @@ def test_info_nce_by_hand():
         1 - math.log(1 + math.exp(3) + math.exp(1)),
     ]
     torch.testing.assert_close(result.bound, torch.tensor(math.log(3) + sum(parts) / 3))
-    # Of equal scores the first wins, so that chance is not mistaken for knowledge of task 1.
+    # Of equal scores the first wins, so that ties do not count as recognising task 1.
     torch.testing.assert_close(result.accuracy, torch.tensor(1 / 3))
+
+
+def test_info_nce_of_a_matrix_is_the_estimator():
+    torch.manual_seed(0)
+    queries, keys = torch.randn(2, 7, 5).double(), torch.randn(2, 3, 5).double()
+    positive = torch.randint(3, (7,))
+    found = info_nce(pair_scores(queries, keys, "dot", 0.5), positive)
+    for group in range(2):
+        scores = reference.pairwise_lse(queries[group], keys[group], positive, scale=2.0)
+        torch.testing.assert_close(found.bound[group], estimators.info_nce(scores))
+        accuracy = (scores.rank == 0).double().mean()
+        torch.testing.assert_close(found.accuracy[group], accuracy)
 
 
 @pytest.mark.parametrize("tasks", [2, 3, 10])
@@ -121,7 +135,7 @@ def test_info_nce_does_not_mind_a_constant_per_query():
 
 
 def test_info_nce_stays_below_the_true_information():
-    """A channel that tells the task with probability 0.8, and each other one with 0.2 / 3."""
+    """A channel that gives the task with probability 0.8, and each other one with 0.2 / 3."""
     torch.manual_seed(0)
     positive = torch.randint(4, (50_000,))
     seen = torch.where(

@@ -278,8 +278,8 @@ def test_of_points_kl_is_half_a_squared_distance():
     loss, metrics = objective(queries, ORDER, None, encoder)
     task, local = encoder(queries)
     torch.testing.assert_close(metrics["kl/global"], 0.5 * task.mean.square().sum(-1).mean())
-    apart = local.mean - task.mean.unsqueeze(1)
-    torch.testing.assert_close(metrics["loss/local"], 0.5 * apart.square().sum(-1).mean(0).sum())
+    offset = local.mean - task.mean.unsqueeze(1)
+    torch.testing.assert_close(metrics["loss/local"], 0.5 * offset.square().sum(-1).mean(0).sum())
     loss.backward()
     assert all(p.grad.isfinite().all() for p in encoder.parameters() if p.grad is not None)
     assert "mi/gap" not in metrics  # a point has no density

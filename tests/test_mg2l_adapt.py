@@ -6,11 +6,11 @@ import torch
 from method_helpers import TINY, collect, inference_of, tiny_config, tiny_learner
 
 import mg2l
-from mg2l import export
 from mg2l.core.schema import ConfigError
 from mg2l.deploy.agent import Agent
 from mg2l.evaluation.meta_test import MetaTest
 from mg2l.experience.replay import ContextReplay
+from mg2l.export import main as export_command
 
 
 def adapting(**values):
@@ -27,7 +27,7 @@ def which_task(inference, latent):
 def test_agents_explore_as_in_training_tasks_each_its_own_redrawn_after_some_steps():
     learner = adapting(explore_refresh=4)
     inference = inference_of(learner)
-    # Before the first update nobody knows what is inferred in a task.
+    # Before the first update it is not known what is inferred in a task.
     first = inference.exploration_latent(200, 10)
     assert len(first.flatten(0, 2).unique(dim=0)) == 3 * 200 * 2
     learner.update_inference()
@@ -67,7 +67,7 @@ def test_an_exported_agent_explores_as_in_training(tmp_path, monkeypatch):
     values = {**TINY, "save_model": True, "main_save_path": tmp_path, "explore_refresh": 3}
     run = mg2l.train(algo="mg2l-adapt", **values)
     monkeypatch.setattr("sys.argv", ["export", str(run.folder)])
-    export.main()
+    export_command()
     agent = Agent(run.folder / "export", 1, seed=0)
     explorers = np.array(agent.manifest["context"]["explorers"], np.float32)[:, 1]
     seen = []

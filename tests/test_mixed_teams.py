@@ -1,35 +1,29 @@
 """Teams whose agents differ in kind of action space, widths, counts and masks."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-import mixed_envs
 import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
-from method_helpers import TINY, overrides
+from method_helpers import TINY, outputs
 from mixed_envs import SPACES, WIDTHS, Yard, YardConfig
 from torch.distributions import Categorical, Normal
 from torch.nn import functional as F
 
-import mg2l
-import mg2l.train as train
-from mg2l import cli, evaluate, export
 from mg2l.config import files as loading
+from mg2l.deploy import export
 from mg2l.deploy.agent import Agent
-from mg2l.envs import adapters, registry
+from mg2l.envs import registry
 from mg2l.envs.actions import ActionLayout
 from mg2l.envs.random_actions import random_actions
-from mg2l.evaluation import trained
 from mg2l.experience.transitions import Transitions
 from mg2l.nn.distributions import FactoredHead, GaussianHead, MixedHead, make_head
 from mg2l.nn.normaliser import LayerNorm
 from mg2l.training.learner import Learner
 from mg2l.training.loop import iterate
-from mg2l.training.metrics import read_metrics
 
 HIDDEN, ROWS = 8, 6
 TEAMS = {
@@ -48,9 +42,8 @@ def layout(request):
 
 
 @pytest.fixture
-def yard(monkeypatch):
+def yard():
     """The name of a family."""
-    monkeypatch.setattr(registry, "_families", dict(registry._families))
     registry.register("yard", YardConfig, Yard)
     return "yard"
 
@@ -102,9 +95,11 @@ def test_heads_equal_distributions_agent_by_agent(layout, masked, share):
     hidden = torch.randn(agents, ROWS, HIDDEN, dtype=torch.float64)
     mask = draw_mask(layout) if masked and layout.choices else None
     for deterministic in (False, True):
-        action, said = head.act(hidden, mask, deterministic, torch.Generator().manual_seed(0))
+        action, said = head.act(
+            outputs(head, hidden), mask, deterministic, torch.Generator().manual_seed(0)
+        )
         assert action.shape == (agents, ROWS, *layout.shape)
-        log_prob, entropy = head.evaluate(hidden, action, mask)
+        log_prob, entropy = head.evaluate(outputs(head, hidden), action, mask)
         torch.testing.assert_close(said, log_prob)
         for agent in range(agents):
             wanted = reference(head, layout, agent, hidden, action, mask)
@@ -124,8 +119,8 @@ def test_padding_has_no_gradient_and_does_not_count(layout):
     hidden = torch.randn(agents, ROWS, HIDDEN, dtype=torch.float64)
     mask = draw_mask(layout) if layout.choices else None
     with torch.no_grad():
-        action, _ = head.act(hidden, mask, False, torch.Generator().manual_seed(0))
-    before = head.evaluate(hidden, action, mask)
+        action, _ = head.act(outputs(head, hidden), mask, False, torch.Generator().manual_seed(0))
+    before = head.evaluate(outputs(head, hidden), action, mask)
     (before[0].sum() + before[1].sum()).backward()
     for name, parameter in head.named_parameters():
         numbers = "mean" in name or "log_std" in name
@@ -148,7 +143,7 @@ def test_padding_has_no_gradient_and_does_not_count(layout):
             for agent in range(agents):
                 own = layout.sizes[agent] or len(layout.counts[agent])
                 action[agent, :, own:] = 7
-        after = head.evaluate(hidden, action, mask)
+        after = head.evaluate(outputs(head, hidden), action, mask)
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(one.detach(), other, rtol=0, atol=0)
 
@@ -170,7 +165,7 @@ def test_forbidden_options_are_never_drawn():
     head = make(layout).float()
     mask = draw_mask(layout, 1).expand(-1, 4000, -1)
     hidden = torch.randn(3, 1, HIDDEN).expand(-1, 4000, -1)
-    action, _ = head.act(hidden, mask, False, torch.Generator().manual_seed(0))
+    action, _ = head.act(outputs(head, hidden), mask, False, torch.Generator().manual_seed(0))
     logits = head.raw(hidden)[-1]
     for agent, counts in enumerate(layout.counts):
         start = 0
@@ -197,7 +192,7 @@ def test_actions_in_transitions(layout):
     transitions = Transitions(Spec())  # type: ignore[arg-type]
     head = make(layout).float()
     hidden = torch.randn(agents, ROWS, HIDDEN)
-    action, _ = head.act(hidden, None, False, torch.Generator().manual_seed(0))
+    action, _ = head.act(outputs(head, hidden), None, False, torch.Generator().manual_seed(0))
     action = 2 * action if layout.numbers and not layout.choices else action
     found = transitions.actions(action.transpose(0, 1))
     assert found.shape == (ROWS, agents, layout.width)
@@ -309,13 +304,13 @@ def test_ratios_are_1_before_the_first_step(tmp_path, yard, values):
     tasks = team.draw_tasks()
     rollout = team.collect(tasks)
     batch = team.ppo.prepare(rollout, team.inference.critic_latent(tasks, rollout)())
-    for part, _ in team.ppo._minibatches(batch):
+    for part, _ in team.ppo.minibatches(batch):
         assert part.action_mask is not None
         log_prob, _ = team.actor.evaluate(
             part.actor_inputs.flatten(1, 2),
             part.actions.flatten(1, 2),
             part.actor_states,
-            part.first,
+            part.reset,
             part.action_mask.flatten(1, 2),
         )
         torch.testing.assert_close(log_prob, part.log_probs.flatten(1), rtol=0, atol=1e-5)
@@ -384,167 +379,3 @@ def test_exported_agents_have_their_own_heads(tmp_path, yard):
     with pytest.raises(ValueError, match="mask must be"):
         agents[2].act(seen[2], [False, False, True, True, True, True])
     team.close()
-
-
-# Other packages' environments.
-
-
-def adapted(make, team=None, others=None, tasks=None, **keys):
-    config = adapters.AdapterConfig(**{"n_workers": 1, "max_ep_len": 50, **keys})
-    found = adapters.task_set(tasks or [{"goal": 0.0}, {"goal": 1.0}], [], config)
-    return adapters.AdaptedEnv("adapted", make, found, config, 2, 0, team, others)
-
-
-def test_an_adapter_takes_every_kind_of_action():
-    env = adapted(mixed_envs.make_workshop)
-    assert env.action_spaces == (
-        Box(-1, 1, (2,)), Discrete(3), MultiDiscrete([2, 4]), MultiDiscrete([2, 2])
-    )  # fmt: skip
-    obs, info = env.reset(task_ids=[0, 1])
-    assert obs.shape == (2, 4, 6)
-    assert obs[1].tolist() == [[1.0] * n + [0.0] * (6 - n) for n in (6, 5, 5, 6)]
-    assert info["action_mask"][0].astype(int).tolist() == [
-        [0] * 6, [0, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 1], [1, 1, 1, 1, 0, 0]
-    ]  # fmt: skip
-    actions = np.zeros((2, 4, 2))
-    actions[:, 0] = [1.0, 0.5]  # from [0, 2] and [0, 4]
-    actions[:, 1, 0] = 2  # starts at 5
-    actions[:, 2] = [1, 3]  # starts at 1 and 0
-    actions[:, 3] = [0, 1]
-    rewards = env.step(actions)[1]
-    np.testing.assert_allclose(rewards[0], [10 * 2 + 3, 10 * 7, 10 * 2 + 3, 1])
-    np.testing.assert_allclose(rewards[1], rewards[0] + 1)
-    env.close()
-
-
-def constant(agent, observation, space):
-    assert len(observation) == 1 + len(agent)
-    return {"crane": np.array([2, 0], np.float32), "lamp": np.array([1, 3])}[agent]
-
-
-class Counting:
-    """A policy with a memory: how many actions it has chosen in this episode."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def reset(self):
-        self.calls = 0
-
-    def __call__(self, agent, observation, space):
-        self.calls += 1
-        assert self.calls == 1 + observation[0], "memory of another copy or episode"
-        return space.sample()
-
-
-def test_a_team_against_scripted_and_random_others():
-    env = adapted(mixed_envs.make_workshop, ["gates", "belt"], None)
-    assert env.action_spaces == (MultiDiscrete([2, 2]), Discrete(3))
-    assert env.num_agents == 2
-    obs, info = env.reset(seed=0)
-    assert obs.shape == (2, 2, 6)
-    assert info["action_mask"].astype(int)[0].tolist() == [[1] * 4, [0, 1, 1, 0]]
-    rewards = env.step(np.array([[[1, 1], [2, 0]]] * 2))[1]  # masks of the lamp are kept to
-    assert rewards[0].tolist() == [11, 70]
-    env.close()
-    env = adapted(mixed_envs.make_workshop, ["belt", "gates"], constant_or_random)
-    env.reset()
-    assert env.step(np.array([[[2, 0], [1, 1]]] * 2))[1][0].tolist() == [70, 11]
-    env.close()
-
-
-def constant_or_random(agent, observation, space):
-    return constant(agent, observation, space)
-
-
-def test_others_have_memories_of_their_own():
-    env = adapted(mixed_envs.make_workshop, ["belt", "gates", "lamp"], Counting(), [{"goal": 0.0}])
-    env.reset()
-    for _ in range(3):
-        env.step(np.array([[[2, 0], [1, 1], [1, 3]]] * 2))
-    env.reset()
-    env.step(np.array([[[2, 0], [1, 1], [1, 3]]] * 2))
-    env.close()
-
-
-def test_a_wrong_team_is_refused():
-    with pytest.raises(Exception, match=r"team must be names of agents, all different, of \['cr"):
-        adapted(mixed_envs.make_workshop, ["nobody"])
-    with pytest.raises(ValueError, match="others must come with team"):
-        adapters.register("wrong", mixed_envs.make_workshop, [{}], [], others=constant)
-
-
-CHASERS = ["adversary_0", "adversary_1", "adversary_2"]
-FAMILIES: dict[str, Any] = {
-    "workshop": (mixed_envs.make_workshop, [{"goal": 0.0}, {"goal": 1.0}], [{"goal": 0.5}]),
-    "tag": (mixed_envs.make_tag, [{"speed": 0.7}, {"speed": 1.3}], [{"speed": 1.0}],
-            CHASERS, mixed_envs.flee),
-}  # fmt: skip
-
-
-def run(tmp_path, env, **values):
-    """Train two iterations, evaluate with a video, export: the run folder."""
-    values = {**TINY, "save_model": True, "main_save_path": tmp_path, "eval_interval": 2,
-              "eval_episodes": 1, **values}  # fmt: skip
-    assert train.run(*cli.parse(["--algo=mg2l", f"--env={env}", *overrides(values)])) == 0
-    (folder,) = (path.parent for path in tmp_path.rglob("metrics.jsonl"))
-    assert len(read_metrics(folder / "metrics.jsonl")) == 2
-    return folder
-
-
-def trained_spaces(folder):
-    learner = trained.load(folder)
-    try:
-        return learner.env.action_spaces
-    finally:
-        learner.close()
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_foreign_teams_train_evaluate_and_are_exported(tmp_path, monkeypatch, capsys, name):
-    monkeypatch.setattr(registry, "_families", dict(registry._families))
-    adapters.register(name, *FAMILIES[name])
-    (tmp_path / "env.yaml").write_text(f"family: {name}\n")
-    folder = run(tmp_path, tmp_path / "env.yaml", n_workers=2)
-    check_run(folder, monkeypatch)
-    team = mg2l.load(folder)  # without its environment
-    layout = ActionLayout(team.action_spaces)
-    assert layout.counts == ActionLayout(trained_spaces(folder)).counts
-    rows = np.zeros((team.num_agents, max(team.observation_sizes)), np.float32)
-    actions = team.act(rows)
-    np.testing.assert_array_equal(actions, layout.within(actions))
-    if layout.options:
-        nothing = np.zeros((team.num_agents, layout.options), bool)
-        with pytest.raises(ValueError, match="must allow an action to each agent"):
-            team.act(rows, action_mask=nothing)
-    team.observe(np.zeros(team.num_agents), rows)
-    assert np.isfinite(team.infer()).all()
-
-
-@pytest.mark.parametrize(
-    ("env", "conf", "agents", "sizes"),
-    [
-        ("mujoco-ant-dir", "2x4d", 2, [4, 4]),
-        ("mujoco-hopper-param", "2+1", 2, [2, 1]),
-    ],
-)
-def test_robots_of_unequal_parts(tmp_path, monkeypatch, env, conf, agents, sizes):
-    folder = run(tmp_path, env, agent_conf=conf, n_agents=agents)
-    written = check_run(folder, monkeypatch, pictures=False)
-    action = written["agents"][0].get("action", written["action"])
-    assert len(action["low"]) == sizes[0]
-    config = loading.load_config("default", "mg2l", env, {"agent_conf": conf, "n_agents": agents})
-    made = registry.make(config.env, 1)
-    assert [space.shape for space in made.action_spaces] == [(size,) for size in sizes]
-    made.close()
-
-
-def check_run(folder, monkeypatch, pictures=True):
-    """Evaluate, with a video where there are pictures, and export; returns the manifest."""
-    words = ["evaluate", str(folder), "--episodes=1", *(["--video=gif"] if pictures else [])]
-    monkeypatch.setattr("sys.argv", words)
-    evaluate.main()
-    assert bool([*folder.rglob("*.gif")]) == pictures
-    monkeypatch.setattr("sys.argv", ["export", str(folder), "--trust", "--agents", "0"])
-    export.main()
-    return json.loads((folder / "export/export.json").read_text())

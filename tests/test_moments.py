@@ -92,7 +92,7 @@ def test_normalised_targets_have_mean_0_and_spread_1(offset, scale):
 
 
 def test_debiased_moments_forget_as_they_should():
-    """Of batches whose means move by 1e6 spreads: compared with their weights written out."""
+    """Batches whose means move by 1e6 standard deviations, against explicit weights."""
     beta, norm = 0.7, ValueNorm(1, beta=0.7)
     batches = [draw(1e6 * k, 1.0 + k, 1, 300, seed=k) for k in range(6)]
     for batch in batches:

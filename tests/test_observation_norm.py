@@ -20,10 +20,10 @@ from method_helpers import (
 from test_export import check_follows
 from test_export import collect as follow
 
-from mg2l import export
 from mg2l.config import files as loading
 from mg2l.config.sections import PolicyConfig
 from mg2l.core.schema import ConfigError
+from mg2l.deploy import export
 from mg2l.deploy.agent import Agent
 from mg2l.deploy.policy import Policy
 from mg2l.deploy.reference import References
@@ -130,28 +130,28 @@ def test_values_that_the_older_key_cannot_have():
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("kind", [{}, {"mortal": True}, {"use_recurrent_policy": True,
                                                           "data_chunk_length": 5}])  # fmt: skip
-def test_a_policy_learns_in_the_units_that_it_acted_in(monkeypatch, share, kind):
-    learner = known_learner(monkeypatch, "oracle", share_policy=share, **kind)
+def test_a_policy_learns_in_the_units_that_it_acted_in(share, kind):
+    learner = known_learner("oracle", share_policy=share, **kind)
     for _ in range(2):
         tasks = learner.draw_tasks()
         learner.update_policy(learner.collect(tasks), tasks)
     before = state_of(learner)
-    rollout, tell = collect(learner)
-    batch = learner.ppo.prepare(rollout, tell())
-    for part, _ in learner.ppo._minibatches(batch):
+    rollout, critic_latent = collect(learner)
+    batch = learner.ppo.prepare(rollout, critic_latent())
+    for part, _ in learner.ppo.minibatches(batch):
         log_probs, _ = learner.actor.evaluate(
             part.actor_inputs.flatten(1, 2), part.actions.flatten(1, 2), part.actor_states,
-            part.first, None,
+            part.reset, None,
         )  # fmt: skip
         ratio = (log_probs - part.log_probs.flatten(1)).exp()
         torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=1e-5)
-    learner.ppo.update(batch, tell)
+    learner.ppo.update(batch, critic_latent)
     assert all(torch.equal(value, before[name]) for name, value in state_of(learner).items())
 
 
 def test_moments_are_of_all_that_was_acted_on(monkeypatch):
-    """In training and in exploration, by whoever was alive; a meta-test leaves them alone."""
-    learner = known_learner(monkeypatch, "mg2l", mortal=True)
+    """In training and exploration, by agents that were alive; a meta-test leaves them unchanged."""
+    learner = known_learner("mg2l", mortal=True)
     kept = []
     watched = learner.actor.observe
 
@@ -178,8 +178,8 @@ def test_moments_are_of_all_that_was_acted_on(monkeypatch):
 
 
 @pytest.mark.parametrize("centralised", [True, False])
-def test_critics_read_what_the_actors_do(monkeypatch, centralised):
-    learner = known_learner(monkeypatch, use_centralized_V=centralised)
+def test_critics_read_what_the_actors_do(centralised):
+    learner = known_learner(use_centralized_V=centralised)
     tasks = learner.draw_tasks()
     learner.update_policy(learner.collect(tasks), tasks)
     batch, _ = prepared(learner)
@@ -188,15 +188,16 @@ def test_critics_read_what_the_actors_do(monkeypatch, centralised):
     joint = torch.cat([own[0], own[1]], -1)
     for agent in range(2):
         wanted = joint if centralised else own[agent]
-        torch.testing.assert_close(batch.critic_observations[agent], wanted)
+        read = batch.critic_observations[0 if centralised else agent]  # one joint observation
+        torch.testing.assert_close(read, wanted)
     assert own.shape == (2, steps, envs, 4)
     assert own.flatten(1, 2).mean(1).abs().max() < 1  # standardised by another rollout's
 
 
-def test_goes_on_bit_for_bit(monkeypatch):
+def test_continues_bit_for_bit():
     runs = []
     for _ in range(2):
-        learner = known_learner(monkeypatch, "mg2l")
+        learner = known_learner("mg2l")
         state = copy.deepcopy(learner.networks())
         loop.iterate(learner, 0)
         runs.append((state, copy.deepcopy(learner.networks())))
@@ -282,9 +283,9 @@ class Thermostat(KnownEnv):
         return seen, rewards.astype(np.float32), terminated, truncated, info
 
 
-def thermostat(patch: pytest.MonkeyPatch, bonus: float = 0.0, **values: Any) -> Learner:
-    patch.setattr(Thermostat, "bonus", bonus)
-    patch.setitem(registry._families, "warm", registry._Family(KnownConfig, Thermostat))
+def thermostat(bonus: float = 0.0, **values: Any) -> Learner:
+    family = type("Thermostat", (Thermostat,), {"bonus": bonus})
+    registry.register("warm", KnownConfig, family)
     wanted = {**TINY, "max_ep_len": 20, "n_rollout_threads": 32,
               "n_iters": 12, "ppo_epoch": 15, "actor_lr": 3e-3, "critic_lr": 3e-3,
               "algo_hidden_size": 32, **values}  # fmt: skip
@@ -293,12 +294,12 @@ def thermostat(patch: pytest.MonkeyPatch, bonus: float = 0.0, **values: Any) -> 
 
 
 @pytest.mark.parametrize("bonus", [0.0, 100.0, -1000.0])
-def test_one_number_is_learned_from_whatever_is_added_to_rewards(monkeypatch, bonus):
+def test_one_number_is_learned_from_whatever_is_added_to_rewards(bonus):
     """Blind teams get -6.7 at best, 20 steps of -1/3; what explores acts on a spread of its own.
 
     Where values begin at 0 they stay at -16 with a bonus of 100.
     """
-    learner = thermostat(monkeypatch, bonus)
+    learner = thermostat(bonus)
     returns = [loop.iterate(learner, i)["return"] - 20 * bonus for i in range(12)]
     assert np.mean(returns[:2]) < -7
     assert np.mean(returns[-2:]) > -5.5
@@ -306,16 +307,14 @@ def test_one_number_is_learned_from_whatever_is_added_to_rewards(monkeypatch, bo
 
 @pytest.mark.parametrize("popart", [False, True])
 @pytest.mark.parametrize("share", [False, True])
-def test_advantages_do_not_depend_on_a_constant_that_is_always_paid(monkeypatch, popart, share):
-    learner = thermostat(
-        monkeypatch, use_popart=popart, use_valuenorm=not popart, share_policy=share
-    )
-    rollout, tell = collect(learner)
+def test_advantages_do_not_depend_on_a_constant_that_is_always_paid(popart, share):
+    learner = thermostat(use_popart=popart, use_valuenorm=not popart, share_policy=share)
+    rollout, critic_latent = collect(learner)
     before = copy.deepcopy(learner.critic.state_dict())
-    plain = learner.ppo.prepare(rollout, tell())
+    plain = learner.ppo.prepare(rollout, critic_latent())
     learner.critic.load_state_dict(before)
     rollout.rewards += 100
-    other = learner.ppo.prepare(rollout, tell())
+    other = learner.ppo.prepare(rollout, critic_latent())
     torch.testing.assert_close(other.advantages, plain.advantages, rtol=0, atol=2e-2)
     torch.testing.assert_close(other.returns, plain.returns, rtol=0, atol=2e-2)
     norm = learner.critic.normaliser
@@ -326,14 +325,14 @@ def test_advantages_do_not_depend_on_a_constant_that_is_always_paid(monkeypatch,
 
 
 @pytest.mark.parametrize("options", [{}, {"ends_at": 4}, {"mortal": True}, {"use_gae": False}])
-def test_values_begin_where_they_equal_their_own_returns(monkeypatch, options):
+def test_values_begin_where_they_equal_their_own_returns(options):
     """Terminations count, and the dead do not; with every option of the estimator."""
-    learner = known_learner(monkeypatch, gamma=0.9, **options)
+    learner = known_learner(gamma=0.9, **options)
     rollout, _ = collect(learner, 25)
     rollout.rewards += 7
     kept = None if rollout.active is None else rollout.active.movedim(-1, 0)
     ended = (rollout.terminated, rollout.truncated)
-    returns = learner.ppo._returns_of_constant(rollout.rewards, *ended, kept)
+    returns = learner.ppo.returns_of_constant(rollout.rewards, *ended, 0.9, kept)
     ppo = learner.config.ppo
     for agent in range(2):
         counted = slice(None) if kept is None else kept[agent]
@@ -347,16 +346,16 @@ def test_values_begin_where_they_equal_their_own_returns(monkeypatch, options):
         assert value > 10  # 7 a step are worth 70, less where episodes end
 
 
-def test_nothing_ends_and_nothing_is_discounted(monkeypatch):
+def test_nothing_ends_and_nothing_is_discounted():
     """Then no constant equals its own returns, and values begin at those of one rollout."""
-    learner = thermostat(monkeypatch, gamma=1.0)
+    learner = thermostat(gamma=1.0)
     batch, _ = prepared(learner)
     assert batch.returns.isfinite().all()
     assert learner.critic.normaliser is not None
     assert learner.critic.normaliser.mean.abs().max() < 100
 
 
-def test_layer_norm_over_one_number_is_one_line(monkeypatch):
+def test_layer_norm_over_one_number_is_one_line():
     with pytest.raises(ConfigError, match="observation_normalization=layer needs observations of"):
-        thermostat(monkeypatch, observation_normalization="layer")
+        thermostat(observation_normalization="layer")
     tiny_config("mappo", observation_normalization="layer")  # six numbers and more

@@ -7,7 +7,7 @@ import torch
 from learning_helpers import iterate, paid_learner
 from method_helpers import tiny_learner
 
-from mg2l.algorithms.oracle import Oracle
+from mg2l.algorithms.oracle.algorithm import Oracle
 
 
 def test_latents_are_the_features_of_the_task():
@@ -28,8 +28,8 @@ def test_latents_are_the_features_of_the_task():
     assert torch.equal(latent, wanted)
 
 
-def test_its_critic_tells_what_the_tasks_pay(monkeypatch):
-    learner = paid_learner(monkeypatch, "oracle", gamma=0.0, ppo_epoch=5, critic_lr=1e-2)
+def test_its_critic_knows_what_the_tasks_pay(monkeypatch):
+    learner = paid_learner("oracle", gamma=0.0, ppo_epoch=5, critic_lr=1e-2)
     for _ in range(5):
         iterate(learner)
     tasks = np.arange(8) % 2

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from method_helpers import tiny_words
 from torch import Tensor
 
 from mg2l.algorithms.mg2l.algorithm import MG2L
@@ -21,30 +22,16 @@ from mg2l.envs.actions import ActionLayout
 from mg2l.estimators.gaussian import Gaussian, kl_between, kl_to_standard
 from mg2l.nn.distributions import GaussianHead
 from mg2l.nn.policy import Actor
+from mg2l.training.clipped import value_loss
 from mg2l.training.learner import Learner
-from mg2l.training.ppo import value_loss
-
-TINY = [
-    "n_init_updates=2",
-    "max_ep_len=10",
-    "n_rollout_threads=4",
-    "n_ae_rollout_threads=3",
-    "n_init_rollouts=2",
-    "ae_updates_per_iter=2",
-    "ppo_epoch=1",
-    "num_mini_batch=1",
-    "algo_hidden_size=16",
-    "ae_buffer_size=100",
-    "context_dim=8",
-    "ae_batch_size=10",
-]
 
 
 def make_learner(*overrides: str, algo: str = "mg2l") -> Learner:
-    given = {word.split("=")[0] for word in overrides}
-    words = [word for word in TINY if word.split("=")[0] not in given]
-    config = loading.load_config("default", algo, "mpe-spread", [*words, *overrides])
-    learner = Learner(config, torch.device("cpu"))
+    values = dict(word.split("=") for word in overrides)
+    words = [*tiny_words(ppo_epoch=1, **dict.fromkeys(values)), *overrides]
+    learner = Learner(
+        loading.load_config("default", algo, "mpe-spread", words), torch.device("cpu")
+    )
     learner.prepare()
     return learner
 
@@ -124,7 +111,7 @@ def test_local_loss_trains_the_local_heads_alone(objective_name: Any) -> None:
     query = encoder(torch.randn(6, 4, 2, 5))
     key = encoder(torch.randn(3, 4, 2, 5))
     positive = torch.tensor([0, 1, 2, 0, 1, 2])
-    loss, _ = objective._local(query, key, query.task.mean.detach(), positive)
+    loss, _ = objective.local_losses(query, key, query.task.mean.detach(), positive)
     loss.backward()
     touched = {name.split(".")[0] for name, p in encoder.named_parameters() if p.grad is not None}
     assert touched == {"local"}
@@ -148,7 +135,7 @@ def test_kl_is_the_closed_form_and_never_negative() -> None:
 @pytest.mark.parametrize("algo", ["mg2l", "mappo", "oracle"])
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_the_first_ratio_is_one(algo: str, recurrent: bool) -> None:
-    """The original drew z anew in every epoch: the ratio was not 1 before the first step."""
+    """The original drew z again in every epoch: the ratio was not 1 before the first step."""
     overrides = [f"use_recurrent_policy={str(recurrent).lower()}", "data_chunk_length=5"]
     learner = make_learner(*overrides, algo=algo)
     tasks = learner.draw_tasks()
@@ -161,12 +148,12 @@ def test_exploration_holds_one_draw_of_the_prior() -> None:
     """The original drew from the prior at every step."""
     learner = make_learner()
     assert learner.explorer is not None
-    told = inference_of(learner).sample_prior(4)
-    assert told.shape == (1, 4, 2, 8)
-    rollout = learner.explorer.collect(10, np.zeros(3, int), told[:, :3])
+    latent = inference_of(learner).sample_prior(4)
+    assert latent.shape == (1, 4, 2, 8)
+    rollout = learner.explorer.collect(10, np.zeros(3, int), latent[:, :3])
     assert rollout.latent is not None
     assert torch.equal(rollout.latent[0], rollout.latent[-1])
-    assert len(torch.unique(told[0].flatten(0, 1), dim=0)) == 8
+    assert len(torch.unique(latent[0].flatten(0, 1), dim=0)) == 8
 
 
 def test_the_encoder_learns_from_the_start() -> None:
@@ -179,13 +166,14 @@ def test_the_encoder_learns_from_the_start() -> None:
 def test_the_huber_loss_sees_negative_errors() -> None:
     config = PPOConfig(huber_delta=10.0, use_clipped_value_loss=False)
     errors = torch.tensor([-100.0, -2.0, 0.0, 2.0, 100.0])
-    found = value_loss(errors, errors, torch.zeros(5), config)
+    column = errors.unsqueeze(1)
+    found = value_loss(column, column, torch.zeros(5, 1), 1.0, config)
     torch.testing.assert_close(found, torch.tensor([950.0, 2.0, 0.0, 2.0, 950.0]))
 
 
 def test_clipped_value_loss_is_the_larger_of_both() -> None:
     config = PPOConfig(use_huber_loss=False, clip_param=0.2)
-    found = value_loss(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([2.0]), config)
+    found = value_loss(torch.ones(1, 1), torch.zeros(1, 1), torch.full((1, 1), 2.0), 1.0, config)
     torch.testing.assert_close(found, torch.tensor([0.5 * 1.8**2]))
 
 
@@ -214,9 +202,9 @@ def test_a_time_limit_is_not_the_end_of_the_task() -> None:
     assert not rollout.terminated.any()
     assert not torch.equal(rollout.final_observations[-1], rollout.observations[-1])
     batch = learner.ppo.prepare(rollout, None)
-    joint = rollout.final_observations[-1].flatten(1).expand(2, -1, -1)
+    joint = learner.critic.reads(rollout.final_observations[-1])
     with torch.no_grad():
-        value, _ = learner.critic(learner.critic.body.inputs(joint, None), None, None)
+        value, _ = learner.critic(joint, None, None, None)
     wanted = rollout.rewards[-1].t() + learner.config.ppo.gamma * value
     torch.testing.assert_close(batch.returns[:, -1], wanted, rtol=1e-4, atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""Packages that are missing: one line, which holds for whoever installed a wheel."""
+"""Packages that are missing: one line, which also fits installed wheels."""
 
 import importlib.metadata
 import importlib.util

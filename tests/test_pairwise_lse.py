@@ -66,7 +66,7 @@ def inputs(
 
 
 def gradients(function: Any, arguments: dict[str, Any], leaves: list[str]) -> tuple[Tensor, ...]:
-    """Of a random combination of all results that are finite."""
+    """Gradients of a random combination of all finite results."""
     given = arguments | {name: arguments[name].detach().clone().requires_grad_() for name in leaves}
     result = function(**given)
     g = torch.Generator().manual_seed(1)

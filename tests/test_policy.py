@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from method_helpers import outputs
 from torch import nn
 from torch.distributions import Categorical, Normal
 from torch.nn import functional as F
 
 from mg2l.config.sections import PolicyConfig, PPOConfig
 from mg2l.envs.actions import ActionLayout
+from mg2l.nn.critic import Critic
 from mg2l.nn.distributions import CategoricalHead, GaussianHead
-from mg2l.nn.policy import Actor, Critic
+from mg2l.nn.policy import Actor
 from mg2l.nn.stacked import StackedGRU, StackedLinear, StackedMLP
 
 AGENTS, ROWS, OBS, TASK, HIDDEN = 3, 6, 4, 2, 8
@@ -124,20 +126,32 @@ def test_stacked_gru_is_a_loop_that_forgets_where_an_episode_begins(groups, laye
     stacked = StackedGRU(groups, HIDDEN, layers, True).double()
     randomise_biases(stacked)
     x, state = draw(AGENTS, steps, ROWS, HIDDEN), draw(AGENTS, ROWS, layers, HIDDEN)
-    first = torch.rand(steps, ROWS) < 0.3
-    first[0, 0], first[0, 1] = True, False
-    outputs, last = stacked(x, state, first)
+    resets = torch.rand(steps, ROWS) < 0.3
+    resets[0, 0], resets[0, 1] = True, False
+    outputs, last = stacked(x, state, resets)
     for agent in range(AGENTS):
         gru = gru_of(stacked, agent, layers)
         for row in range(ROWS):
             h = state[agent, row].unsqueeze(1)
             for t in range(steps):
-                if first[t, row]:
+                if resets[t, row]:
                     h = torch.zeros_like(h)
                 out, h = gru(x[agent, t, row].view(1, 1, -1), h)
                 wanted = F.layer_norm(out[0, 0], (HIDDEN,))
                 torch.testing.assert_close(outputs[agent, t, row], wanted)
             torch.testing.assert_close(last[agent, row], h.squeeze(1))
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_the_gradient_of_a_stacked_gru(groups):
+    torch.manual_seed(0)
+    gru = StackedGRU(groups, 3, 2, True).double()
+    randomise_biases(gru)
+    first = torch.tensor([[True, False], [False, False], [False, True]])
+    inputs = (draw(AGENTS, 3, 2, 3).requires_grad_(), draw(AGENTS, 2, 2, 3).requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda x, state, *_: gru(x, state, first), (*inputs, *gru.parameters())
+    )
 
 
 def test_a_state_is_kept_where_no_episode_begins():
@@ -160,12 +174,12 @@ def test_gaussian_head(groups):
     nn.init.normal_(head.log_std, std=0.5)
     hidden, action = draw(AGENTS, ROWS, HIDDEN), draw(AGENTS, ROWS, 3)
     normal = Normal(head.mean(hidden), head.log_std.exp().expand(AGENTS, ROWS, 3))
-    log_prob, entropy = head.evaluate(hidden, action, None)
+    log_prob, entropy = head.evaluate(outputs(head, hidden), action, None)
     torch.testing.assert_close(log_prob, normal.log_prob(action).sum(-1))
     torch.testing.assert_close(entropy, normal.entropy().sum(-1))
-    drawn, said = head.act(hidden, None, False, torch.Generator().manual_seed(0))
+    drawn, said = head.act(outputs(head, hidden), None, False, torch.Generator().manual_seed(0))
     torch.testing.assert_close(said, normal.log_prob(drawn).sum(-1))
-    likely, _ = head.act(hidden, None, True, None)
+    likely, _ = head.act(outputs(head, hidden), None, True, None)
     torch.testing.assert_close(likely, normal.mean)
 
 
@@ -174,7 +188,7 @@ def test_gaussian_actions_have_the_heads_moments():
     head = GaussianHead(2, HIDDEN, 2, 1.0, True)
     head.log_std.data = torch.tensor([[[-1.0, 0.0]], [[0.5, 1.0]]])
     hidden = torch.randn(2, 1, HIDDEN)
-    drawn, _ = head.act(hidden.expand(2, 100_000, HIDDEN), None, False, None)
+    drawn, _ = head.act(outputs(head, hidden.expand(2, 100_000, HIDDEN)), None, False, None)
     std = head.log_std.exp().squeeze(1)
     torch.testing.assert_close(drawn.std(1), std, rtol=0.02, atol=0)
     torch.testing.assert_close(drawn.mean(1), head.mean(hidden).squeeze(1), rtol=0, atol=0.05)
@@ -197,15 +211,15 @@ def test_categorical_head(groups, masked):
         probs = probs * mask
     probs = probs / probs.sum(-1, keepdim=True)
     categorical = Categorical(probs)
-    action, said = head.act(hidden, mask, False, torch.Generator().manual_seed(0))
+    action, said = head.act(outputs(head, hidden), mask, False, torch.Generator().manual_seed(0))
     assert action.dtype == torch.int64
     assert mask is None or mask.gather(-1, action.unsqueeze(-1)).all()
     torch.testing.assert_close(said, categorical.log_prob(action))
-    log_prob, entropy = head.evaluate(hidden, action, mask)
+    log_prob, entropy = head.evaluate(outputs(head, hidden), action, mask)
     torch.testing.assert_close(log_prob, said)
     wanted = -(probs * probs.clamp(min=1e-300).log()).sum(-1)
     torch.testing.assert_close(entropy, wanted)
-    likely, _ = head.act(hidden, mask, True, None)
+    likely, _ = head.act(outputs(head, hidden), mask, True, None)
     assert torch.equal(likely, probs.argmax(-1))
 
 
@@ -214,18 +228,18 @@ def test_forbidden_actions_are_never_drawn_and_leave_gradients_finite():
     head = CategoricalHead(1, HIDDEN, 4, 1.0, True)
     hidden = torch.randn(1, 1, HIDDEN).expand(1, 20_000, HIDDEN).clone().requires_grad_()
     mask = torch.tensor([True, False, True, False]).expand(1, 20_000, 4)
-    action, _ = head.act(hidden, mask, False, None)
+    action, _ = head.act(outputs(head, hidden), mask, False, None)
     share = torch.bincount(action.flatten(), minlength=4) / 20_000
     logits = head.logits(hidden[:, :1]).flatten()[[0, 2]]
     torch.testing.assert_close(share[[0, 2]], logits.softmax(0).detach(), rtol=0, atol=0.02)
     assert not share[[1, 3]].any()
-    log_prob, entropy = head.evaluate(hidden, action, mask)
+    log_prob, entropy = head.evaluate(outputs(head, hidden), action, mask)
     (log_prob.sum() + entropy.sum()).backward()
     for reached in (hidden, head.logits.weight):
         assert reached.grad is not None
         assert reached.grad.isfinite().all()
     only = torch.tensor([False, True, False, False]).expand(1, 20_000, 4)
-    log_prob, entropy = head.evaluate(hidden, torch.ones_like(action), only)
+    log_prob, entropy = head.evaluate(outputs(head, hidden), torch.ones_like(action), only)
     torch.testing.assert_close(log_prob, torch.zeros_like(log_prob))
     torch.testing.assert_close(entropy, torch.zeros_like(entropy), rtol=0, atol=1e-6)
 
@@ -241,7 +255,7 @@ def make_actor(space=BOX, task=TASK, **values):
     return Actor(config, AGENTS, OBS, task, ActionLayout([space] * AGENTS)).double()
 
 
-def test_the_observation_is_normalised_apart_from_the_task():
+def test_the_observation_is_normalised_separately_from_the_task():
     """One LayerNorm over both would let the larger one drown the other."""
     body = make_actor(observation_normalization="layer").body
     obs, task = draw(AGENTS, ROWS, OBS), 100 * draw(AGENTS, ROWS, TASK)
@@ -308,15 +322,16 @@ def test_chunks_are_evaluated_as_they_were_acted(memory, share, space):
     actor = make_actor(space, task=0, share_policy=share, **memory)
     randomise_biases(actor)
     generator = torch.Generator().manual_seed(0)
-    first = torch.rand(steps, ROWS) < 0.2
-    first[0] = True
+    resets = torch.rand(steps, ROWS) < 0.2
+    resets[0] = True
     mask = masks() if space is DISCRETE else None
-    state = torch.zeros(AGENTS, ROWS, *actor.body.state_shape).double()
+    assert actor.body.memory is not None
+    state = actor.body.memory.initial_state(AGENTS, ROWS)
     inputs, states, actions, said = [], [], [], []
     for t in range(steps):
         inputs.append(actor.body.inputs(draw(AGENTS, ROWS, OBS), None))
         states.append(state)
-        action, log_prob, state = actor.act(inputs[-1], state, first[t : t + 1], mask, generator)
+        action, log_prob, state = actor.act(inputs[-1], state, resets[t : t + 1], mask, generator)
         actions.append(action)
         said.append(log_prob)
     for start in range(0, steps, chunk):
@@ -324,7 +339,7 @@ def test_chunks_are_evaluated_as_they_were_acted(memory, share, space):
         x, a = torch.stack(inputs[part], 1), torch.stack(actions[part], 1)
         allowed = None if mask is None else mask.repeat(1, chunk, 1)
         log_prob, _ = actor.evaluate(
-            x.flatten(1, 2), a.flatten(1, 2), states[start], first[part], allowed
+            x.flatten(1, 2), a.flatten(1, 2), states[start], resets[part], allowed
         )
         wanted = torch.stack(said[part], 1).flatten(1)
         torch.testing.assert_close(log_prob, wanted, rtol=0, atol=1e-10)
@@ -336,11 +351,13 @@ def test_memory_lasts_within_an_episode_and_no_longer():
     x, action = draw(AGENTS, 3, 1, OBS), draw(AGENTS, 3, 3)
     other = x.clone()
     other[:, 0] += 1
-    state = torch.zeros(AGENTS, 1, *actor.body.state_shape).double()
-    for begins, differs in (([True, False, False], True), ([True, False, True], False)):
-        first = torch.tensor(begins)[:, None]
+    assert actor.body.memory is not None
+    state = actor.body.memory.initial_state(AGENTS, 1)
+    for pattern, differs in (([True, False, False], True), ([True, False, True], False)):
+        resets = torch.tensor(pattern)[:, None]
         said = [
-            actor.evaluate(y.flatten(1, 2), action, state, first, None)[0][:, 2] for y in (x, other)
+            actor.evaluate(y.flatten(1, 2), action, state, resets, None)[0][:, 2]
+            for y in (x, other)
         ]
         assert bool((said[0] != said[1]).all()) == differs
         assert differs or torch.equal(*said)
@@ -356,6 +373,6 @@ def test_critics_have_the_normaliser_that_was_asked_for(popart, valuenorm):
     critic = Critic(PolicyConfig(algo_hidden_size=HIDDEN), ppo, AGENTS, OBS, 0)
     wanted = "PopArt" if popart else "ValueNorm" if valuenorm else "NoneType"
     assert type(critic.normaliser).__name__ == wanted
-    values, _ = critic(torch.randn(AGENTS, ROWS, OBS), None, None)
+    values, _ = critic(critic.reads(torch.randn(ROWS, AGENTS, OBS)), None, None, None)
     assert values.shape == (AGENTS, ROWS)
     assert np.isfinite(values.detach().numpy()).all()

@@ -2,19 +2,26 @@
 
 import copy
 import dataclasses
+import itertools
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from method_helpers import KINDS, known_learner, prepared, tiny_learner
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mg2l.config.sections import PPOConfig
+from mg2l.nn.adam import clip_grad_norm_per_agent
 from mg2l.nn.distributions import GaussianHead
 from mg2l.nn.normaliser import PopArt, ValueNorm
 from mg2l.nn.stacked import StackedLinear
-from mg2l.training.ppo import PPO, Batch, clip_grad_norm_per_agent, mean_per_agent, value_loss
+from mg2l.training.batch import Batch
+from mg2l.training.clipped import mean_per_agent, surrogate, value_loss, weights_of
+from mg2l.training.ppo import PPO
 
 # The value loss.
 
@@ -23,7 +30,8 @@ from mg2l.training.ppo import PPO, Batch, clip_grad_norm_per_agent, mean_per_age
 def test_the_huber_loss_is_symmetric(delta):
     config = PPOConfig(huber_delta=delta, use_clipped_value_loss=False)
     errors = torch.tensor([-1e4, -100.0, -2.0, -0.3, 0.0, 0.3, 2.0, 100.0, 1e4])
-    found = value_loss(errors, errors, torch.zeros_like(errors), config)
+    column = errors.unsqueeze(1)
+    found = value_loss(column, column, torch.zeros_like(column), 1.0, config)
     wanted = [
         0.5 * e * e if abs(e) <= delta else delta * (abs(e) - 0.5 * delta) for e in errors.tolist()
     ]
@@ -45,20 +53,21 @@ def test_the_huber_loss_is_symmetric(delta):
 )
 def test_clipped_value_loss_by_hand(huber, sign, prediction, old, target, wanted):
     config = PPOConfig(use_huber_loss=huber, huber_delta=10.0, clip_param=0.2)
-    new, before, aim = (torch.tensor([sign * x]) for x in (prediction, old, target))
-    torch.testing.assert_close(value_loss(new, before, aim, config), torch.tensor([wanted]))
+    new, before, aim = (torch.tensor([[sign * x]]) for x in (prediction, old, target))
+    found = value_loss(new, before, aim, 1.0, config)
+    torch.testing.assert_close(found, torch.tensor([wanted]))
 
 
 # The policy loss.
 
 
-def test_the_surrogate_and_its_metrics_by_hand(monkeypatch):
-    learner = known_learner(monkeypatch, mortal=True, entropy_coef=0.0)
+def test_the_surrogate_and_its_metrics_by_hand():
+    learner = known_learner(mortal=True, entropy_coef=0.0)
     batch, _ = prepared(learner)
     torch.manual_seed(0)
     shift = 0.3 * torch.randn_like(batch.log_probs)
     moved = dataclasses.replace(batch, log_probs=batch.log_probs - shift)
-    found = learner.ppo._update_actor(moved)
+    found = learner.ppo.actor_gradients(moved)
     ratio, clip = shift.exp(), learner.config.ppo.clip_param
     losses, kls, clips = [], [], []
     assert batch.active is not None
@@ -71,11 +80,9 @@ def test_the_surrogate_and_its_metrics_by_hand(monkeypatch):
         losses.append(-torch.stack(parts).mean())
         kls.append(torch.stack([ratio[a, t, n] - 1 - shift[a, t, n] for t, n in rows]).mean())
         clips.append(np.mean([abs(float(ratio[a, t, n]) - 1) > clip for t, n in rows]))
-    torch.testing.assert_close(
-        found["loss/policy"], torch.stack(losses).mean(), rtol=1e-4, atol=1e-6
-    )
-    torch.testing.assert_close(found["kl"], torch.stack(kls).mean(), rtol=1e-3, atol=1e-5)
-    assert float(found["clip_fraction"]) == pytest.approx(np.mean(clips))
+    torch.testing.assert_close(found["loss/policy"], torch.stack(losses), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found["kl"], torch.stack(kls), rtol=1e-3, atol=1e-5)
+    assert found["clip_fraction"].tolist() == pytest.approx(clips)
 
 
 def test_the_loss_does_not_grow_with_the_action_dimension():
@@ -100,7 +107,7 @@ def test_the_loss_does_not_grow_with_the_action_dimension():
             log_probs=(log_probs - shift).view(2, 10, 4),
             advantages=advantages,
         )
-        losses.append(float(learner.ppo._update_actor(batch)["loss/policy"]))
+        losses.append(float(learner.ppo.actor_gradients(batch)["loss/policy"].mean()))
     assert losses[0] != 0
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
@@ -109,45 +116,96 @@ def test_the_entropy_bonus_widens_policies():
     learner = tiny_learner("mappo", entropy_coef=1.0)
     batch, _ = prepared(learner)
     still = dataclasses.replace(batch, advantages=torch.zeros_like(batch.advantages))
-    learner.ppo._update_actor(still)
+    learner.ppo.actor_gradients(still)
+    learner.ppo.start_step(learner.ppo.trained_actor)()
     assert isinstance(learner.actor.head, GaussianHead)
     assert bool((learner.actor.head.log_std > 0).all())
 
 
-def test_the_dead_are_left_out_of_both_losses(monkeypatch):
+def test_the_dead_are_left_out_of_both_losses():
     """Whatever is written into the rows of dead agents, nothing comes of it."""
     results = []
     for junk in (False, True):
-        learner = known_learner(monkeypatch, mortal=True)
-        batch, tell = prepared(learner)
+        learner = known_learner(mortal=True)
+        batch, critic_latent = prepared(learner)
         assert batch.active is not None
         dead = ~batch.active
         assert 0 < dead.sum() < dead.numel()
         if junk:
             batch.advantages[dead] = 50.0
             batch.returns[dead] = -70.0
-        learner.ppo.update(batch, tell)
+        learner.ppo.update(batch, critic_latent)
         results.append([p.detach().clone() for m in (learner.actor, learner.critic)
                         for p in m.parameters()])  # fmt: skip
     for one, two in zip(*results, strict=True):
         assert torch.equal(one, two)
     learner = known_learner(
-        monkeypatch, mortal=True, use_policy_active_masks=False, use_value_active_masks=False
+        mortal=True, use_policy_active_masks=False, use_value_active_masks=False
     )
-    batch, tell = prepared(learner)
+    batch, critic_latent = prepared(learner)
     batch.advantages[dead], batch.returns[dead] = 50.0, -70.0
-    learner.ppo.update(batch, tell)
+    learner.ppo.update(batch, critic_latent)
     assert not torch.equal(results[0][0], next(learner.actor.parameters()))
 
 
 def test_mean_per_agent():
-    x = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]])
-    keep = torch.tensor([[[True, False], [True, False]], [[False, False], [False, False]]])
-    torch.testing.assert_close(mean_per_agent(x, None), torch.tensor([2.5, 6.5]))
-    torch.testing.assert_close(mean_per_agent(x, keep), torch.tensor([2.0, 0.0]))
+    x = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])
+    keep = torch.tensor([[True, False, True, False], [False, False, False, False]])
+    every, kept = weights_of(4, None, None), weights_of(4, keep, None)
+    torch.testing.assert_close(mean_per_agent(x, every), torch.tensor([2.5, 6.5]))
+    torch.testing.assert_close(mean_per_agent(x, kept), torch.tensor([2.0, 0.0]))
+    part = weights_of(8, keep[:, :2], torch.tensor([2, 0]))  # this process has half of the rows
+    torch.testing.assert_close(mean_per_agent(x[:, :2], part), torch.tensor([0.5, 0.0]))
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_gradients_of_the_losses_are_those_of_their_formulas(weighted):
+    torch.manual_seed(0)
+    before, other, third = torch.randn(3, 2, 50, dtype=torch.float64) * 0.3
+    x = torch.randn(2, 50, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(2, 50, dtype=torch.float64) if weighted else 0.02
+    ratio = (x - before).exp()
+    plain = torch.minimum(ratio * other, ratio.clamp(0.8, 1.2) * other)
+    found = surrogate(x, before, other, weights, 0.2)
+    torch.testing.assert_close(found.loss, -(plain * weights).sum(1))
+    assert not found.kl.requires_grad
+    factor = torch.tensor([1.0, 3.0])
+    pairs = [(found.loss, -(plain * weights).sum(1))]
+    for huber, clipped in itertools.product((True, False), repeat=2):
+        config = PPOConfig(use_huber_loss=huber, huber_delta=0.5, use_clipped_value_loss=clipped)
+
+        def loss(value: Tensor, huber: bool = huber) -> Any:
+            if huber:
+                return F.huber_loss(value, third, reduction="none", delta=0.5)
+            return 0.5 * (value - third).square()
+
+        elementwise = loss(x)
+        if clipped:
+            elementwise = torch.maximum(elementwise, loss(other + (x - other).clamp(-0.2, 0.2)))
+        ours = value_loss(x, other, third, weights, config)
+        pairs.append((ours, (elementwise * weights).sum(1)))
+    for ours, formula in pairs:
+        torch.testing.assert_close(ours, formula)
+        one, two = (torch.autograd.grad((y * factor).sum(), x)[0] for y in (ours, formula))
+        torch.testing.assert_close(one, two)
 
 
 # Normalisers.
+
+
+def test_explained_variance_by_hand():
+    """One agent has perfect values, the other the mean return; the dead do not count."""
+    returns = torch.tensor([[[1.0, 2.0], [3.0, 9.0]]]).expand(2, 2, 2)
+    values = returns.clone()
+    values[1] = 2.0
+    alive = torch.tensor([[True, True], [True, False]]).expand(2, 2, 2)
+    held = SimpleNamespace(returns=returns, values=values, active=alive)
+    explained_variance = vars(Batch)["explained_variance"].fget
+    found = explained_variance(held)
+    torch.testing.assert_close(found, torch.tensor(0.5, dtype=found.dtype))
+    values[1, 0] = 3.0  # errors -2, -1, 1: variance 14/9 of 2/3
+    found = explained_variance(held)
+    torch.testing.assert_close(found, torch.tensor((1 + 1 - 7 / 3) / 2, dtype=found.dtype))
 
 
 def moments_by_hand(batches, beta=0.99999):
@@ -217,7 +275,10 @@ def test_popart_keeps_what_the_critic_says(groups):
 def test_the_output_layer_of_popart_is_the_critics_own():
     critic = tiny_learner("mappo", use_popart=True, use_valuenorm=False).critic
     assert isinstance(critic.normaliser, PopArt)
-    assert critic.normaliser._output[0] is critic.value
+    before = critic.value.weight.clone()
+    rows = torch.randn(len(before), 9)
+    critic.normaliser.update(10 * rows, rows)
+    assert not torch.equal(critic.value.weight, before)
     assert sum(p is critic.value.weight for p in critic.parameters()) == 1
 
 
@@ -253,10 +314,10 @@ def test_an_agents_huge_loss_leaves_the_others_update_as_it_was(limit):
     updates = []
     for size in (1.0, 1e6):
         learner = tiny_learner("mappo", ppo_epoch=1, use_max_grad_norm=limit)
-        batch, tell = prepared(learner)
+        batch, critic_latent = prepared(learner)
         batch.advantages[0] *= size
         batch.returns[0] *= size
-        learner.ppo.update(batch, tell)
+        learner.ppo.update(batch, critic_latent)
         updates.append([p[1].detach().clone() for p in learner.actor.parameters()]
                        + [p[1].detach().clone() for p in learner.critic.parameters()])  # fmt: skip
     for one, two in zip(*updates, strict=True):
@@ -268,7 +329,7 @@ def test_an_agents_huge_loss_leaves_the_others_update_as_it_was(limit):
     [({}, 10.0), ({"max_grad_norm": 0.5}, 0.5), ({"use_max_grad_norm": False}, math.inf)],
 )
 def test_the_limit_of_gradient_norms(options, limit):
-    assert tiny_learner("mappo", **options).ppo._max_norm == limit
+    assert tiny_learner("mappo", **options).ppo.max_norm == limit
 
 
 # Whole updates.
@@ -276,13 +337,11 @@ def test_the_limit_of_gradient_norms(options, limit):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [False, True])
-def test_an_update_moves_every_parameter_and_stays_finite(monkeypatch, kind, share):
-    learner = known_learner(
-        monkeypatch, "oracle", share_policy=share, num_mini_batch=2, **KINDS[kind]
-    )
+def test_an_update_moves_every_parameter_and_stays_finite(kind, share):
+    learner = known_learner("oracle", share_policy=share, num_mini_batch=2, **KINDS[kind])
     before = copy.deepcopy([*learner.actor.parameters(), *learner.critic.parameters()])
-    batch, tell = prepared(learner)
-    metrics = learner.ppo.update(batch, tell)
+    batch, critic_latent = prepared(learner)
+    metrics = learner.ppo.update(batch, critic_latent)
     assert all(value.isfinite().all() for value in metrics.values())
     for p, old in zip([*learner.actor.parameters(), *learner.critic.parameters()], before,
                       strict=True):  # fmt: skip
@@ -292,33 +351,34 @@ def test_an_update_moves_every_parameter_and_stays_finite(monkeypatch, kind, sha
 
 def test_values_approach_returns():
     learner = tiny_learner("oracle", critic_lr=5e-3, ppo_epoch=60, use_clipped_value_loss=False)
-    batch, tell = prepared(learner)
-    first, last = (float(learner.ppo.update(batch, tell)["loss/value"]) for _ in range(2))
+    batch, critic_latent = prepared(learner)
+    first, last = (float(learner.ppo.update(batch, critic_latent)["loss/value"]) for _ in range(2))
     assert last < 0.5 * first
 
 
 def test_gradients_that_are_not_finite_are_named(monkeypatch):
     learner = tiny_learner("mappo", ppo_epoch=1)
-    batch, tell = prepared(learner)
-    original = PPO._step
+    batch, critic_latent = prepared(learner)
+    original = PPO.start_step
 
-    def poisoned(self, optimiser, module, losses):
-        return original(self, optimiser, module, losses) * float("inf")
+    def poisoned(self, *trained):
+        step = original(self, *trained)
+        return lambda: {name: norm * float("inf") for name, norm in step().items()}
 
-    monkeypatch.setattr(PPO, "_step", poisoned)
+    monkeypatch.setattr(PPO, "start_step", poisoned)
     with pytest.raises(RuntimeError, match="grad_norm/actor is inf"):
-        learner.ppo.update(batch, tell)
+        learner.ppo.update(batch, critic_latent)
 
 
 @pytest.mark.parametrize("term", ["loss/policy", "loss/value"])
 def test_losses_that_are_not_finite_are_named_with_their_batch(term):
     learner = tiny_learner("mappo")
-    batch, tell = prepared(learner)
+    batch, critic_latent = prepared(learner)
     poisoned = batch.advantages if term == "loss/policy" else batch.returns
     poisoned[0, 3, 1] = float("nan")
     with pytest.raises(RuntimeError, match=term) as caught:
-        learner.ppo.update(batch, tell)
+        learner.ppo.update(batch, critic_latent)
     held = caught.value.batch  # type: ignore[attr-defined]
     assert set(held) >= {field.name for field in dataclasses.fields(Batch)} - {
-        "actor_states", "critic_states", "action_mask", "active",
+        "actor_states", "critic_states", "action_mask", "active", "rows", "living", "everyone",
     }  # fmt: skip

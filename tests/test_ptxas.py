@@ -72,7 +72,7 @@ def test_kernels_stay_in_registers(source: Path) -> None:
 @needs_nvcc
 @pytest.mark.parametrize("arch", ["80", "90"])
 def test_scores_are_fused_and_not_predicated(arch: str, tmp_path: Path) -> None:
-    """Of the loop over coordinates: 16 products, each one FFMA, and no choice inside it."""
+    """The loop over coordinates has 16 products, each one FFMA, and no branch."""
     cubin = tmp_path / "pairwise_lse.cubin"
     flags = ["-std=c++17", "-O3", "-cubin", f"-arch=sm_{arch}"]
     subprocess.run([str(NVCC), *flags, KERNELS / "pairwise_lse.cu", "-o", cubin], check=True)

@@ -2,14 +2,17 @@
 
 import pytest
 import torch
+from method_helpers import known_learner
 
+from mg2l.core.schema import ConfigError
 from mg2l.experience.replay import ContextReplay
 
 TASKS, SEGMENT, AGENTS, FEATURES, SLOTS = 3, 5, 2, 4, 4
 
 
-def make(capacity=SLOTS * SEGMENT, tasks=TASKS):
-    return ContextReplay(tasks, capacity, SEGMENT, AGENTS, FEATURES, torch.device("cpu"))
+def make(capacity=SLOTS * SEGMENT, tasks=TASKS, memory=None):
+    device = torch.device("cpu")
+    return ContextReplay(tasks, capacity, SEGMENT, AGENTS, FEATURES, device, memory)
 
 
 def segment(task, number):
@@ -41,7 +44,6 @@ def test_the_oldest_segment_goes_first():
     replay.add(1, segment(1, SLOTS + 2))
     assert sorted(replay.data[1, :, 0, 0, 1].tolist()) == [3, 4, 5, 6]
     assert torch.equal(replay.data[2, 0], segment(2, 0))
-    assert not replay.data[0].any()
 
 
 def test_capacity_is_in_transitions_rounded_down_to_segments():
@@ -50,6 +52,38 @@ def test_capacity_is_in_transitions_rounded_down_to_segments():
     )  # fmt: skip
     with pytest.raises(ValueError, match="capacity must be at least one segment of 5, got 4"):
         make(capacity=4)
+
+
+def test_memory_bounds_the_capacity_of_every_task():
+    one = 4 * TASKS * SEGMENT * AGENTS * FEATURES
+    sizes = (TASKS, SLOTS * SEGMENT, SEGMENT, AGENTS, FEATURES, torch.device("cpu"))
+    for memory, slots in ((one, 1), (2 * one - 1, 1), (3 * one, 3), (10 * one, SLOTS)):
+        replay = ContextReplay(*sizes, memory)
+        assert replay.data.shape[1] == slots
+        assert replay.data.nbytes <= memory
+    with pytest.raises(ValueError, match=f"memory must be at least {one} bytes.*got {one - 1}"):
+        ContextReplay(*sizes, one - 1)
+
+
+def test_a_bound_that_is_not_reached_changes_nothing():
+    counts, tasks = [1, 3, SLOTS + 3], torch.tensor([2, 0, 1])
+    bounded = make(memory=10**6)
+    for task, count in enumerate(counts):
+        for number in range(count):
+            bounded.add(task, segment(task, number))
+    free = filled(counts).sample(tasks, 9, 2, generator()).gather()
+    assert torch.equal(bounded.sample(tasks, 9, 2, generator()).gather(), free)
+
+
+def test_what_is_saved_of_a_task_with_fewer_segments_is_zero():
+    replay = make()
+    replay.data.fill_(float("nan"))
+    for number in range(2):
+        replay.add(1, segment(1, number))
+    saved = replay.state_dict()["data"]
+    assert saved.shape[1] == 2
+    assert not saved[0].any()
+    assert torch.equal(saved[1, 1], segment(1, 1))
 
 
 @pytest.mark.parametrize("segments", [1, 2, 50])
@@ -118,7 +152,7 @@ def test_state_round_trip(counts):
     state = {name: value.clone() for name, value in replay.state_dict().items()}
     other = make()
     other.load_state_dict(state)
-    for task, count in enumerate(counts):  # both go on overwriting the same segments
+    for task, count in enumerate(counts):  # both keep overwriting the same segments
         for one in (replay, other):
             one.add(task, segment(task, count))
     tasks = torch.tensor([0, 1, 2, 2, 1])
@@ -129,3 +163,10 @@ def test_state_round_trip(counts):
 
 def test_the_state_holds_no_more_than_is_held():
     assert filled([1, 0, 2]).state_dict()["data"].shape[1] == 2
+
+
+def test_a_replay_that_memory_cannot_hold_is_refused_by_its_key():
+    with pytest.raises(
+        ConfigError, match="replay_memory=1 MB holds no episode of max_ep_len=20000"
+    ):
+        known_learner("mg2l", max_ep_len=20_000, ae_buffer_size=20_000, replay_memory=1)

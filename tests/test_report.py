@@ -6,6 +6,9 @@ import base64
 import json
 import os
 import shutil
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,16 +16,20 @@ from typing import Any
 import numpy as np
 import pytest
 from method_helpers import TINY, overrides
+from plotly.offline import get_plotlyjs
 from run_files import write_run
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.wait import WebDriverWait
 
 import mg2l.train as train
-from mg2l import cli, evaluate, probe
+from mg2l import cli, evaluate
 from mg2l.envs import video
-from mg2l.evaluation import groups, results
+from mg2l.evaluation import groups, probe, results
+from mg2l.probe import main as probe_command
 from mg2l.report import __main__ as report
 from mg2l.report import contents, page, panels, testing
+from mg2l.report.watch import Watch
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
@@ -54,11 +61,11 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 evaluate.main()
                 if algo == "mg2l":
                     patch.setattr("sys.argv", ["", str(folder), "--episodes", "1", "--by", "pca"])
-                    probe.main()
-    film = np.random.default_rng(0).integers(255, size=(4, 40, 60, 3), dtype=np.uint8)
+                    probe_command()
+    frames = np.random.default_rng(0).integers(255, size=(4, 40, 60, 3), dtype=np.uint8)
     (first,) = root.glob("*/mg2l/*-sd0")
     for name in ("task.gif", "task.mp4"):
-        video.write(first / "videos" / name, list(film))
+        video.write(first / "videos" / name, list(frames))
     return root
 
 
@@ -188,6 +195,11 @@ def browser() -> Iterator[webdriver.Chrome]:
     driver.quit()
 
 
+def wait(browser: webdriver.Chrome, condition: str) -> Any:
+    """What a script returns as soon as that is true."""
+    return WebDriverWait(browser, 60).until(lambda driver: driver.execute_script(condition))
+
+
 def look(browser: webdriver.Chrome, path: Path, width: int) -> list[dict[str, Any]]:
     """Open a page, see that it is sound, and return what each figure shows."""
     browser.execute_cdp_cmd(
@@ -195,6 +207,7 @@ def look(browser: webdriver.Chrome, path: Path, width: int) -> list[dict[str, An
         {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
     )
     browser.get(path.resolve().as_uri())
+    wait(browser, "return document.documentElement.dataset.drawn")
     assert browser.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = {
@@ -227,10 +240,12 @@ def test_everything_is_drawn(
     figures = look(browser, sweep / "report.html", width)
     titles = {figure["title"] for figure in figures}
     assert {
-        "Learning curves", "At the end", "Task 0", "Task 2", "On held-out tasks",
-        "On tasks of training", "1 shots on held-out tasks, while training", "Interquartile mean",
+        "Learning curves", "At the end", "landmark 0+1", "landmark 1+2", "On held-out tasks",
+        "Explained variance", "Clip fraction", "Policy change", "Entropy",
+        "On training tasks",
+        "1 shots on held-out tasks, while training", "Interquartile mean",
         "Probability that mg2l improves on the other", "Performance profiles",
-        "mg2l, tasks of training", "Global information", "Gap from global to local",
+        "mg2l, training tasks", "Global information", "Gap from global to local",
         "mg2l: agent 1, PCA", "Phases of an iteration",
     } <= titles  # fmt: skip
     (curves,) = [figure for figure in figures if figure["title"] == "Learning curves"]
@@ -238,7 +253,9 @@ def test_everything_is_drawn(
     headings = browser.execute_script(
         "return [...document.querySelectorAll('h3')].map((heading) => heading.textContent)"
     )
-    assert {"Runs", "Attention priorities", "How the configurations differ", "Films"} <= {*headings}
+    expected = {"Runs", "Attention priorities", "How the configurations differ", "Videos"}
+    expected |= {"Software and hardware"}
+    assert expected <= {*headings}
     for size in ("querySelector('img').naturalWidth", "querySelector('video').videoWidth"):
         wide = browser.execute_async_script(
             """const [size, done] = arguments, ask = new Function(`return document.${size}`);
@@ -261,6 +278,102 @@ def test_a_click_hides_an_algorithm_everywhere(
     browser.execute_script("document.querySelector('[data-algo=mappo]').click()")
     assert all(browser.execute_script(seen))
     assert browser.get_log("browser") == []
+
+
+def test_curves_turn_to_other_axes(
+    browser: webdriver.Chrome, sweep: Path, runs: list[results.Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(monkeypatch, sweep)
+    look(browser, sweep / "report.html", 1280)
+    last = """const plot = document.querySelector(".js-plotly-plot"), [name] = arguments;
+      const axis = document.querySelector("#axis");
+      axis.value = name; axis.dispatchEvent(new Event("change"));
+      const {x} = plot.data.find((trace) => trace.meta === "mappo" && trace.fill !== "toself");
+      return [plot.layout.xaxis.title.text, x.filter((value) => value !== null).at(-1)]"""
+    of_mappo = [run for run in runs if run.algo == "mappo"]
+    minutes = [sum(row["time/iteration"] + row.get("time/eval", 0) for row in run.rows) / 60
+               for run in of_mappo]  # fmt: skip
+    ends = {
+        "iterations": 3.0,
+        "minutes": np.mean(minutes),
+        "environment steps": of_mappo[0].env_steps[-1],
+    }
+    for name, end in ends.items():
+        title, value = browser.execute_script(last, name)
+        assert title == name
+        assert value == pytest.approx(end, rel=1e-4)
+    assert browser.get_log("browser") == []
+
+
+def test_the_reader_chooses_dark(
+    browser: webdriver.Chrome, sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(monkeypatch, sweep)
+    look(browser, sweep / "report.html", 1280)
+    seen = """return [getComputedStyle(document.documentElement).backgroundColor,
+      document.querySelector(".js-plotly-plot").layout.font.color]"""
+    ways = {"dark": ["rgb(22, 24, 29)", "#e4e4e4"], "light": ["rgb(255, 255, 255)", "#222222"]}
+    for scheme, wanted in ways.items():
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        WebDriverWait(browser, 20).until(
+            lambda driver, wanted=wanted: driver.execute_script(seen) == wanted  # type: ignore[misc]
+        )
+
+
+def test_tables_are_files(
+    browser: webdriver.Chrome, sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(monkeypatch, sweep)
+    look(browser, sweep / "report.html", 1280)
+    rows = browser.execute_script("return csv(cells(document.querySelector('table')))").split(
+        "\r\n"
+    )
+    assert rows[0].startswith('"algorithm","runs","iterations"')
+    assert [row.partition(",")[0] for row in rows[1:]] == ['"mg2l"', '"mappo"', '"oracle"', ""]
+    lines = browser.execute_script("return latex(cells(document.querySelector('table')))")
+    assert "\\toprule\nalgorithm & runs" in lines
+    assert lines.count("\\\\\n") == 4
+    assert browser.execute_script("return latex([['a_b', '3 ± 1 %']])").splitlines()[2] == (
+        r"a\_b & 3 $\pm$ 1 \% \\"
+    )
+
+
+def test_the_page_is_at_most_half_of_plotly(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(monkeypatch, sweep, "--video-mb", "0")
+    assert (sweep / "report.html").stat().st_size < len(get_plotlyjs()) / 2
+
+
+def test_a_served_page_follows_its_runs(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "mappo", 0)
+    page = tmp_path / "page.html"
+    written: list[int] = []
+
+    def write_page() -> None:
+        written.append(len(written))
+        page.write_text(f"page {len(written)}")
+
+    write_page()
+    watch = Watch([tmp_path], page, write_page, port=0)
+    thread = threading.Thread(target=watch.server.serve_forever, daemon=True)
+    thread.start()
+
+    def get(path: str) -> str:
+        with urllib.request.urlopen(watch.url + path) as answer:
+            return str(answer.read().decode())
+
+    assert (get(""), get("version")) == ("page 1", "0")
+    assert not watch.look()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("\n")
+    assert watch.look()
+    assert (get(""), get("version")) == ("page 2", "1")
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        get("../secret")
+    with pytest.raises(OSError, match="in use"):
+        Watch([tmp_path], page, write_page, port=watch.server.server_port)
+    watch.server.shutdown()
+    watch.server.server_close()
 
 
 def test_intervals_are_shown_where_few_algorithms_are(
@@ -359,11 +472,11 @@ def test_names_are_text_wherever_they_are_shown(
 # What it refuses.
 
 
-def test_films_without_room_are_named(
+def test_videos_without_room_are_named(
     sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(monkeypatch, sweep, "--out", tmp_path / "page.html", "--film-mb", 0)
-    assert capsys.readouterr().out.count("left out, see --film-mb") == 2
+    write(monkeypatch, sweep, "--out", tmp_path / "page.html", "--video-mb", 0)
+    assert capsys.readouterr().out.count("left out, see --video-mb") == 2
     assert "<img" not in (tmp_path / "page.html").read_text().partition("</script>")[2]
 
 
@@ -377,8 +490,8 @@ def test_films_without_room_are_named(
         ),
         (["runs", "--env-steps=-5"], "--env-steps: must be a whole number from 1"),
         (
-            ["runs", "--film-mb=nan"],
-            "--film-mb: must be a number from 0 to 1000000000000, got 'nan'",
+            ["runs", "--video-mb=nan"],
+            "--video-mb/--film-mb: must be a number from 0 to 1000000000000, got 'nan'",
         ),
     ],
 )
@@ -394,7 +507,7 @@ def test_refusals(
 GIF = b"GIF89a" + bytes(40)
 
 
-def test_films_are_regular_files_inside_the_run_that_begin_like_films(
+def test_videos_are_regular_files_inside_the_run_that_begin_like_videos(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     secret = tmp_path / "secret"
@@ -442,7 +555,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "runs" / "report.html").is_symlink()
 
 
-def test_missing_packages_are_told(
+def test_missing_packages_are_reported(
     sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(report, "PACKAGES", ("plotly", "no_such_package"))

@@ -10,17 +10,23 @@ import sys
 import time
 
 import pytest
+from method_helpers import tiny_words
 
 from mg2l.training import checkpoint
 from mg2l.training.metrics import read_metrics
 
 ITERATIONS = 24
-SMALL = (
-    f"n_iters={ITERATIONS} save_interval=3 gpu_id=-1 n_training_threads=1 max_ep_len=12 "
-    "n_rollout_threads=4 n_ae_rollout_threads=2 n_init_rollouts=1 ppo_epoch=2 "
-    "ae_updates_per_iter=3 ae_batch_size=8 ae_buffer_size=40 algo_hidden_size=16 context_dim=8 "
-    "sample_ae_interval=2 n_init_updates=2 log_tensorboard=false seed=3"
-).split()
+SMALL = [
+    *("n_training_threads=1", "seed=3"),
+    *tiny_words(
+        n_iters=ITERATIONS,
+        save_interval=3,
+        save_model=True,
+        sample_ae_interval=2,
+        max_ep_len=12,
+        num_mini_batch=None,
+    ),
+]
 CHOICES = {
     "mg2l": ["--algo=mg2l", "--env=mpe-spread"],
     "recurrent": ["--algo=mappo", "--env=mpe-hunting", "use_recurrent_policy=true",
@@ -69,7 +75,7 @@ def wait_for_start(root, times):
 
 
 def rows(root):
-    """Metrics as texts, without those that tell the time."""
+    """Metrics as texts, without timings."""
     found = []
     for row in read_metrics(run_folder(root) / "metrics.jsonl"):
         kept = {key: value for key, value in row.items()
@@ -89,7 +95,7 @@ def run_undisturbed(root, choice):
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """Folder, command line and metrics of a run that nobody disturbs."""
+    """Folder, command line and metrics of an undisturbed run."""
     root = tmp_path_factory.mktemp("reference")
     return root, *run_undisturbed(root, "mg2l")
 
@@ -130,7 +136,7 @@ def test_asked_to_stop(reference, tmp_path, number, status):
     _, argv, expected = reference
     process = start(*argv, f"main_save_path={tmp_path}")
     wait_for_lines(tmp_path, 4)
-    if number == signal.SIGPIPE:  # whoever reads has seen enough, as in `| head`
+    if number == signal.SIGPIPE:  # the reader has seen enough, as in `| head`
         process.stdout.close()
         process.stdout = None
         _, err = finish(process, status)

@@ -220,7 +220,7 @@ def test_another_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
     path = checkpoint.save(tmp_path, 1, {})
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="has format 99, this version of mg2l reads 2"):
+    with pytest.raises(CheckpointError, match="has format 99, this version of mg2l reads 1 and 2"):
         checkpoint.load(path)
 
 
@@ -411,7 +411,7 @@ def test_death_at_every_step_of_a_save(tmp_path, monkeypatch, step):
         assert not died
 
 
-def test_an_adam_goes_on_bit_for_bit(tmp_path):
+def test_an_adam_continues_bit_for_bit(tmp_path):
     def build():
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 1))
@@ -449,7 +449,7 @@ def test_an_adam_goes_on_bit_for_bit(tmp_path):
     assert same(other_optimiser.state_dict(), optimiser.state_dict())
 
 
-def test_every_stream_of_random_numbers_goes_on(tmp_path):
+def test_every_stream_of_random_numbers_continues(tmp_path):
     arrays = {
         "pcg": np.random.default_rng(1),
         "mt": np.random.Generator(np.random.MT19937(2)),

@@ -17,7 +17,7 @@ import torch
 
 import mg2l.train as train
 from mg2l import cli
-from mg2l.config.files import config_from_yaml
+from mg2l.config.saved import config_from_yaml
 from mg2l.core.schema import ConfigError
 from mg2l.training import folder as folder_module
 from mg2l.training import loop
@@ -59,7 +59,7 @@ def test_the_commit_of_the_source_is_noted(choice):
     assert folder_module.environment()["commit"] == head.stdout.decode().strip()
 
 
-def test_runs_of_the_same_second_are_apart(choice, monkeypatch):
+def test_runs_of_the_same_second_differ(choice, monkeypatch):
     config, options = choice
     monkeypatch.setattr(time, "strftime", lambda *_: "20250101-000000")
     runs = [RunFolder.create(config, options) for _ in range(3)]
@@ -69,7 +69,7 @@ def test_runs_of_the_same_second_are_apart(choice, monkeypatch):
         run.close()
 
 
-def test_threads_that_start_at_once_are_apart(choice, monkeypatch):
+def test_threads_that_start_at_once_do_not_interfere(choice, monkeypatch):
     config, options = choice
     monkeypatch.setattr(folder_module, "environment", dict)
     monkeypatch.setattr(time, "strftime", lambda *_: "20250101-000000")

@@ -1,4 +1,4 @@
-"""A run's folder that is damaged or hostile: one line and exit status 2, whoever reads it."""
+"""A run's folder that is damaged or hostile: one line and exit status 2 in every command."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_config(run, monkeypatch, capsys, name):
         assert said in err
 
 
-def test_a_config_tells_no_secret(run, monkeypatch, capsys):
+def test_a_config_reveals_no_secret(run, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_API_KEY", "sesame")
     text = (run / "config.yaml").read_text()
     for key in ("seed: 3", "wandb_project", "main_save_path"):
@@ -170,7 +170,7 @@ def test_a_state_of_the_right_hash_and_the_wrong_form(run, monkeypatch, capsys, 
     path = checkpoint.path_of(run / "checkpoints", 4)
     content = json.loads((path / checkpoint.STRUCTURE).read_text())["content"]
     set_at(content, where, value)
-    (path / checkpoint.STRUCTURE).write_bytes(checkpoint._document(content))
+    (path / checkpoint.STRUCTURE).write_bytes(checkpoint.to_document(content))
     before = (run / "metrics.jsonl").read_bytes()
     err = refusal(monkeypatch, capsys, train.main, f"--resume={run}", "n_iters=5")
     assert f"checkpoint {path}" in err
@@ -188,7 +188,7 @@ def test_weights_that_are_not_finite(run, monkeypatch, capsys, part):
     (path / checkpoint.TENSORS).write_bytes(data)
     content = json.loads((path / checkpoint.STRUCTURE).read_text())["content"]
     content["tensors_sha256"] = hashlib.sha256(data).hexdigest()
-    (path / checkpoint.STRUCTURE).write_bytes(checkpoint._document(content))
+    (path / checkpoint.STRUCTURE).write_bytes(checkpoint.to_document(content))
     for main, word in [(train.main, f"--resume={run}"), (evaluate.main, run)]:
         err = refusal(monkeypatch, capsys, main, word)
         assert f"{part}." in err
@@ -232,7 +232,7 @@ def test_metrics_that_are_shorter_than_the_checkpoint_say_so(run, monkeypatch, c
     assert [row["iteration"] for row in rows] == [*range(1, kept + 1), 5]
 
 
-def test_a_run_without_a_checkpoint_says_that_it_begins_anew(run, monkeypatch, capsys):
+def test_a_run_without_a_checkpoint_says_that_it_starts_again(run, monkeypatch, capsys):
     shutil.rmtree(run / "checkpoints")
     assert status(monkeypatch, train.main, f"--resume={run}") == 0
     assert "there is no checkpoint: starts again" in capsys.readouterr().out

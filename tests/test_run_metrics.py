@@ -1,7 +1,6 @@
-"""Metrics in files, TensorBoard and Weights & Biases; progress on terminals and elsewhere."""
+"""Metrics in files and trackers; progress on terminals and elsewhere."""
 
 import errno
-import importlib.util
 import io
 import json
 import math
@@ -9,19 +8,15 @@ import os
 import random
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mg2l import cli
 from mg2l.core.files import FileError
-from mg2l.core.schema import ConfigError
 from mg2l.training.metrics import MetricsLogger, read_metrics, scalars, truncate
-from mg2l.training.progress import RunProgress, clock, summary
+from mg2l.training.progress import RunProgress, clock, live_line, summary
 
 
 def row(iteration, value=0.0):
@@ -36,7 +31,7 @@ def strict(text):
 
 
 def test_one_line_per_iteration_at_once(tmp_path):
-    with MetricsLogger(tmp_path, tensorboard=False) as logger:
+    with MetricsLogger(tmp_path) as logger:
         for iteration in (1, 2):
             logger.log(row(iteration))
             lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -46,7 +41,7 @@ def test_one_line_per_iteration_at_once(tmp_path):
 
 def test_values_become_strict_json(tmp_path):
     value = 0.1 + 0.2
-    with MetricsLogger(tmp_path, tensorboard=False) as logger:
+    with MetricsLogger(tmp_path) as logger:
         logger.log({
             "iteration": np.int64(1), "float": value, "tensor": torch.tensor(1 / 3),
             "numpy": np.float32(1 / 3), "nan": math.nan, "inf": [math.inf, torch.tensor(-math.inf)],
@@ -69,17 +64,17 @@ def test_values_become_strict_json(tmp_path):
 
 
 def test_resuming_cuts_what_came_after_the_checkpoint(tmp_path):
-    with MetricsLogger(tmp_path, tensorboard=False) as logger:
+    with MetricsLogger(tmp_path) as logger:
         for iteration in range(1, 8):
             logger.log(row(iteration, 1.0))
-    with MetricsLogger(tmp_path, start=4, tensorboard=False) as logger:
+    with MetricsLogger(tmp_path, start=4) as logger:
         assert [line["iteration"] for line in read_metrics(logger.path)] == [1, 2, 3, 4]
         logger.log(row(5, 2.0))
     assert [line["return"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1.0] * 4 + [
         2.0
     ]
-    with MetricsLogger(tmp_path, tensorboard=False) as logger:
-        assert read_metrics(logger.path) == [], "a run that begins anew keeps no lines"
+    with MetricsLogger(tmp_path) as logger:
+        assert read_metrics(logger.path) == [], "a run that starts again keeps no lines"
 
 
 def test_a_file_cut_at_any_byte_is_mended(tmp_path):
@@ -131,7 +126,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(handle, data[: len(data) // 2])
 
-    with MetricsLogger(tmp_path, tensorboard=False) as logger:
+    with MetricsLogger(tmp_path) as logger:
         logger.log(row(1))
         monkeypatch.setattr(os, "write", half)
         with pytest.raises(OSError, match=r"No space left on device.*metrics\.jsonl"):
@@ -142,19 +137,19 @@ def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_was_removed_is_noticed(tmp_path):
-    with MetricsLogger(tmp_path, tensorboard=False) as logger:
+    with MetricsLogger(tmp_path) as logger:
         (tmp_path / "metrics.jsonl").unlink()
         with pytest.raises(FileNotFoundError, match="was removed"):
             logger.log(row(1))
 
 
 def test_what_was_lost_is_known(tmp_path):
-    with MetricsLogger(tmp_path, tensorboard=False) as logger:
+    with MetricsLogger(tmp_path) as logger:
         assert (logger.kept, logger.dropped) == (0, False)
         for iteration in (1, 2, 3):
             logger.log(row(iteration))
     for start, expected in [(5, (3, False)), (3, (3, False)), (2, (2, True)), (0, (0, True))]:
-        with MetricsLogger(tmp_path, start=start, tensorboard=False) as logger:
+        with MetricsLogger(tmp_path, start=start) as logger:
             assert (logger.kept, logger.dropped) == expected
 
 
@@ -162,149 +157,13 @@ def test_kill_leaves_every_line_that_was_logged(tmp_path):
     script = (
         "import os, sys\n"
         "from mg2l.training.metrics import MetricsLogger\n"
-        "logger = MetricsLogger(sys.argv[1], tensorboard=False)\n"
+        "logger = MetricsLogger(sys.argv[1])\n"
         "for iteration in range(1, 6): logger.log({'iteration': iteration})\n"
         "os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)])
     assert done.returncode == -9
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 5
-
-
-def events(folder):
-    found = EventAccumulator(str(folder / "tensorboard"))
-    found.Reload()
-    return found
-
-
-def test_tensorboard(tmp_path):
-    with MetricsLogger(tmp_path) as logger:
-        for iteration in (1, 2, 3):
-            logger.log({**row(iteration, 0.5 * iteration), "bad": math.nan})
-    found = events(tmp_path)
-    assert set(found.Tags()["scalars"]) == {"return", "return_by_task/a", "return_by_task/b"}
-    points = found.Scalars("return")
-    assert [(point.step, point.value) for point in points] == [(1, 0.5), (2, 1.0), (3, 1.5)]
-
-
-def test_tensorboard_hides_what_is_done_again(tmp_path):
-    with MetricsLogger(tmp_path) as logger:
-        for iteration in range(1, 5):
-            logger.log(row(iteration, 1.0))
-    with MetricsLogger(tmp_path, start=2) as logger:
-        logger.log(row(3, 2.0))
-    points = events(tmp_path).Scalars("return")
-    assert [(point.step, point.value) for point in points] == [(1, 1.0), (2, 1.0), (3, 2.0)]
-
-
-class Wandb(types.ModuleType):
-    """Stands in for the package: notes what it is told."""
-
-    def __init__(self):
-        super().__init__("wandb")
-        self.rows = []
-        self.finished = False
-
-    def init(self, **options):
-        self.options = options
-        return self
-
-    def log(self, numbers, step):
-        self.rows.append((step, numbers))
-
-    def finish(self):
-        self.finished = True
-
-
-@pytest.fixture
-def no_wandb_account(monkeypatch, tmp_path):
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-
-
-def test_wandb_works_offline(monkeypatch, tmp_path, no_wandb_account):
-    wandb = Wandb()
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    folder = tmp_path / "mpe-spread" / "mg2l" / "20250101-000000-sd0"
-    folder.mkdir(parents=True)
-    with MetricsLogger(folder, tensorboard=False, wandb=True, config={"seed": 3}) as logger:
-        logger.log(row(1))
-    assert wandb.options["mode"] == "offline"
-    assert wandb.options["config"] == {"seed": 3}
-    assert wandb.options["dir"] == str(folder)
-    assert wandb.options["id"] == "mpe-spread-mg2l-20250101-000000-sd0"
-    assert [step for step, _ in wandb.rows] == [1]
-    assert wandb.rows[0][1]["return_by_task/b"] == -2.0
-    assert wandb.finished
-
-
-@pytest.mark.parametrize(
-    ("variables", "mode"),
-    [
-        ({"WANDB_API_KEY": "x"}, "online"),
-        ({"WANDB_API_KEY": "x", "WANDB_MODE": "offline"}, "offline"),
-        ({"WANDB_MODE": "disabled"}, "disabled"),
-    ],
-)
-def test_wandb_mode_follows_the_user(monkeypatch, tmp_path, no_wandb_account, variables, mode):
-    wandb = Wandb()
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    MetricsLogger(tmp_path, tensorboard=False, wandb=True).close()
-    assert wandb.options["mode"] == mode
-
-
-def test_wandb_that_is_missing_is_told_before_anything_starts(monkeypatch, capsys, tmp_path):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match="log_wandb=true needs the package wandb"):
-        MetricsLogger(tmp_path, wandb=True)
-    assert list(tmp_path.iterdir()) == []
-    monkeypatch.delitem(sys.modules, "wandb")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(SystemExit) as info:
-        cli.parse(["log_wandb=true"])
-    assert info.value.code == 2
-    assert capsys.readouterr().err == (
-        'error: log_wandb=true needs the package wandb; install with: pip install "mg2l[wandb]"\n'
-    )
-
-
-def test_wandb_that_cannot_start_is_one_line(monkeypatch, tmp_path, no_wandb_account):
-    wandb = Wandb()
-
-    def refuse(**_):
-        raise RuntimeError("no such host:\n  api.example")
-
-    monkeypatch.setattr(wandb, "init", refuse)
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    with pytest.raises(ConfigError, match=r"wandb cannot start: no such host: api\.example; "):
-        MetricsLogger(tmp_path, wandb=True)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("what", ["log", "finish"])
-def test_wandb_that_fails_later_costs_nothing(
-    monkeypatch, tmp_path, no_wandb_account, capsys, what
-):
-    wandb = Wandb()
-    calls = []
-
-    def fail(*_, **__):
-        calls.append(1)
-        raise RuntimeError("the service is gone")
-
-    setattr(wandb, what, fail)
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    with MetricsLogger(tmp_path, tensorboard=False, wandb=True) as logger:
-        for iteration in (1, 2, 3):
-            logger.log(row(iteration))
-    assert calls == [1]
-    assert [row["iteration"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert said[0].startswith(f"wandb: {what} failed: the service is gone; it gets no more")
 
 
 METRICS = {"return": -150.25, "mi/global": 1.0, "mi/local": 0.5, "env_steps_per_s": 3210.4}
@@ -377,3 +236,20 @@ def test_a_dumb_terminal_gets_plain_lines():
         progress.show(1, METRICS)
     assert not progress.live
     assert out.getvalue().startswith("iteration 1/4")
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 120])
+def test_a_live_line_fits_into_a_narrow_terminal(width):
+    text = "return -48.9  MI 0.1/0.2  steps/s 184  test -41.4  ETA 0:01"
+    line = live_line("iteration", "2/300", 0.5, text, "1:02:05", width)
+    assert len(line) <= width
+    assert line.startswith("iteration 2/300")
+    assert line.endswith("1:02:05")
+    assert ("return -48.9" in line) == (width >= 40)
+    assert ("test -41.4" in line) == (width >= 60)
+    assert ("━" in line and "─" in line) == (width >= 80)
+    assert ("MI 0.1/0.2" in line) == (width >= 120)
+    exploring = live_line("exploring before iteration 1", "8/96,000 steps", 0.0, "", "0:01", width)
+    assert len(exploring) <= width
+    assert exploring.startswith("explor")
+    assert "8/96,000 steps" in exploring

@@ -47,7 +47,7 @@ def test_bootstrap_spread_is_the_published_one() -> None:
 
 
 def test_bootstrap_keeps_to_the_strata() -> None:
-    # Runs that agree on every task leave nothing to chance, however different the tasks are.
+    # Runs that agree on every task leave no uncertainty, however different the tasks are.
     assert statistics.bootstrap([[1, 100, -5]] * 4) == (32, 32, 32)
     scores = np.random.default_rng(1).normal(size=(10, 3)) + np.array([0, 100, 1000])
     found = statistics.bootstrap(scores)
@@ -55,7 +55,7 @@ def test_bootstrap_keeps_to_the_strata() -> None:
     assert found.high - found.low < 2
 
 
-def test_bootstrap_draws_runs_anew_within_each_task() -> None:
+def test_bootstrap_draws_runs_again_within_each_task() -> None:
     # Of scores that are the same on 16 tasks, four times as narrow as if whole runs were drawn.
     one = np.random.default_rng(4).normal(size=(50, 1))
     single, many = (statistics.bootstrap(scores) for scores in (one, one.repeat(16, 1)))
@@ -64,9 +64,9 @@ def test_bootstrap_draws_runs_anew_within_each_task() -> None:
 
 def test_bootstrap_in_parts_is_one_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = np.random.default_rng(2).normal(size=(6, 2))
-    drawn = list(statistics._resampled(scores, 10, 0, scores.size))
+    drawn = list(statistics.resampled(scores, 10, 0, scores.size))
     monkeypatch.setattr(statistics, "IN_USE", 3 * scores.size)
-    parts = list(statistics._resampled(scores, 10, 0, scores.size))
+    parts = list(statistics.resampled(scores, 10, 0, scores.size))
     assert [len(part) for part in parts] == [3, 3, 3, 1]
     assert np.concatenate(parts).shape == drawn[0].shape
 
@@ -161,3 +161,25 @@ def test_refusals() -> None:
             statistics.bootstrap(scores)
     with pytest.raises(ValueError, match="got 1 and 2 columns"):
         statistics.improvement([[1.0]], [[1.0, 2.0]])
+
+
+def test_nested_bootstrap_draws_tasks_as_well_as_runs() -> None:
+    # One run: only its tasks are random, and their mean has a known standard error.
+    tasks = np.random.default_rng(2).normal(size=(1, 400))
+    found = statistics.nested_bootstrap([tasks], statistics.mean)
+    error = 1.96 * tasks.std() / math.sqrt(tasks.size)
+    assert found.value == pytest.approx(tasks.mean())
+    assert found.high - found.low == pytest.approx(2 * error, rel=0.1)
+    # Runs that agree on tasks that are alike leave no uncertainty.
+    assert statistics.nested_bootstrap([np.full((3, 4), 2.0)]) == (2, 2, 2)
+
+
+def test_nested_bootstrap_keeps_to_the_families() -> None:
+    families = [np.zeros((3, 8)), np.full((5, 2), 100.0)]
+    found = statistics.nested_bootstrap(families, statistics.mean)
+    assert found.value == found.low == found.high == pytest.approx(1000 / 34)
+    assert statistics.nested_bootstrap(families).value == statistics.interquartile_mean(
+        np.repeat([0.0, 100.0], [24, 10])[None]
+    )
+    with pytest.raises(ValueError, match="one at least, got none"):
+        statistics.nested_bootstrap([])

@@ -7,17 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import pytest
+from method_helpers import tiny_words
 
 from mg2l import cli, sweep
 from mg2l.cli import scheduler
+from mg2l.cli.grid import grid
+from mg2l.launch import local
+from mg2l.launch.local import Local
 from mg2l.training.metrics import read_metrics
 
-TINY = [
-    *("save_interval=1", "gpu_id=-1", "max_ep_len=8", "n_rollout_threads=4", "ppo_epoch=1"),
-    *("num_mini_batch=1", "algo_hidden_size=8", "log_tensorboard=false"),
-]
+TINY = tiny_words(n_iters=None, save_model=True, save_interval=1)
 
 
 def words(folder, *more, n_iters=2, algos=("mappo", "oracle"), seeds=(0,), jobs=2):
@@ -55,7 +57,7 @@ def iterations(folder):
 
 
 def jobs_of(*argv):
-    return sweep.grid(sweep.parse(argv))
+    return grid(sweep.parse(argv))
 
 
 def wait_for(condition, what):
@@ -106,14 +108,14 @@ def test_overrides_may_follow_options_of_many_words(tmp_path):
     [
         (["--set", "mpe-rain:n_iters=1"], "expected NAME:KEY=VALUE"),
         (["n_iter=3"], "n_iters"),
-        (["save_model=false"], "goes on from checkpoints"),
+        (["save_model=false"], "resumes from checkpoints"),
         (["--algos", "mappo", "mappo"], "anything twice"),
         (["seed=3"], "seed=3: a sweep is given this by --seeds"),
         (["main_save_path=x"], "main_save_path=x: a sweep is given this by --folder"),
         (["n_training_threads=many"], "n_training_threads must be an integer"),
     ],
 )
-def test_a_mistake_is_told_before_anything_starts(tmp_path, more, said):
+def test_a_mistake_is_reported_before_anything_starts(tmp_path, more, said):
     argv = ["--algos", "mappo", "--envs", "mpe-spread", "--folder", str(tmp_path / "s"), *more]
     with pytest.raises(cli.ConfigError, match=said):
         jobs_of(*argv)
@@ -126,8 +128,8 @@ def test_runs_the_grid_and_a_larger_one_continues(tmp_path):
     assert "2 of 2 done, 0 failed" in out
     assert iterations(folder) == {("mappo", 0): [1, 2], ("oracle", 0): [1, 2]}
     out = finish(begin(*words(folder, n_iters=3, seeds=(0, 1), algos=("mappo",))))
-    assert "mappo-sd0: goes on" in out
-    assert "mappo-sd1: begins" in out
+    assert "mappo-sd0: resumes" in out
+    assert "mappo-sd1: starts" in out
     assert iterations(folder) == {
         ("mappo", 0): [1, 2, 3], ("mappo", 1): [1, 2, 3], ("oracle", 0): [1, 2],
     }  # fmt: skip
@@ -196,7 +198,7 @@ def test_asked_to_stop(tmp_path):
     assert row["iterations"] == len(iterations(folder)["mappo", 0])
 
 
-def test_what_cannot_succeed_is_tried_once_and_told(tmp_path):
+def test_what_cannot_succeed_is_tried_once_and_reported(tmp_path):
     folder = tmp_path / "s"
     finish(begin(*words(folder, algos=("mappo",))))
     out = finish(begin(*words(folder, "gamma=0.5", n_iters=3)), 1)  # another run than before
@@ -205,31 +207,28 @@ def test_what_cannot_succeed_is_tried_once_and_told(tmp_path):
     row = states(folder)["mappo", 0]
     assert (row["state"], row["attempts"]) == ("failed", 1)
     assert "gamma=0.5 conflicts with --resume" in row["error"]
-    # The table is that of mg2l.compare: gamma tells the two apart only within an algorithm.
-    assert "| mpe-spread | oracle | 1 | 3 | 96 |" in out
+    # The table is that of mg2l.compare: gamma distinguishes the two only within an algorithm.
+    assert "| mpe-spread | oracle | 1 | 3 | 120 |" in out
 
 
-def ended(tmp_path, monkeypatch, *endings):
+def ended(tmp_path, *endings):
     """State of a job after attempts that end with these statuses and last lines."""
     (job,) = jobs_of(*words(tmp_path, algos=("mappo",)))
-    grid = scheduler.Sweep([job], tmp_path, 1)
+    grid = scheduler.Sweep([job], tmp_path, Local(1))
     job.log.parent.mkdir(exist_ok=True)
     for status, line in endings:
         assert job.state == "waiting"
         job.log.write_text(f"{line}\n")
         job.state, job.attempts = "running", job.attempts + 1
         grid.stages[job.name] = "train"
-        grid.running[job.name] = (job, subprocess.Popen(["true"]))
-        monkeypatch.setattr(grid.running[job.name][1], "poll", lambda: 0)
-        grid.running[job.name][1].wait()
-        grid.running[job.name][1].returncode = status
+        grid.running[job.name] = (job, Mock(poll=Mock(return_value=status)))
         assert grid.collect(stopping=False)
     return job.state
 
 
-def test_what_fails_is_tried_again(tmp_path, monkeypatch):
+def test_what_fails_is_tried_again(tmp_path):
     def state(*endings):
-        return ended(tmp_path, monkeypatch, *endings)
+        return ended(tmp_path, *endings)
 
     assert state((2, "error: a mistake")) == "failed"
     assert state((1, "iteration 3: loss is nan")) == "waiting"
@@ -239,14 +238,14 @@ def test_what_fails_is_tried_again(tmp_path, monkeypatch):
     assert state((-9, "3/9"), (-9, "3/9"), (-9, "3/9")) == "failed"
 
 
-def test_a_run_in_which_a_process_is_at_work_is_no_mistake(tmp_path, monkeypatch):
+def test_a_run_in_which_a_process_is_at_work_is_no_mistake(tmp_path):
     run = tmp_path / "mpe-spread" / "mappo" / "20260101-000000-sd0"
     run.mkdir(parents=True)
     (run / "config.yaml").touch()
     with (run / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert ended(tmp_path, monkeypatch, (2, "error: another process is at work")) == "waiting"
-    assert ended(tmp_path, monkeypatch, (2, "error: another process is at work")) == "failed"
+        assert ended(tmp_path, (2, "error: another process is at work")) == "waiting"
+    assert ended(tmp_path, (2, "error: another process is at work")) == "failed"
 
 
 def test_threads_may_be_chosen(tmp_path):
@@ -278,7 +277,7 @@ def test_damaged_runs_and_files_stop_no_sweep(tmp_path):
     assert "2 at once, 1 threads each" in out
     assert "1 of 2 done, 1 failed" in out
     assert f"skipped: {bad / 'metrics.jsonl'}" in out
-    assert "| mpe-spread | mappo | 1 | 2 | 64 |" in out
+    assert "| mpe-spread | mappo | 1 | 2 | 80 |" in out
     assert mine.read_text() == "mine"
     rows = [json.loads(line) for line in (folder / "sweep.jsonl").read_text().splitlines()]
     assert len(rows) == 3
@@ -292,13 +291,13 @@ def test_two_sweeps_cannot_share_a_folder(tmp_path):
 
 def test_memory_keeps_a_second_job_waiting(tmp_path, monkeypatch):
     (job,) = jobs_of(*words(tmp_path, algos=("mappo",)))
-    grid = scheduler.Sweep([job], tmp_path, 2)
+    grid = scheduler.Sweep([job], tmp_path, Local(2))
     assert grid.room()
     with subprocess.Popen(["sleep", "20"]) as process:
         grid.running["x"] = (job, process)
         assert grid.room()
-        monkeypatch.setattr(scheduler, "LEAST_MEMORY", 2**60)
-        full = scheduler.Sweep([job], tmp_path, 2)
+        monkeypatch.setattr(local, "LEAST_MEMORY", 2**60)
+        full = scheduler.Sweep([job], tmp_path, Local(2))
         full.running = grid.running
         assert not full.room()
         process.kill()

@@ -25,6 +25,7 @@ OWN: dict[str, tuple[str, ...]] = {
     "mappo": (),
     "oracle": (),
     "rl2": (),
+    "rl2-transformer": (),
     "focal": ("focal/loss", "focal/within", "focal/between", "accuracy/fresh_local"),
     "corro": (
         "corro/bound",
@@ -37,7 +38,7 @@ OWN: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("mate-ind", "mate-cen", "mate-mix", "varibad"), BELIEF),
     "mg2l-q-only": (*LOCAL, "grad_norm/encoder_from_critic"),
     "mg2l-local-only": LOCAL,
-    "mg2l-adapt": (*LOCAL, "predict/local", "predict/global"),
+    **dict.fromkeys(("mg2l-adapt", "mg2l-online"), (*LOCAL, "predict/local", "predict/global")),
 }
 """Metrics that an algorithm adds to ``EVERYWHERE``; else those of ``mg2l``."""
 
@@ -131,6 +132,7 @@ def test_a_reward_that_breaks_stops_the_run_and_keeps_what_was_computed(
         return rewards * factor if next(calls) > 55 else rewards
 
     monkeypatch.setattr(Spread, "reward", broken)
+    monkeypatch.setattr(Spread, "compiled", lambda self: None)  # worlds that ask for it
     monkeypatch.setattr("sys.argv", ["train", *words("mg2l", tmp_path, n_iters=5)])
     with pytest.raises(SystemExit) as stopped:
         train.main()

@@ -1,10 +1,12 @@
-"""Nobody is let in: code inside or named by a run folder is not imported unless it is trusted."""
+"""Code inside or named by a run folder is not imported unless it is trusted."""
 
 from __future__ import annotations
 
 import py_compile
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import mg2l.train as train
 from mg2l import evaluate, export, probe
 from mg2l.cli.jobs import Job
 from mg2l.config import files as loading
+from mg2l.config.saved import config_from_yaml, config_to_yaml
 from mg2l.envs import registry, render
 
 UNCHECKED = py_compile.PycInvalidationMode.UNCHECKED_HASH
@@ -32,30 +35,29 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "@dataclass",
             "class OwnConfig(registry.config_class('mpe-spread')):",
             "    '''A family of one's own.'''",
-            "spread = registry._families['mpe-spread'].factory",
+            "spread = registry.families.get('mpe-spread').factory",
             "registry.register('own', OwnConfig, spread)",
             "with Path(__file__).with_name('imported').open('a') as file: file.write('x')",
         ]
     )
     (code / "own.py").write_text(source)
     (code / "own.yaml").write_text("family: own\nmodule: own.py\n")
-    forget(monkeypatch)
     words = [word for word in SMALL if not word.startswith("--env=")]
     words += [f"--env={code / 'own.yaml'}", f"main_save_path={tmp_path / 'runs'}"]
-    assert status(monkeypatch, train.main, *words) == 0
+    with other_process():
+        assert status(monkeypatch, train.main, *words) == 0
     (code / "imported").unlink()
-    forget(monkeypatch)
     (run,) = (tmp_path / "runs").glob("*/*/*-sd3")
     return run
 
 
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was registered by files is not known any more."""
-    kept = {name: family for name, family in registry._families.items() if name != "own"}
-    monkeypatch.setattr(registry, "_families", kept)
-    monkeypatch.setattr(registry, "_origins", {})
+@contextmanager
+def other_process() -> Iterator[None]:
+    """What files register within is forgotten, as if it had been done by another process."""
+    with registry.families.scope():
+        yield
     for name in [name for name in sys.modules if name.startswith("mg2l_plugin_")]:
-        monkeypatch.delitem(sys.modules, name)
+        del sys.modules[name]
 
 
 def imported(tmp_path: Path) -> bool:
@@ -79,10 +81,11 @@ def test_code_that_a_run_names_needs_trust(own, tmp_path, monkeypatch, capsys):
         render.main([f"--run={own}"])
     assert raised.value.code == 2
     assert not imported(tmp_path)
-    assert status(monkeypatch, evaluate.main, own, "--trust", "--episodes=1", "--shots", 0) == 0
+    with other_process():
+        words = [own, "--trust", "--episodes=1", "--shots", 0]
+        assert status(monkeypatch, evaluate.main, *words) == 0
     assert f"importing {tmp_path / 'code' / 'own.py'}, sha256 " in capsys.readouterr().err
     assert imported(tmp_path)
-    forget(monkeypatch)
     assert status(monkeypatch, train.main, f"--resume={own}", "--trust", "n_iters=5") == 0
 
 
@@ -119,13 +122,13 @@ def test_nothing_is_imported_for_a_known_family(tmp_path, monkeypatch, module, c
         path.write_text("import sys; sys.exit(7)")
     monkeypatch.syspath_prepend(tmp_path / "run")
     config = loading.load_config(algo="mappo")
-    text = loading.config_to_yaml(config)
+    text = config_to_yaml(config)
     assert "module" not in text
     place = f"  module: {module.format(root=tmp_path)}\n"
     family = "  family: mpe-spread\n"
     path = tmp_path / "run" / "config.yaml"
     path.write_text(text.replace(family, family + place))
-    assert loading.config_from_yaml(path, trust=True) == config
+    assert config_from_yaml(path, trust=True) == config
     # Of another family it ends neither the program nor silently.
     path.write_text(text.replace(family, "  family: other\n" + place))
     for words in ([], ["--trust"]):

@@ -1,4 +1,4 @@
-"""Where the critic begins: at the constant value that equals its own mean return."""
+"""The critic's initial value: the constant value that equals its own mean return."""
 
 import dataclasses
 from typing import Any
@@ -13,7 +13,7 @@ from mg2l.ops import reference
 @pytest.mark.parametrize("kind", [{}, {"ends_at": 4}, {"mortal": True}, {"use_gae": False}])
 @pytest.mark.parametrize("bonus", [0.0, 100.0, -3e4])
 def test_the_first_values_are_the_fixed_point_of_a_constant(monkeypatch, kind, bonus):
-    learner = known_learner(monkeypatch, gamma=0.95, **kind)
+    learner = known_learner(gamma=0.95, **kind)
     rollout, _ = collect(learner)
     rollout = dataclasses.replace(rollout, rewards=rollout.rewards + bonus)
     critic: Any = learner.ppo.critic
@@ -34,7 +34,7 @@ def test_the_first_values_are_the_fixed_point_of_a_constant(monkeypatch, kind, b
 
 def test_a_constant_that_is_paid_for_ever_is_worth_its_geometric_sum(monkeypatch):
     """A time limit is no end, so that the value is ``c / (1 - gamma)`` in the first rollout."""
-    learner = known_learner(monkeypatch, gamma=0.95)
+    learner = known_learner(gamma=0.95)
     rollout, _ = collect(learner)
     learner.ppo.prepare(
         dataclasses.replace(rollout, rewards=torch.full_like(rollout.rewards, 5)), None

@@ -1,4 +1,4 @@
-"""Films of a team: what is on them, that each agent's marker is its own, and nothing disturbed."""
+"""Videos of a team: what is on them, that each agent's marker is its own, and nothing disturbed."""
 
 import itertools
 from pathlib import Path
@@ -19,7 +19,7 @@ from mg2l.evaluation.picture import Drawing, Trajectory
 from mg2l.training.learner import Learner
 
 STEPS = 10
-"""Of an episode of a tiny run."""
+"""Steps of an episode of a tiny run."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def trained(root: Path, algo: str) -> Path:
     return folder
 
 
-def test_evaluate_writes_films_and_the_same_results(tmp_path, monkeypatch, capsys):
+def test_evaluate_writes_videos_and_the_same_results(tmp_path, monkeypatch, capsys):
     run = trained(tmp_path, "mg2l")
     found = []
     for words in ([], ["--video"]):
@@ -44,18 +44,18 @@ def test_evaluate_writes_films_and_the_same_results(tmp_path, monkeypatch, capsy
         evaluate.main()
         found.append((run / "evaluation.json").read_text())
     assert found[0] == found[1]
-    films = sorted((run / "videos").iterdir())
-    assert [path.name for path in films] == [
+    videos = sorted((run / "videos").iterdir())
+    assert [path.name for path in videos] == [
         "3-landmark-0.gif", "4-landmark-1.gif", "5-landmark-2.gif", "6-landmark-0-1-2.gif",
     ]  # fmt: skip
-    assert str(films[0]) in capsys.readouterr().out
-    with Image.open(films[0]) as picture:
+    assert str(videos[0]) in capsys.readouterr().out
+    with Image.open(videos[0]) as picture:
         frames = [np.asarray(f.convert("RGB")) for f in ImageSequence.Iterator(picture)]
     assert len(frames) == 2 * STEPS
     assert len({frame.shape for frame in frames}) == 1
 
 
-def test_results_are_written_before_the_films(tmp_path, monkeypatch):
+def test_results_are_written_before_the_videos(tmp_path, monkeypatch):
     run = trained(tmp_path, "mappo")
 
     def fail(*arguments):
@@ -75,7 +75,7 @@ def test_missing_packages_are_said_before_anything_is_evaluated(tmp_path, monkey
     monkeypatch.setattr("sys.argv", ["evaluate", str(tmp_path), "--video"])
     with pytest.raises(SystemExit):
         evaluate.main()
-    assert "a .gif film needs the package no_such_package; install with: pip" in (
+    assert "a .gif video needs the package no_such_package; install with: pip" in (
         capsys.readouterr().err
     )
 
@@ -135,12 +135,12 @@ def test_what_is_inferred_at_a_step_does_not_know_the_later_ones(learner, monkey
     assert (plain[7:] != other[7:]).any()
 
 
-def test_the_learner_is_left_as_it_was_and_films_repeat(learner):
+def test_the_learner_is_left_as_it_was_and_videos_repeat(learner):
     streams = [learner.noise.get_state(), learner.draws.get_state()]
     rng = learner.rng.bit_generator.state
     networks = {k: v.clone() for k, v in learner.networks()["inference"].items()}
-    films = [np.stack(list(team_video.VideoRenderer(learner, 1).frames(4))) for _ in range(2)]
-    np.testing.assert_array_equal(films[0], films[1])
+    videos = [np.stack(list(team_video.VideoRenderer(learner, 1).frames(4))) for _ in range(2)]
+    np.testing.assert_array_equal(videos[0], videos[1])
     assert learner.rng.bit_generator.state == rng
     for stream, state in zip((learner.noise, learner.draws), streams, strict=True):
         assert torch.equal(stream.get_state(), state)
@@ -169,7 +169,7 @@ def test_other_algorithms(algo, phases, mapped):
     assert (frames[0].shape[1] > 600) == mapped
 
 
-def test_a_long_film_shows_every_second_step(learner, monkeypatch):
+def test_a_long_video_shows_every_second_step(learner, monkeypatch):
     monkeypatch.setattr(team_video, "PICTURES", 2 * STEPS - 1)
     renderer = team_video.VideoRenderer(learner, 0)
     shown = []

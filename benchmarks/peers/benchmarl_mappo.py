@@ -19,11 +19,14 @@ ENVS, STEPS, EPOCHS = 32, 100, 15
 
 
 class _Turns(Callback):
-    """Lets BenchMARL's own loop go on only when it is this contestant's turn."""
+    """Lets BenchMARL's own loop continue only when it is this contestant's turn."""
 
     def __init__(self) -> None:
         super().__init__()
         self.turn, self.done = threading.Semaphore(0), threading.Semaphore(0)
+
+    def __reduce__(self) -> tuple[type[_Turns], tuple[()]]:
+        return _Turns, ()  # an experiment saves its callbacks, and semaphores cannot be
 
     def on_batch_collected(self, batch: Any) -> None:
         """Has collected: the iteration is over."""

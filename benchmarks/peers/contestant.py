@@ -34,5 +34,5 @@ def answer(value: dict[str, float]) -> None:
 
 if __name__ == "__main__":
     lines = sys.stdout
-    sys.stdout = sys.stderr  # whatever a library prints is no answer
+    sys.stdout = sys.stderr  # keeps a library's own prints out of the answers
     main(*sys.argv[1:])

@@ -32,7 +32,7 @@ class Moments(NamedTuple):
     variance: Array
 
     def fold(self, returns: Array) -> Moments:
-        """With the returns ``[A, rows]`` of one more rollout."""
+        """Include the returns ``[A, rows]`` of one more rollout."""
         weight = self.weight + (1 - BETA) * (1 - self.weight)
         fraction = (1 - BETA) / weight
         distance = returns.mean(1) - self.mean
@@ -121,7 +121,7 @@ def forward(layers: Sequence[tuple[Array, Array]], x: Array) -> Array:
 
 
 def log_prob(mean: Array, log_std: Array, actions: Array) -> Array:
-    """Of a diagonal Gaussian, ``[A, rows]``."""
+    """Log-density of a diagonal Gaussian, ``[A, rows]``."""
     return (-0.5 * ((actions - mean) * jnp.exp(-log_std)) ** 2 - log_std - HALF_LOG_2PI).sum(-1)
 
 

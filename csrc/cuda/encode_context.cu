@@ -5,8 +5,8 @@
 namespace mg2l {
 namespace {
 
-unsigned blocks(int64_t count) {
-  return static_cast<unsigned>((count + kEncodeThreads - 1) / kEncodeThreads);
+unsigned blocks(int64_t count, int64_t per_block) {
+  return static_cast<unsigned>((count + per_block - 1) / per_block);
 }
 
 // Where everything lies, in shared memory and in the buffers.
@@ -83,18 +83,28 @@ int launch_backward(const EncodeBackwardArgs<input_t, scalar_t>& args, void* str
 template <typename input_t, typename scalar_t>
 int launch_pack(const EncodePackArgs<input_t, scalar_t>& args, void* stream) {
   if (args.sets == 0) return cudaSuccess;
+  int64_t most = 0;
+  for (int64_t l = 0; l < args.layers; ++l) {
+    const int64_t size = args.sets * packed_size(args.units[l], args.inputs[l]);
+    most = size > most ? size : most;
+  }
   const auto kernel = encode_context_pack_kernel<input_t, scalar_t>;
-  MG2L_LAUNCH(kernel, dim3(blocks(args.sets * packed_size(args.units, args.inputs))),
-              dim3(kEncodeThreads), stream, args);
+  const dim3 grid(blocks(most, kEncodeThreads), static_cast<unsigned>(args.layers));
+  MG2L_LAUNCH(kernel, grid, dim3(kEncodeThreads), stream, args);
   return cudaGetLastError();
 }
 
 template <typename input_t, typename scalar_t>
 int launch_unpack(const EncodeUnpackArgs<input_t, scalar_t>& args, void* stream) {
   if (args.sets == 0) return cudaSuccess;
+  int64_t most = 0;
+  for (int64_t l = 0; l < args.layers; ++l) {
+    const int64_t size = args.sets * args.units[l] * (args.inputs[l] + 1);
+    most = size > most ? size : most;
+  }
   const auto kernel = encode_context_unpack_kernel<input_t, scalar_t>;
-  MG2L_LAUNCH(kernel, dim3(blocks(args.sets * args.units * (args.inputs + 1))),
-              dim3(kEncodeThreads), stream, args);
+  const dim3 grid(blocks(most, 32), static_cast<unsigned>(args.layers));
+  MG2L_LAUNCH(kernel, grid, dim3(kEncodeThreads), stream, args);
   return cudaGetLastError();
 }
 

@@ -1,7 +1,7 @@
 // Kernels of `encode_context` and `encode_context_backward`: plain pointers, no torch header.
 //
 // A block works on tiles of up to 32 transitions of one agent in one context. A tile's features
-// live in shared memory from the gather to the pooling; weights come from global memory, where all
+// stay in shared memory from the gather to the pooling; weights come from global memory, where all
 // blocks read the same few, mostly from L1. Products are made in squares of 4 x 4 per thread, in
 // registers: 16 multiplications for two loads of four numbers. Every sum is taken in an order of
 // its own: no atomics, the same result in every run.
@@ -311,13 +311,15 @@ __global__ void encode_context_finish_kernel(int64_t units, int64_t transitions,
   }
 }
 
-// Lays the parameters of a layer out as the kernels read them, in the precision of the sums. The
+// Lays the parameters of all layers out as the kernels read them, in the precision of the sums. The
 // query is a layer without inputs.
 //
-// Launch: grid.x * kEncodeThreads >= sets * packed_size(units, inputs). Writes packed.
+// Launch: grid (x, layers + 1), x * kEncodeThreads >= sets * packed_size(units, inputs) of each.
+// Writes packed.
 template <typename input_t, typename scalar_t>
 __global__ void encode_context_pack_kernel(EncodePackArgs<input_t, scalar_t> args) {
-  const int64_t units = args.units, inputs = args.inputs;
+  const int l = static_cast<int>(blockIdx.y);
+  const int64_t units = args.units[l], inputs = args.inputs[l];
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kEncodeThreads + threadIdx.x;
   const int64_t size = packed_size(units, inputs), set = at / size;
   if (set >= args.sets) return;
@@ -334,33 +336,47 @@ __global__ void encode_context_pack_kernel(EncodePackArgs<input_t, scalar_t> arg
   }
   scalar_t value = 0;
   if (within >= 2 * weights) {
-    if (unit < units) value = widen<scalar_t>(args.bias[set * units + unit]);
+    if (unit < units) value = widen<scalar_t>(args.bias[l][set * units + unit]);
   } else if (unit < units && input < inputs) {
-    value = widen<scalar_t>(args.weight[(set * units + unit) * inputs + input]);
+    value = widen<scalar_t>(args.weight[l][(set * units + unit) * inputs + input]);
   }
-  args.packed[at] = value;
+  args.packed[args.offset[l] + at] = value;
 }
 
-// Adds the parts of a layer's gradients in order and lays them out as its parameters.
+// Adds the parts of all gradients and lays them out as their parameters: a lane to a number, a warp
+// to every kEncodeWarps-th part; then the warps' sums in order.
 //
-// Launch: grid.x * kEncodeThreads >= sets * units * (inputs + 1). Writes both gradients.
+// Launch: grid (x, layers + 1), x * 32 >= sets * units * (inputs + 1) of each, block
+// kEncodeThreads. Writes all gradients.
 template <typename input_t, typename scalar_t>
 __global__ void encode_context_unpack_kernel(EncodeUnpackArgs<input_t, scalar_t> args) {
-  const int64_t units = args.units, inputs = args.inputs;
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * kEncodeThreads + threadIdx.x;
-  if (at >= args.sets * units * (inputs + 1)) return;
+  __shared__ scalar_t sums[kEncodeWarps][32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, l = static_cast<int>(blockIdx.y);
+  const int64_t units = args.units[l], inputs = args.inputs[l];
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * 32 + lane;
+  const bool exists = at < args.sets * units * (inputs + 1);
   const int64_t input = at % (inputs + 1), unit = at / (inputs + 1) % units;
   const int64_t set = at / (inputs + 1) / units;
   const bool is_bias = input == inputs;
-  const int64_t from = args.offset + (is_bias ? padded(units) * padded(inputs) + unit
-                                              : unit * padded(inputs) + input);
-  scalar_t sum = 0;
-  const scalar_t* parts = args.partial + set * args.parts * args.size + from;
-  for (int64_t part = 0; part < args.parts; ++part) sum += parts[part * args.size];
+  if (exists) {
+    const int64_t from = args.offset[l] + (is_bias ? padded(units) * padded(inputs) + unit
+                                                   : unit * padded(inputs) + input);
+    const scalar_t* parts = args.partial + set * args.parts * args.size + from;
+    scalar_t sum = 0;
+#pragma unroll 4
+    for (int64_t part = warp; part < args.parts; part += kEncodeWarps) {
+      sum += parts[part * args.size];
+    }
+    sums[warp][lane] = sum;
+  }
+  __syncthreads();
+  if (!exists || warp > 0) return;
+  scalar_t sum = sums[0][lane];
+  for (int other = 1; other < kEncodeWarps; ++other) sum += sums[other][lane];
   if (is_bias) {
-    narrow(sum, args.grad_bias + set * units + unit);
+    narrow(sum, args.grad_bias[l] + set * units + unit);
   } else {
-    narrow(sum, args.grad_weight + (set * units + unit) * inputs + input);
+    narrow(sum, args.grad_weight[l] + (set * units + unit) * inputs + input);
   }
 }
 

@@ -12,6 +12,8 @@
 namespace mg2l {
 namespace {
 
+static_assert(kMaxParameters == kMaxLayers + 1);
+
 // The launchers of a dtype: what contexts and parameters are, and what sums are.
 #define MG2L_ENCODE_LAUNCHERS_OF(name, input, sum)                        \
   struct Encode_##name {                                                  \
@@ -58,6 +60,18 @@ void check_encode_cuda(const EncodeSizes& sizes, ScalarType dtype, bool backward
              sizes.weight_sets());
 }
 
+// Widths of all layers and of the query, and where they lie; `begin` says where a layer does.
+template <typename Begin, typename Args>
+void lay_out_parameters(const EncodeSizes& sizes, const Begin& begin, Args& args) {
+  const auto layers = static_cast<int64_t>(sizes.units.size());
+  args.layers = layers + 1;
+  for (int64_t l = 0; l <= layers; ++l) {
+    args.units[l] = sizes.units[l < layers ? l : layers - 1];
+    args.inputs[l] = l == layers ? 0 : l == 0 ? sizes.features : sizes.units[l - 1];
+    args.offset[l] = begin(l);
+  }
+}
+
 // All layers and the query as the kernels read them.
 template <typename Launchers>
 Tensor pack(const EncodeSizes& sizes, const EncodeTensors& tensors, void* stream) {
@@ -69,21 +83,15 @@ Tensor pack(const EncodeSizes& sizes, const EncodeTensors& tensors, void* stream
   const auto begin = [&](int64_t layer) {
     return packed_offset(sizes.features, layers, sizes.units.data(), args.sets, layer);
   };
+  lay_out_parameters(sizes, begin, args);
   Tensor packed =
       allocate(tensors.context, {begin(layers + 1)}, accumulated(tensors.context.scalar_type()));
-  args.inputs = sizes.features;
   for (int64_t l = 0; l < layers; ++l) {
-    args.units = sizes.units[l];
-    args.weight = data<input_t>(tensors.weights[l]);
-    args.bias = data<input_t>(tensors.biases[l]);
-    args.packed = data<scalar_t>(packed) + begin(l);
-    check_launch("encode_context", Launchers::pack(&args, stream));
-    args.inputs = args.units;
+    args.weight[l] = data<input_t>(tensors.weights[l]);
+    args.bias[l] = data<input_t>(tensors.biases[l]);
   }
-  args.inputs = 0;
-  args.weight = nullptr;
-  args.bias = data<input_t>(tensors.query);
-  args.packed = data<scalar_t>(packed) + begin(layers);
+  args.bias[layers] = data<input_t>(tensors.query);
+  args.packed = data<scalar_t>(packed);
   check_launch("encode_context", Launchers::pack(&args, stream));
   return packed;
 }
@@ -194,22 +202,14 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> encode_cont
     EncodeUnpackArgs<input_t, scalar_t> sum{};
     sum.parts = parts;
     sum.sets = sets;
-    sum.inputs = sizes.features;
     sum.size = size;
     sum.partial = args.partial;
+    lay_out_parameters(sizes, begin, sum);
     for (int64_t l = 0; l < layers; ++l) {
-      sum.units = sizes.units[l];
-      sum.offset = begin(l);
-      sum.grad_weight = data<input_t>(grad_weights[l]);
-      sum.grad_bias = data<input_t>(grad_biases[l]);
-      check_launch("encode_context_backward", Launchers::unpack(&sum, stream));
-      sum.inputs = sum.units;
+      sum.grad_weight[l] = data<input_t>(grad_weights[l]);
+      sum.grad_bias[l] = data<input_t>(grad_biases[l]);
     }
-    sum.units = sum.inputs;
-    sum.inputs = 0;
-    sum.offset = begin(layers);
-    sum.grad_weight = nullptr;
-    sum.grad_bias = data<input_t>(grad_query);
+    sum.grad_bias[layers] = data<input_t>(grad_query);
     check_launch("encode_context_backward", Launchers::unpack(&sum, stream));
   });
   return {grad_context, grad_weights, grad_biases, grad_query};

@@ -19,6 +19,10 @@ constexpr int kColumnThreads = 128;  // threads of a block that walk a column ea
 constexpr int kChunkColumns = 32;    // columns of a block that cuts time: one warp wide
 constexpr int kChunks = 16;          // chunks that time is cut into
 
+// Steps whose inputs a thread has loads in flight for: as many as registers hold.
+template <typename scalar_t>
+constexpr int kAhead = sizeof(scalar_t) == 4 ? 4 : 2;
+
 // Mean and sum of squared deviations of some steps of a column.
 struct Moments {
   double count = 0, mean = 0, squares = 0;
@@ -40,60 +44,97 @@ struct Moments {
   }
 };
 
+// Inputs of kAhead steps of a column.
+template <typename scalar_t>
+struct GaeInputs {
+  scalar_t rewards[kAhead<scalar_t>], values[kAhead<scalar_t>], final_values[kAhead<scalar_t>];
+  uint8_t terminated[kAhead<scalar_t>], truncated[kAhead<scalar_t>];
+};
+
 // One column: its de-normalisation, and the steps of its recurrence.
 template <typename scalar_t>
 struct GaeColumn {
-  const GaeArgs<scalar_t>& args;
-  int64_t column;
-  scalar_t mean = 0, std = 1;
+  const scalar_t* __restrict__ rewards;
+  const scalar_t* __restrict__ values;
+  const scalar_t* __restrict__ final_values;  // something to load where there are none
+  const uint8_t* __restrict__ terminated;
+  const uint8_t* __restrict__ truncated;
+  scalar_t* __restrict__ advantages;
+  scalar_t* __restrict__ returns;
+  int64_t columns;
+  scalar_t gamma, decay, mean = 0, std = 1;
+  bool has_final_values;
 
-  __device__ GaeColumn(const GaeArgs<scalar_t>& args, int64_t column) : args(args), column(column) {
+  __device__ GaeColumn(const GaeArgs<scalar_t>& args, int64_t column)
+      : rewards(args.rewards + column),
+        values(args.values + column),
+        final_values((args.final_values == nullptr ? args.rewards : args.final_values) + column),
+        terminated(args.terminated + column),
+        truncated(args.truncated + column),
+        advantages(args.advantages + column),
+        returns(args.returns + column),
+        columns(args.columns),
+        gamma(args.gamma),
+        decay(args.decay),
+        has_final_values(args.final_values != nullptr) {
     if (args.value_mean != nullptr) {
       mean = args.value_mean[column];
       std = args.value_std[column];
     }
   }
 
-  __device__ scalar_t value(int64_t step) const {
-    return args.values[step * args.columns + column] * std + mean;
+  // Steps from `last` down, and `first` in place of those before it: no load waits for a flag.
+  __device__ GaeInputs<scalar_t> load(int64_t last, int64_t first) const {
+    GaeInputs<scalar_t> inputs;
+#pragma unroll
+    for (int k = 0; k < kAhead<scalar_t>; ++k) {
+      const int64_t at = (last - k > first ? last - k : first) * columns;
+      inputs.rewards[k] = rewards[at];
+      inputs.values[k] = values[at];
+      inputs.final_values[k] = final_values[at];
+      inputs.terminated[k] = terminated[at];
+      inputs.truncated[k] = truncated[at];
+    }
+    return inputs;
   }
 
-  // The TD error of a step, given the value of the step after it, and whether the recurrence
-  // passes.
-  __device__ scalar_t error(int64_t step, scalar_t value, scalar_t next_value, bool* passes) const {
-    const int64_t at = step * args.columns + column;
-    const bool terminated = args.terminated[at] != 0;
-    const bool truncated = args.truncated[at] != 0;
-    if (terminated) {
-      next_value = 0;
-    } else if (truncated && args.final_values != nullptr) {
-      next_value = args.final_values[at] * std + mean;
+  // Calls body(step, value, TD error, whether the recurrence passes) for the steps [begin, end),
+  // last first; the inputs of the next ones are on their way meanwhile.
+  template <typename Body>
+  __device__ void each_step(int64_t begin, int64_t end, const Body& body) const {
+    scalar_t next_value = values[end * columns] * std + mean;
+    GaeInputs<scalar_t> ahead = load(end - 1, begin);
+    for (int64_t last = end - 1; last >= begin; last -= kAhead<scalar_t>) {
+      const GaeInputs<scalar_t> inputs = ahead;
+      ahead = load(last - kAhead<scalar_t>, begin);
+#pragma unroll
+      for (int k = 0; k < kAhead<scalar_t>; ++k) {
+        if (last - k < begin) break;
+        const scalar_t value = inputs.values[k] * std + mean;
+        const bool ends = inputs.terminated[k] != 0, cut = inputs.truncated[k] != 0;
+        if (cut && has_final_values) next_value = inputs.final_values[k] * std + mean;
+        if (ends) next_value = 0;
+        body(last - k, value, inputs.rewards[k] - value + gamma * next_value, !(ends || cut));
+        next_value = value;
+      }
     }
-    *passes = !(terminated || truncated);
-    return args.rewards[at] - value + args.gamma * next_value;
   }
 
   // Walks the steps [begin, end) backwards from the advantage that enters, writes them and returns
   // their moments. These are summed about the first advantage: as one of them it is at most the
   // root of (end - begin) standard deviations from their mean, so that in double little cancels.
   __device__ Moments walk(int64_t begin, int64_t end, scalar_t carry) const {
+    if (begin == end) return {};
     double pivot = 0, sum = 0, square_sum = 0;
-    scalar_t next_value = value(end);
-    for (int64_t step = end - 1; step >= begin; --step) {
-      const scalar_t here = value(step);
-      bool passes;
-      const scalar_t delta = error(step, here, next_value, &passes);
-      carry = passes ? delta + args.decay * carry : delta;
-      const int64_t at = step * args.columns + column;
-      args.advantages[at] = carry;
-      args.returns[at] = carry + here;
+    each_step(begin, end, [&](int64_t step, scalar_t value, scalar_t delta, bool passes) {
+      carry = passes ? delta + decay * carry : delta;
+      advantages[step * columns] = carry;
+      returns[step * columns] = carry + value;
       if (step == end - 1) pivot = carry;
       const double deviation = carry - pivot;
       sum += deviation;
       square_sum += deviation * deviation;
-      next_value = here;
-    }
-    if (begin == end) return {};
+    });
     const double count = static_cast<double>(end - begin), shift = sum / count;
     const double squares = square_sum - sum * shift;
     return {count, pivot + shift, squares < 0 ? 0 : squares};
@@ -118,7 +159,8 @@ __global__ void gae_columns_kernel(GaeArgs<scalar_t> args) {
 //
 // Launch: block (kChunkColumns, kChunks), grid.x * kChunkColumns >= columns. Writes every output.
 template <typename scalar_t>
-__global__ void gae_chunked_kernel(GaeArgs<scalar_t> args) {
+__global__ void __launch_bounds__(kChunkColumns* kChunks)
+    gae_chunked_kernel(GaeArgs<scalar_t> args) {
   __shared__ scalar_t factors[kChunks][kChunkColumns];
   __shared__ scalar_t offsets[kChunks][kChunkColumns];
   __shared__ double counts[kChunks][kChunkColumns];
@@ -135,15 +177,10 @@ __global__ void gae_chunked_kernel(GaeArgs<scalar_t> args) {
   scalar_t factor = 1, offset = 0;
   if (works) {
     const GaeColumn<scalar_t> walker(args, column);
-    scalar_t next_value = walker.value(end);
-    for (int64_t step = end - 1; step >= begin; --step) {
-      const scalar_t here = walker.value(step);
-      bool passes;
-      const scalar_t delta = walker.error(step, here, next_value, &passes);
+    walker.each_step(begin, end, [&](int64_t, scalar_t, scalar_t delta, bool passes) {
       offset = passes ? delta + args.decay * offset : delta;
       factor = passes ? args.decay * factor : scalar_t(0);
-      next_value = here;
-    }
+    });
   }
   factors[y][x] = factor;
   offsets[y][x] = offset;
@@ -168,52 +205,103 @@ __global__ void gae_chunked_kernel(GaeArgs<scalar_t> args) {
   }
 }
 
+// Inputs of kAhead steps of a column's adjoint.
+template <typename scalar_t>
+struct GaeGradients {
+  scalar_t advantages[kAhead<scalar_t>], returns[kAhead<scalar_t>];
+  uint8_t terminated[kAhead<scalar_t>], truncated[kAhead<scalar_t>];
+};
+
 // The adjoint recurrence of one column: it runs forwards in time, and what passes from a step to
 // the next is the gradient of its TD error.
 template <typename scalar_t>
 struct GaeBackwardColumn {
-  const GaeBackwardArgs<scalar_t>& args;
-  int64_t column;
+  const scalar_t* __restrict__ grad_advantages;
+  const scalar_t* __restrict__ grad_returns;
+  const uint8_t* __restrict__ terminated;
+  const uint8_t* __restrict__ truncated;
+  scalar_t* __restrict__ grad_rewards;
+  scalar_t* __restrict__ grad_values;
+  scalar_t* __restrict__ grad_final_values;  // or null
+  int64_t steps, columns;
+  scalar_t gamma, decay;
 
   __device__ GaeBackwardColumn(const GaeBackwardArgs<scalar_t>& args, int64_t column)
-      : args(args), column(column) {}
+      : grad_advantages(args.grad_advantages + column),
+        grad_returns(args.grad_returns + column),
+        terminated(args.terminated + column),
+        truncated(args.truncated + column),
+        grad_rewards(args.grad_rewards + column),
+        grad_values(args.grad_values + column),
+        grad_final_values(args.grad_final_values == nullptr ? nullptr
+                                                            : args.grad_final_values + column),
+        steps(args.steps),
+        columns(args.columns),
+        gamma(args.gamma),
+        decay(args.decay) {}
 
-  // What of the gradient of a step's TD error reaches the advantage of the step after it.
-  __device__ scalar_t passes(int64_t step) const {
-    const int64_t at = step * args.columns + column;
-    return args.terminated[at] != 0 || args.truncated[at] != 0 ? scalar_t(0) : args.decay;
+  // Steps from `first` on, and `last` in place of those after it.
+  __device__ GaeGradients<scalar_t> load(int64_t first, int64_t last) const {
+    GaeGradients<scalar_t> inputs;
+#pragma unroll
+    for (int k = 0; k < kAhead<scalar_t>; ++k) {
+      const int64_t at = (first + k < last ? first + k : last) * columns;
+      inputs.advantages[k] = grad_advantages[at];
+      inputs.returns[k] = grad_returns[at];
+      inputs.terminated[k] = terminated[at];
+      inputs.truncated[k] = truncated[at];
+    }
+    return inputs;
   }
 
-  // What of it reaches the value of the step after it.
-  __device__ scalar_t bootstraps(int64_t step) const {
-    const int64_t at = step * args.columns + column;
-    const bool elsewhere = args.grad_final_values != nullptr && args.truncated[at] != 0;
-    return args.terminated[at] != 0 || elsewhere ? scalar_t(0) : args.gamma;
+  // What of the gradient of a step's TD error reaches the advantage of the step after it, and the
+  // value of the step after it.
+  struct Passes {
+    scalar_t to_advantage, to_value;
+  };
+  __device__ Passes passes(bool ends, bool cut) const {
+    const bool elsewhere = grad_final_values != nullptr && cut;
+    return {ends || cut ? scalar_t(0) : decay, ends || elsewhere ? scalar_t(0) : gamma};
+  }
+  __device__ Passes passes_into(int64_t step) const {
+    if (step == 0) return {0, 0};
+    const int64_t before = (step - 1) * columns;
+    return passes(terminated[before] != 0, truncated[before] != 0);
   }
 
-  // What a step receives from the outputs.
-  __device__ scalar_t source(int64_t step) const {
-    const int64_t at = step * args.columns + column;
-    return args.grad_advantages[at] + args.grad_returns[at];
+  // Calls body(step, gradients of advantage and return, what passes into it, whether its final
+  // value counts) for the steps [begin, end).
+  template <typename Body>
+  __device__ void each_step(int64_t begin, int64_t end, const Body& body) const {
+    Passes into = passes_into(begin);
+    GaeGradients<scalar_t> ahead = load(begin, end - 1);
+    for (int64_t first = begin; first < end; first += kAhead<scalar_t>) {
+      const GaeGradients<scalar_t> inputs = ahead;
+      ahead = load(first + kAhead<scalar_t>, end - 1);
+#pragma unroll
+      for (int k = 0; k < kAhead<scalar_t>; ++k) {
+        if (first + k >= end) break;
+        const bool ends = inputs.terminated[k] != 0, cut = inputs.truncated[k] != 0;
+        body(first + k, inputs.advantages[k], inputs.returns[k], into, cut && !ends);
+        into = passes(ends, cut);
+      }
+    }
   }
 
   // Walks the steps [begin, end), given the gradient of the TD error of the step before them.
   __device__ void walk(int64_t begin, int64_t end, scalar_t before) const {
-    for (int64_t step = begin; step < end; ++step) {
-      const int64_t at = step * args.columns + column;
-      const scalar_t grad = source(step) + (step > 0 ? passes(step - 1) * before : scalar_t(0));
-      const scalar_t boot = step > 0 ? bootstraps(step - 1) * before : scalar_t(0);
-      args.grad_rewards[at] = grad;
-      args.grad_values[at] = args.grad_returns[at] - grad + boot;
-      if (args.grad_final_values != nullptr) {
-        const bool used = args.truncated[at] != 0 && args.terminated[at] == 0;
-        args.grad_final_values[at] = used ? args.gamma * grad : scalar_t(0);
-      }
-      before = grad;
-    }
-    if (end == args.steps) {
-      args.grad_values[end * args.columns + column] = bootstraps(end - 1) * before;
-    }
+    each_step(begin, end,
+              [&](int64_t step, scalar_t advantage, scalar_t return_, Passes into, bool final) {
+                const int64_t at = step * columns;
+                const scalar_t grad = advantage + return_ + into.to_advantage * before;
+                grad_rewards[at] = grad;
+                grad_values[at] = return_ - grad + into.to_value * before;
+                if (grad_final_values != nullptr) {
+                  grad_final_values[at] = final ? gamma * grad : scalar_t(0);
+                }
+                before = grad;
+              });
+    if (end == steps) grad_values[end * columns] = passes_into(end).to_value * before;
   }
 };
 
@@ -228,7 +316,8 @@ __global__ void gae_backward_columns_kernel(GaeBackwardArgs<scalar_t> args) {
 // As gae_chunked_kernel, forwards. Launch: block (kChunkColumns, kChunks),
 // grid.x * kChunkColumns >= columns; steps > 0.
 template <typename scalar_t>
-__global__ void gae_backward_chunked_kernel(GaeBackwardArgs<scalar_t> args) {
+__global__ void __launch_bounds__(kChunkColumns* kChunks)
+    gae_backward_chunked_kernel(GaeBackwardArgs<scalar_t> args) {
   __shared__ scalar_t factors[kChunks][kChunkColumns];
   __shared__ scalar_t offsets[kChunks][kChunkColumns];
   const int x = threadIdx.x, y = threadIdx.y;
@@ -241,12 +330,14 @@ __global__ void gae_backward_chunked_kernel(GaeBackwardArgs<scalar_t> args) {
 
   scalar_t factor = 1, offset = 0;
   if (works) {
-    const GaeBackwardColumn<scalar_t> walker(args, column);
-    for (int64_t step = begin; step < end; ++step) {
-      const scalar_t pass = step > 0 ? walker.passes(step - 1) : scalar_t(0);
-      offset = walker.source(step) + pass * offset;
-      factor = pass * factor;
-    }
+    using Walker = GaeBackwardColumn<scalar_t>;
+    Walker(args, column)
+        .each_step(begin, end,
+                   [&](int64_t, scalar_t advantage, scalar_t return_,
+                       const typename Walker::Passes& into, bool) {
+                     offset = advantage + return_ + into.to_advantage * offset;
+                     factor = into.to_advantage * factor;
+                   });
   }
   factors[y][x] = factor;
   offsets[y][x] = offset;

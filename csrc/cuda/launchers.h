@@ -73,6 +73,7 @@ struct PoolForwardArgs {
   scalar_t* pooled;   // [outer, inner, heads, D]
   scalar_t* lse;      // [outer, inner, heads]
   scalar_t* weights;  // [outer, inner, heads, T]
+  scalar_t* partial;  // scratch, [rows, pool_splits(rows, T), pool_partial_width(D)], or null for 1
 };
 
 template <typename scalar_t>
@@ -83,12 +84,11 @@ struct PoolBackwardArgs {
   const scalar_t* lse;     // [outer, inner, heads]
   scalar_t* weights;       // scratch, [outer, inner, heads, T]
   scalar_t* grad_logits;   // scratch, [outer, inner, heads, T]
-  scalar_t* partial;       // scratch, [mg2l_pia_pool_parts(), heads, D]
+  scalar_t* partial;       // scratch, [kQueryParts, heads, D]
   scalar_t* grad_x;        // [outer, T, inner, D]
   scalar_t* grad_query;    // [heads, D]
 };
 
-MG2L_API int64_t mg2l_pia_pool_parts();
 MG2L_API int mg2l_pia_pool_float(const PoolForwardArgs<float>* args, void* stream);
 MG2L_API int mg2l_pia_pool_double(const PoolForwardArgs<double>* args, void* stream);
 MG2L_API int mg2l_pia_pool_backward_float(const PoolBackwardArgs<float>* args, void* stream);
@@ -187,29 +187,34 @@ struct EncodeBackwardArgs {
   input_t* grad_context;        // [B, T, A, F] or null
 };
 
-// Lays out one layer, or the query, as the kernels read it.
+constexpr int kMaxParameters = 9;  // hidden layers, and the query
+
+// Lays out all layers, and the query, as the kernels read them.
 template <typename input_t, typename scalar_t>
 struct EncodePackArgs {
   int64_t sets;
-  int64_t units;
-  int64_t inputs;
-  const input_t* weight;  // [sets, units, inputs] or null
-  const input_t* bias;    // [sets, units]
-  scalar_t* packed;       // [sets, packed_size(units, inputs)]
+  int64_t layers;  // the query among them
+  int64_t units[kMaxParameters];
+  int64_t inputs[kMaxParameters];         // 0 for the query
+  int64_t offset[kMaxParameters];         // in packed
+  const input_t* weight[kMaxParameters];  // [sets, units, inputs] or null
+  const input_t* bias[kMaxParameters];    // [sets, units] or null
+  scalar_t* packed;                       // of all layers, [sets, packed_size(units, inputs)]
 };
 
-// Adds up the parts of the gradients of the layer, or query, that begin at `offset`.
+// Adds up the parts of the gradients of all layers, and of the query.
 template <typename input_t, typename scalar_t>
 struct EncodeUnpackArgs {
   int64_t parts;
   int64_t sets;
-  int64_t units;
-  int64_t inputs;
   int64_t size;
-  int64_t offset;
-  const scalar_t* partial;  // [sets, parts, size]
-  input_t* grad_weight;     // [sets, units, inputs] or null
-  input_t* grad_bias;       // [sets, units]
+  int64_t layers;  // the query among them
+  int64_t units[kMaxParameters];
+  int64_t inputs[kMaxParameters];        // 0 for the query
+  int64_t offset[kMaxParameters];        // in a part
+  const scalar_t* partial;               // [sets, parts, size]
+  input_t* grad_weight[kMaxParameters];  // [sets, units, inputs] or null
+  input_t* grad_bias[kMaxParameters];    // [sets, units] or null
 };
 
 MG2L_API int mg2l_encode_context_float(const EncodeForwardArgs<float, float>* args, void* stream);
@@ -233,5 +238,68 @@ MG2L_API int mg2l_encode_context_unpack_double(const EncodeUnpackArgs<double, do
                                                void* stream);
 MG2L_API int mg2l_encode_context_unpack_bfloat16(const EncodeUnpackArgs<Bf16, float>* args,
                                                  void* stream);
+
+// A step of N particle worlds (csrc/particle/scenarios.h).
+template <typename scalar_t>
+struct ParticleArgs {
+  int64_t worlds;
+  int64_t kind;
+  int64_t agents;
+  int64_t bodies;
+  int64_t objects;  // landmarks
+  int64_t task_width;
+  int64_t draw_count;
+  int64_t width;               // of an observation
+  bool advance;                // or only observe
+  const scalar_t* actions;     // [N, A, 2]
+  const double* landmarks;     // [N, L, 2]
+  const double* task;          // [N, task_width]
+  const double* draws;         // [N, draw_count]
+  const double* acceleration;  // [B]
+  const double* size;          // [B]
+  const double* max_speed;     // [B]
+  const uint8_t* collides;     // [B]
+  double* position;            // [N, B, 2], in place
+  double* velocity;            // [N, B, 2], in place
+  int64_t* clock;              // [N], in place
+  double* force;               // scratch, [N, B, 2]
+  float* observations;         // [N, A, width]
+  float* rewards;              // [N, A]
+};
+
+MG2L_API int mg2l_particle_step_float(const ParticleArgs<float>* args, void* stream);
+MG2L_API int mg2l_particle_step_double(const ParticleArgs<double>* args, void* stream);
+
+// One layer of `stacked_mlp` after its product.
+template <typename scalar_t>
+struct MlpForwardArgs {
+  int64_t groups;
+  int64_t rows;
+  int64_t units;
+  bool normalise;  // or the layer is linear alone
+  bool relu;       // else tanh
+  scalar_t epsilon;
+  const scalar_t* product;  // [G, rows, units]
+  const scalar_t* bias;     // [G, units]
+  scalar_t* features;       // [G, rows, units]
+  scalar_t* moments;        // [G, rows, 2] or null
+};
+
+template <typename scalar_t>
+struct MlpBackwardArgs {
+  int64_t groups;
+  int64_t rows;
+  int64_t units;
+  bool relu;                 // else tanh
+  const scalar_t* grad;      // [G, rows, units]
+  const scalar_t* features;  // [G, rows, units]
+  const scalar_t* moments;   // [G, rows, 2]
+  scalar_t* grad_product;    // [G, rows, units]
+};
+
+MG2L_API int mg2l_stacked_mlp_float(const MlpForwardArgs<float>* args, void* stream);
+MG2L_API int mg2l_stacked_mlp_double(const MlpForwardArgs<double>* args, void* stream);
+MG2L_API int mg2l_stacked_mlp_backward_float(const MlpBackwardArgs<float>* args, void* stream);
+MG2L_API int mg2l_stacked_mlp_backward_double(const MlpBackwardArgs<double>* args, void* stream);
 
 }  // namespace mg2l

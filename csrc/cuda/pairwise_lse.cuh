@@ -1,7 +1,7 @@
 // Kernels of `pairwise_lse` and `pairwise_lse_backward`: plain pointers, no torch header.
 //
 // A block works on a tile of 32 rows against one tile of 32 columns after the other: a warp has 4
-// rows, a lane a column. Scores live in registers and shared memory only; the backward pass makes
+// rows, a lane a column. Scores stay in registers and shared memory only; the backward pass makes
 // them again, once with queries as rows for their gradients and once with keys. Every sum is taken
 // by one thread in an order of its own: no atomics, the same result in every run.
 #pragma once

@@ -13,8 +13,15 @@ int launch_pia_pool(const PoolForwardArgs<scalar_t>& args, void* stream) {
   const PoolArgs<scalar_t>& in = args.in;
   const int64_t rows = in.outer * in.inner * in.heads;
   if (rows == 0 || in.width == 0) return cudaSuccess;
-  MG2L_LAUNCH(pia_pool_kernel<scalar_t>, dim3(static_cast<unsigned>(rows)), dim3(kWarp, kPoolWarps),
-              stream, args);
+  const int64_t splits = pool_splits(rows, in.length);
+  const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(splits));
+  const auto kernel =
+      splits > 1 ? pia_pool_kernel<true, scalar_t> : pia_pool_kernel<false, scalar_t>;
+  MG2L_LAUNCH(kernel, grid, dim3(kWarp, kPoolWarps), stream, args);
+  if (splits > 1) {
+    MG2L_LAUNCH(pia_pool_finish_kernel<scalar_t>, dim3(static_cast<unsigned>(rows)),
+                dim3(kPoolThreads), stream, args, splits);
+  }
   return cudaGetLastError();
 }
 
@@ -24,9 +31,10 @@ int launch_pia_pool_backward(const PoolBackwardArgs<scalar_t>& args, void* strea
   const int64_t sets = in.outer * in.inner, query = in.heads * in.width;
   if (query == 0) return cudaSuccess;
   if (sets > 0) {
+    const int64_t rows = sets * in.heads, splits = pool_splits(rows, in.length);
     MG2L_LAUNCH(pia_pool_backward_logits_kernel<scalar_t>,
-                dim3(static_cast<unsigned>(sets * in.heads)), dim3(kWarp, kPoolWarps), stream,
-                args);
+                dim3(static_cast<unsigned>(rows), static_cast<unsigned>(splits)),
+                dim3(kWarp, kPoolWarps), stream, args);
     MG2L_LAUNCH(pia_pool_backward_inputs_kernel<scalar_t>,
                 dim3(blocks(sets * in.length * in.width, kPoolThreads)), dim3(kPoolThreads), stream,
                 args);
@@ -40,8 +48,6 @@ int launch_pia_pool_backward(const PoolBackwardArgs<scalar_t>& args, void* strea
 }
 
 }  // namespace
-
-int64_t mg2l_pia_pool_parts() { return kQueryParts; }
 
 int mg2l_pia_pool_float(const PoolForwardArgs<float>* args, void* stream) {
   return launch_pia_pool(*args, stream);

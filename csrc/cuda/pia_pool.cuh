@@ -1,16 +1,18 @@
 // Kernels of `pia_pool` and `pia_pool_backward`: plain pointers, no torch header.
 //
 // A row is one head of one set: its T logits, their softmax and the weighted mean of T inputs. One
-// block works on a row. Logits, and in the backward pass the weights and the gradients of the
-// logits, lie in global memory, a D-th of the inputs; inputs are read once for the products with
-// the query and once for the sums, the second time mostly from L2. Every sum is taken in an order
-// of its own: no atomics, the same result in every run.
+// block works on a row, or several on a part of its inputs each where rows are few and long.
+// Logits, and in the backward pass the weights and the gradients of the logits, lie in global
+// memory, a D-th of the inputs; inputs are read once for the products with the query and once for
+// the sums, the second time mostly from L2. Every sum is taken in an order of its own: no atomics,
+// the same result in every run.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
 #include "launchers.h"
+#include "pia_pool_layout.h"
 #include "portable.cuh"
 
 namespace mg2l {
@@ -19,7 +21,6 @@ constexpr int kWarp = 32;
 constexpr int kPoolWarps = 4;      // warps of a block that works on a row
 constexpr int kPoolThreads = 256;  // threads of a block with an element each
 constexpr int kQueryRows = 8;      // inputs that a block summing for the query works on at a time
-constexpr int kQueryParts = 64;    // parts of the sets that the gradient of the query sums
 
 // Where input t of a set lies, in units of D.
 template <typename scalar_t>
@@ -49,22 +50,25 @@ __device__ scalar_t warp_dot(const scalar_t* a, const scalar_t* b, int64_t width
   return warp_sum(sum);
 }
 
-// A row: logits and their log-sum-exp, a warp to an input; then weights; then the mean, a lane to
-// every 32nd of D and a warp to every kPoolWarps-th input.
+// Part of a row: logits and their log-sum-exp, a warp to an input; then weights; then the mean, a
+// lane to every 32nd of D and a warp to every kPoolWarps-th input. Where several blocks share a row
+// (kSplit), each leaves a row of `partial`, and weights are relative to its largest logit.
 //
-// Launch: grid.x = sets * heads, block (32, kPoolWarps). Writes every output.
-template <typename scalar_t>
+// Launch: grid (sets * heads, splits), block (32, kPoolWarps). Writes every output, or partial and
+// weights.
+template <bool kSplit, typename scalar_t>
 __global__ void pia_pool_kernel(PoolForwardArgs<scalar_t> args) {
   const PoolArgs<scalar_t>& in = args.in;
   __shared__ scalar_t warp_max[kPoolWarps], warp_exp_sum[kPoolWarps];
   __shared__ scalar_t sums[kPoolWarps][kWarp];
   const int lane = threadIdx.x, warp = threadIdx.y;
-  const int64_t row = blockIdx.x, set = row / in.heads;
+  const int64_t row = blockIdx.x, set = row / in.heads, split = blockIdx.y, splits = gridDim.y;
+  const int64_t begin = split * in.length / splits, end = (split + 1) * in.length / splits;
   const scalar_t* query = in.query + row % in.heads * in.width;
   scalar_t* weights = args.weights + row * in.length;
 
   scalar_t running_max = -INFINITY, running_sum = 0;
-  for (int64_t t = warp; t < in.length; t += kPoolWarps) {
+  for (int64_t t = begin + warp; t < end; t += kPoolWarps) {
     scalar_t logit = -INFINITY;
     if (has_input(in, set, t)) {
       logit = warp_dot(in.x + input_at(in, set, t) * in.width, query, in.width);
@@ -91,16 +95,26 @@ __global__ void pia_pool_kernel(PoolForwardArgs<scalar_t> args) {
     }
   }
   const scalar_t lse = running_sum == 0 ? scalar_t(-INFINITY) : running_max + log(running_sum);
-  if (lane == 0 && warp == 0) args.lse[row] = lse;
-  for (int64_t t = warp * kWarp + lane; t < in.length; t += kPoolWarps * kWarp) {
+  const scalar_t shift = kSplit ? running_max : lse;
+  for (int64_t t = begin + warp * kWarp + lane; t < end; t += kPoolWarps * kWarp) {
     const scalar_t logit = weights[t];
-    weights[t] = logit == scalar_t(-INFINITY) ? scalar_t(0) : exp(logit - lse);
+    weights[t] = logit == scalar_t(-INFINITY) ? scalar_t(0) : exp(logit - shift);
+  }
+  scalar_t* pooled = kSplit ? args.partial + (row * splits + split) * (in.width + 2)
+                            : args.pooled + row * in.width;
+  if (lane == 0 && warp == 0) {
+    if constexpr (kSplit) {
+      pooled[in.width] = running_max;
+      pooled[in.width + 1] = running_sum;
+    } else {
+      args.lse[row] = lse;
+    }
   }
   __syncthreads();
   for (int64_t first = 0; first < in.width; first += kWarp) {
     const int64_t d = first + lane;
     scalar_t sum = 0;
-    for (int64_t t = warp; t < in.length; t += kPoolWarps) {
+    for (int64_t t = begin + warp; t < end; t += kPoolWarps) {
       const scalar_t weight = weights[t];
       if (d < in.width && weight != 0) {
         sum += weight * in.x[input_at(in, set, t) * in.width + d];
@@ -110,15 +124,56 @@ __global__ void pia_pool_kernel(PoolForwardArgs<scalar_t> args) {
     __syncthreads();
     if (warp == 0 && d < in.width) {
       for (int other = 1; other < kPoolWarps; ++other) sum += sums[other][lane];
-      args.pooled[row * in.width + d] = sum;
+      pooled[d] = sum;
     }
     __syncthreads();
   }
 }
 
+// Puts the splits of a row together: mean, log-sum-exp, and weights relative to it.
+//
+// Launch: grid.x = sets * heads, block kPoolThreads. Writes pooled and lse; weights in place.
+template <typename scalar_t>
+__global__ void pia_pool_finish_kernel(PoolForwardArgs<scalar_t> args, int64_t splits) {
+  __shared__ scalar_t factors[kPoolSplitsMost];
+  const PoolArgs<scalar_t>& in = args.in;
+  const int64_t row = blockIdx.x, width = in.width;
+  const scalar_t* parts = args.partial + row * splits * (width + 2);
+  scalar_t largest = -INFINITY, total = 0;
+  for (int64_t split = 0; split < splits; ++split) {
+    const scalar_t other = parts[split * (width + 2) + width];
+    largest = other > largest ? other : largest;
+  }
+  for (int64_t split = 0; split < splits; ++split) {
+    const scalar_t* part = parts + split * (width + 2) + width;
+    if (part[1] != 0) total += part[1] * exp(part[0] - largest);
+  }
+  const scalar_t lse = total == 0 ? scalar_t(-INFINITY) : largest + log(total);
+  if (threadIdx.x == 0) args.lse[row] = lse;
+  if (static_cast<int64_t>(threadIdx.x) < splits) {
+    const scalar_t* part = parts + threadIdx.x * (width + 2) + width;
+    // A split that has no input has no largest logit; one that is not finite makes all NaN.
+    factors[threadIdx.x] = part[1] == 0 && lse == lse ? scalar_t(0) : exp(part[0] - lse);
+  }
+  __syncthreads();
+  for (int64_t d = threadIdx.x; d < width; d += kPoolThreads) {
+    scalar_t sum = 0;
+    for (int64_t split = 0; split < splits; ++split) {
+      sum += factors[split] * parts[split * (width + 2) + d];
+    }
+    args.pooled[row * width + d] = sum;
+  }
+  for (int64_t split = 0; split < splits; ++split) {
+    const int64_t begin = split * in.length / splits, end = (split + 1) * in.length / splits;
+    for (int64_t t = begin + threadIdx.x; t < end; t += kPoolThreads) {
+      args.weights[row * in.length + t] *= factors[split];
+    }
+  }
+}
+
 // A row: its weights, and the gradients of its logits, w_t (grad . x_t - grad . pooled).
 //
-// Launch: grid.x = sets * heads, block (32, kPoolWarps). Writes weights and grad_logits.
+// Launch: grid (sets * heads, splits), block (32, kPoolWarps). Writes weights and grad_logits.
 template <typename scalar_t>
 __global__ void pia_pool_backward_logits_kernel(PoolBackwardArgs<scalar_t> args) {
   const PoolArgs<scalar_t>& in = args.in;
@@ -127,7 +182,9 @@ __global__ void pia_pool_backward_logits_kernel(PoolBackwardArgs<scalar_t> args)
   const scalar_t* grad = args.grad + row * in.width;
   const scalar_t delta = warp_dot(grad, args.pooled + row * in.width, in.width);
   const scalar_t lse = args.lse[row];
-  for (int64_t t = threadIdx.y; t < in.length; t += kPoolWarps) {
+  const int64_t split = blockIdx.y, splits = gridDim.y;
+  const int64_t begin = split * in.length / splits, end = (split + 1) * in.length / splits;
+  for (int64_t t = begin + threadIdx.y; t < end; t += kPoolWarps) {
     scalar_t weight = 0, to_logit = 0;
     if (has_input(in, set, t)) {
       const scalar_t* x = in.x + input_at(in, set, t) * in.width;
@@ -161,8 +218,8 @@ __global__ void pia_pool_backward_inputs_kernel(PoolBackwardArgs<scalar_t> args)
   args.grad_x[element] = sum;
 }
 
-// A part of the gradient of the query, sum over its sets and their inputs of grad_logit_t x_t, for
-// 32 of D: a lane to an element, a warp to every kQueryRows-th input.
+// A part of the gradient of the query, sum over its inputs, of any set, of grad_logit_t x_t, for 32
+// of D: a lane to an element, a warp to every kQueryRows-th input.
 //
 // Launch: grid (ceil(D / 32), heads, kQueryParts), block (32, kQueryRows). Writes partial.
 template <typename scalar_t>
@@ -171,16 +228,14 @@ __global__ void pia_pool_backward_query_kernel(PoolBackwardArgs<scalar_t> args) 
   const PoolArgs<scalar_t>& in = args.in;
   const int lane = threadIdx.x, warp = threadIdx.y;
   const int64_t d = static_cast<int64_t>(blockIdx.x) * kWarp + lane, head = blockIdx.y;
-  const int64_t part = blockIdx.z, sets = in.outer * in.inner;
-  const int64_t begin = part * sets / kQueryParts, end = (part + 1) * sets / kQueryParts;
+  const int64_t part = blockIdx.z, inputs = in.outer * in.inner * in.length;
+  const int64_t begin = part * inputs / kQueryParts, end = (part + 1) * inputs / kQueryParts;
   scalar_t sum = 0;
   if (d < in.width) {
-    for (int64_t set = begin; set < end; ++set) {
-      const scalar_t* to_logits = args.grad_logits + (set * in.heads + head) * in.length;
-      for (int64_t t = warp; t < in.length; t += kQueryRows) {
-        const scalar_t to_logit = to_logits[t];
-        if (to_logit != 0) sum += to_logit * in.x[input_at(in, set, t) * in.width + d];
-      }
+    for (int64_t at = begin + warp; at < end; at += kQueryRows) {
+      const int64_t set = at / in.length, t = at % in.length;
+      const scalar_t to_logit = args.grad_logits[(set * in.heads + head) * in.length + t];
+      if (to_logit != 0) sum += to_logit * in.x[input_at(in, set, t) * in.width + d];
     }
   }
   sums[warp][lane] = sum;

@@ -7,6 +7,7 @@
 #include "../pia_pool.h"
 #include "device.h"
 #include "launchers.h"
+#include "pia_pool_layout.h"
 
 namespace mg2l {
 namespace {
@@ -53,6 +54,9 @@ std::tuple<Tensor, Tensor, Tensor> pia_pool_cuda(const Tensor& x_, const Tensor&
   Tensor pooled = allocate(x, {sizes.outer, sizes.inner, sizes.heads, sizes.width});
   Tensor lse = allocate(x, {sizes.outer, sizes.inner, sizes.heads});
   Tensor weights = allocate(x, {sizes.outer, sizes.inner, sizes.heads, sizes.length});
+  const int64_t rows = sizes.outer * sizes.inner * sizes.heads;
+  const int64_t splits = pool_splits(rows, sizes.length);
+  Tensor partial = allocate(x, {splits > 1 ? rows * splits : 0, pool_partial_width(sizes.width)});
   const auto launch = [&](auto launcher, auto zero) {
     using scalar_t = decltype(zero);
     PoolForwardArgs<scalar_t> args{};
@@ -60,6 +64,7 @@ std::tuple<Tensor, Tensor, Tensor> pia_pool_cuda(const Tensor& x_, const Tensor&
     args.pooled = data<scalar_t>(pooled);
     args.lse = data<scalar_t>(lse);
     args.weights = data<scalar_t>(weights);
+    args.partial = data<scalar_t>(partial);
     check_launch("pia_pool", launcher(&args, current_stream(device)));
   };
   if (x.scalar_type() == ScalarType::Float) {
@@ -86,7 +91,7 @@ std::tuple<Tensor, Tensor> pia_pool_backward_cuda(const Tensor& grad_, const Ten
   const Sizes rows{sizes.outer, sizes.inner, sizes.heads, sizes.length};
   Tensor weights = allocate(x, rows);
   Tensor grad_logits = allocate(x, rows);
-  Tensor partial = allocate(x, {mg2l_pia_pool_parts(), sizes.heads, sizes.width});
+  Tensor partial = allocate(x, {kQueryParts, sizes.heads, sizes.width});
   Tensor grad_x = allocate(x, sizes_of(x));
   Tensor grad_query = allocate(x, sizes_of(query));
   if (sizes.heads == 0) {

@@ -14,15 +14,16 @@ int32_t packed(int32_t x, int32_t y) { return y << 16 | x; }
 
 }  // namespace
 
-Warehouses::Warehouses(std::vector<Layout> layouts, int64_t copies, int64_t robots, int64_t reach,
-                       int64_t requests, Reward reward)
+Warehouses::Warehouses(std::vector<Layout> layouts, int64_t envs, int64_t robots, int64_t reach,
+                       int64_t requests, Reward reward, float lift_pay)
     : layouts_(std::move(layouts)),
-      copies_(copies),
+      envs_(envs),
       robots_(robots),
       reach_(reach),
       requests_(requests),
       max_shelves_(0),
-      reward_(reward) {
+      reward_(reward),
+      lift_pay_(lift_pay) {
   int64_t height = 0;
   int64_t width = 0;
   for (const Layout& layout : layouts_) {
@@ -32,82 +33,95 @@ Warehouses::Warehouses(std::vector<Layout> layouts, int64_t copies, int64_t robo
   }
   stride_ = width + 2 * reach;
   cells_ = stride_ * (height + 2 * reach);
-  layout_.assign(copies, 0);
-  robot_.resize(copies * robots);
-  shelf_.resize(copies * max_shelves_);
-  request_.assign(copies * requests, 0);
-  requested_.assign(copies * (1 + max_shelves_), 0);
-  robots_at_.assign(copies * cells_, 0);
-  shelves_at_.assign(copies * cells_, 0);
+  layout_.assign(envs, 0);
+  random_.resize(envs);
+  robot_.resize(envs * robots);
+  shelf_.resize(envs * max_shelves_);
+  request_.assign(envs * requests, 0);
+  requested_.assign(envs * (1 + max_shelves_), 0);
+  robots_at_.assign(envs * cells_, 0);
+  shelves_at_.assign(envs * cells_, 0);
   nothing_.assign(observation(), 0.0f);
   for (size_t i = kSelf; i < nothing_.size(); i += kCell) nothing_[i + 1] = 1.0f;  // faces up
 }
 
-void Warehouses::begin(int64_t copy, int64_t index, const int64_t* cells, const int64_t* directions,
-                       const int64_t* requests) {
-  layout_[copy] = index;
+void Warehouses::begin(int64_t env, int64_t index, const int64_t* cells, const int64_t* directions,
+                       const int64_t* requests, const Random& random) {
+  layout_[env] = index;
+  random_[env] = random;
   const Layout& layout = layouts_[index];
   for (int64_t a = 0; a < robots_; ++a) {
     const auto cell = static_cast<int32_t>(cells[a]);
-    robot_[copy * robots_ + a] = {cell % layout.width, cell / layout.width,
-                                  static_cast<int32_t>(directions[a]), 0, 0};
+    robot_[env * robots_ + a] = {cell % layout.width, cell / layout.width,
+                                 static_cast<int32_t>(directions[a]), 0, 0};
   }
-  Shelf* shelf = &shelf_[copy * max_shelves_];
+  Shelf* shelf = &shelf_[env * max_shelves_];
   std::fill(shelf, shelf + max_shelves_, Shelf{0, 0});
   for (const int32_t cell : layout.shelves) *shelf++ = {cell % layout.width, cell / layout.width};
-  std::copy(requests, requests + requests_, &request_[copy * requests_]);
-  draw_grids(copy);
+  std::copy(requests, requests + requests_, &request_[env * requests_]);
+  draw_grids(env);
 }
 
-void Warehouses::restore(int64_t copy, int64_t index, const int64_t* robots, const int64_t* shelves,
-                         const int64_t* requests) {
-  layout_[copy] = index;
+void Warehouses::restore(int64_t env, int64_t index, const int64_t* robots, const int64_t* shelves,
+                         const int64_t* requests, const Random& random) {
+  layout_[env] = index;
+  random_[env] = random;
   for (int64_t a = 0; a < robots_; ++a, robots += 5) {
-    robot_[copy * robots_ + a] = {static_cast<int32_t>(robots[0]), static_cast<int32_t>(robots[1]),
-                                  static_cast<int32_t>(robots[2]), static_cast<int32_t>(robots[3]),
-                                  static_cast<int32_t>(robots[4])};
+    robot_[env * robots_ + a] = {static_cast<int32_t>(robots[0]), static_cast<int32_t>(robots[1]),
+                                 static_cast<int32_t>(robots[2]), static_cast<int32_t>(robots[3]),
+                                 static_cast<int32_t>(robots[4])};
   }
   for (int64_t s = 0; s < max_shelves_; ++s, shelves += 2) {
-    shelf_[copy * max_shelves_ + s] = {static_cast<int32_t>(shelves[0]),
-                                       static_cast<int32_t>(shelves[1])};
+    shelf_[env * max_shelves_ + s] = {static_cast<int32_t>(shelves[0]),
+                                      static_cast<int32_t>(shelves[1])};
   }
-  std::copy(requests, requests + requests_, &request_[copy * requests_]);
-  draw_grids(copy);
+  std::copy(requests, requests + requests_, &request_[env * requests_]);
+  draw_grids(env);
 }
 
-void Warehouses::draw_grids(int64_t copy) {
-  int32_t* robots = &robots_at_[copy * cells_];
-  int32_t* shelves = &shelves_at_[copy * cells_];
+void Warehouses::draw_grids(int64_t env) {
+  int32_t* robots = &robots_at_[env * cells_];
+  int32_t* shelves = &shelves_at_[env * cells_];
   std::fill(robots, robots + cells_, 0);
   std::fill(shelves, shelves + cells_, 0);
-  const auto count = static_cast<int64_t>(layout(copy).shelves.size());
+  const auto count = static_cast<int64_t>(layout(env).shelves.size());
   for (int64_t s = 0; s < count; ++s) {
-    const Shelf& shelf = shelf_[copy * max_shelves_ + s];
+    const Shelf& shelf = shelf_[env * max_shelves_ + s];
     shelves[cell(shelf.x, shelf.y)] = static_cast<int32_t>(s + 1);
   }
   for (int64_t a = 0; a < robots_; ++a) {
-    const Robot& robot = robot_[copy * robots_ + a];
+    const Robot& robot = robot_[env * robots_ + a];
     robots[cell(robot.x, robot.y)] = static_cast<int32_t>(a + 1);
   }
-  uint8_t* requested = &requested_[copy * (1 + max_shelves_)];
+  uint8_t* requested = &requested_[env * (1 + max_shelves_)];
   std::fill(requested, requested + 1 + max_shelves_, uint8_t{0});
-  for (int64_t q = 0; q < requests_; ++q) requested[request_[copy * requests_ + q]] = 1;
+  for (int64_t q = 0; q < requests_; ++q) requested[request_[env * requests_ + q]] = 1;
 }
 
-void Warehouses::step(const int64_t* actions, float* rewards, const Draw& draw) {
-  std::fill(rewards, rewards + copies_ * robots_, 0.0f);
-  for (int64_t copy = 0; copy < copies_; ++copy) {
-    move(copy, actions + copy * robots_, rewards + copy * robots_);
-    deliver(copy, rewards + copy * robots_, draw);
+void Warehouses::step(const int64_t* actions, float* rewards) {
+  std::fill(rewards, rewards + envs_ * robots_, 0.0f);
+  for (int64_t env = 0; env < envs_; ++env) {
+    move(env, actions + env * robots_, rewards + env * robots_);
+    deliver(env, rewards + env * robots_);
   }
 }
 
-void Warehouses::move(int64_t copy, const int64_t* actions, float* rewards) {
-  const Layout& place = layout(copy);
-  Robot* robots = &robot_[copy * robots_];
-  Shelf* shelves = &shelf_[copy * max_shelves_];
-  int32_t* robots_at = &robots_at_[copy * cells_];
-  int32_t* shelves_at = &shelves_at_[copy * cells_];
+// What a robot has earned, for itself or for all.
+void Warehouses::pay(float amount, int64_t robot, float* rewards) const {
+  if (reward_ == Reward::kGlobal) {
+    for (int64_t a = 0; a < robots_; ++a) rewards[a] += amount;
+  } else {
+    rewards[robot] += amount;
+  }
+}
+
+void Warehouses::move(int64_t env, const int64_t* actions, float* rewards) {
+  const Layout& place = layout(env);
+  Robot* robots = &robot_[env * robots_];
+  Shelf* shelves = &shelf_[env * max_shelves_];
+  int32_t* robots_at = &robots_at_[env * cells_];
+  int32_t* shelves_at = &shelves_at_[env * cells_];
+  const uint8_t* requested = &requested_[env * (1 + max_shelves_)];
   thread_local std::vector<int32_t> from, to;
   thread_local std::vector<uint8_t> moves;
   from.resize(robots_);
@@ -142,7 +156,10 @@ void Warehouses::move(int64_t copy, const int64_t* actions, float* rewards) {
     if (actions[a] == kToggle) {
       if (robot.shelf == 0) {
         robot.shelf = shelves_at[here];
+        if (requested[robot.shelf]) pay(lift_pay_, a, rewards);
       } else if (!place.corridor[robot.y * place.width + robot.x]) {
+        // What lifting paid is paid back: there is nothing in lifting a shelf again and again.
+        if (requested[robot.shelf]) pay(-lift_pay_, a, rewards);
         robot.shelf = 0;
         if (robot.delivered != 0 && reward_ == Reward::kTwoStage) rewards[a] += 0.5f;
         robot.delivered = 0;
@@ -151,7 +168,7 @@ void Warehouses::move(int64_t copy, const int64_t* actions, float* rewards) {
     if (to[a] == from[a] || !moves[a]) to[a] = from[a];
   }
   if (!anybody) return;
-  // Everybody leaves before anybody arrives.
+  // All robots leave their cells before any arrives.
   for (int64_t a = 0; a < robots_; ++a) {
     if (to[a] == from[a]) continue;
     const int64_t here = cell(robots[a].x, robots[a].y);
@@ -171,42 +188,38 @@ void Warehouses::move(int64_t copy, const int64_t* actions, float* rewards) {
   }
 }
 
-void Warehouses::deliver(int64_t copy, float* rewards, const Draw& draw) {
-  const Layout& place = layout(copy);
+void Warehouses::deliver(int64_t env, float* rewards) {
+  const Layout& place = layout(env);
   const auto count = static_cast<int32_t>(place.shelves.size());
-  uint8_t* requested = &requested_[copy * (1 + max_shelves_)];
-  int32_t* queue = &request_[copy * requests_];
-  for (const int32_t goal : place.goals) {
+  uint8_t* requested = &requested_[env * (1 + max_shelves_)];
+  int32_t* queue = &request_[env * requests_];
+  for (size_t g = 0; g < place.goals.size(); ++g) {
+    const int32_t goal = place.goals[g];
     const int64_t here = cell(goal % place.width, goal / place.width);
-    const int32_t shelf = shelves_at_[copy * cells_ + here];
+    const int32_t shelf = shelves_at_[env * cells_ + here];
     if (shelf == 0 || !requested[shelf]) continue;
-    int64_t left = draw(copy, count - requests_);
+    int32_t left = random_[env].integer(0, count - static_cast<int32_t>(requests_));
     int32_t next = 1;
     while (requested[next] || left-- > 0) ++next;
     *std::find(queue, queue + requests_, shelf) = next;
     requested[shelf] = 0;
     requested[next] = 1;
-    const int32_t robot = robots_at_[copy * cells_ + here] - 1;
-    if (reward_ == Reward::kGlobal) {
-      for (int64_t a = 0; a < robots_; ++a) rewards[a] += 1.0f;
-    } else if (reward_ == Reward::kIndividual) {
-      rewards[robot] += 1.0f;
-    } else {
-      robot_[copy * robots_ + robot].delivered = 1;
-      rewards[robot] += 0.5f;
-    }
+    const int32_t robot = robots_at_[env * cells_ + here] - 1;
+    const bool staged = reward_ == Reward::kTwoStage;  // the other half when it is put back
+    if (staged) robot_[env * robots_ + robot].delivered = 1;
+    pay(staged ? 0.5f : place.pay[g], robot, rewards);
   }
 }
 
 void Warehouses::observe(float* out) const {
   const int64_t side = 2 * reach_ + 1;
   const int64_t width = observation();
-  for (int64_t copy = 0; copy < copies_; ++copy) {
-    const Layout& place = layout(copy);
-    const Robot* robots = &robot_[copy * robots_];
-    const int32_t* robots_at = &robots_at_[copy * cells_];
-    const int32_t* shelves_at = &shelves_at_[copy * cells_];
-    const uint8_t* requested = &requested_[copy * (1 + max_shelves_)];
+  for (int64_t env = 0; env < envs_; ++env) {
+    const Layout& place = layout(env);
+    const Robot* robots = &robot_[env * robots_];
+    const int32_t* robots_at = &robots_at_[env * cells_];
+    const int32_t* shelves_at = &shelves_at_[env * cells_];
+    const uint8_t* requested = &requested_[env * (1 + max_shelves_)];
     for (int64_t a = 0; a < robots_; ++a, out += width) {
       const Robot& robot = robots[a];
       std::copy(nothing_.begin(), nothing_.end(), out);

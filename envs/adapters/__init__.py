@@ -34,15 +34,15 @@ def register(
     team: Sequence[Any] | None = None,
     others: Others | None = None,
 ) -> None:
-    """Make a foreign environment known as a task family.
+    """Register a third-party environment as a task family.
 
     Args:
-        name: what ``family:`` in an env file says.
+        name: what ``family:`` in an env file refers to.
         make: ``make(params)`` gives a PettingZoo parallel environment, or one of gymnasium or of
             classic gym (0.21 or 0.26) with a tuple of spaces. It runs in worker processes and is
             sent there by value, with the names it uses.
         train: parameters of the training tasks, all with the same names.
-        test: of the held-out tasks.
+        test: parameters of the held-out tasks.
         team: names (PettingZoo) or numbers of the agents that are trained; None is all.
         others: ``others(agent, observation, action_space)`` gives the action of an agent that is
             not of the team, in its own space; it is sent to workers like ``make``. If it has a

@@ -13,10 +13,11 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from numpy.typing import NDArray
 
+from mg2l.core.distributed import world
 from mg2l.core.schema import ConfigError, bounded
 from mg2l.envs.adapters.workers import CrashError, RefusedError, Request, Workers
 from mg2l.envs.base import BoolArray, EnvConfig, EnvError, FloatArray, Info, Space, TaskSet
-from mg2l.envs.copies import CopiesEnv
+from mg2l.envs.batched import BatchedEnv
 
 Make = Callable[[dict[str, Any]], Any]
 Others = Callable[[Any, Any, Any], Any]
@@ -25,23 +26,23 @@ _MAX_CRASHES = 3  # of one worker, without a step between them
 
 @dataclass
 class AdapterConfig(EnvConfig):
-    """A foreign environment, in worker processes."""
+    """A third-party environment, in worker processes."""
 
     n_agents: int = bounded(0, ge=0, le=1000)
     """Agents; 0 is as many as the environment has, and another number must be that."""
 
     n_workers: int = bounded(0, ge=0, le=1024)
-    """Worker processes; 0 is one per processor core."""
+    """Worker processes; 0 is one per core, shared with torchrun's other processes."""
 
     timeout: float = bounded(60.0, gt=0, le=1e6)
-    """For making, resetting or stepping one sub-environment; a worker that takes longer has crashed
+    """Time limit for making, resetting or stepping one sub-environment; a slower worker has crashed
     [s]."""
 
     max_restarts: int = bounded(10, ge=0)
     """Restarts of a worker that one sub-environment may cause; its next crash ends the run."""
 
 
-class AdaptedEnv(CopiesEnv):
+class AdaptedEnv(BatchedEnv):
     """``N`` sub-environments from a factory, in worker processes (see ``VectorEnv``).
 
     Action spaces: each agent's own, side by side as in `ActionLayout`: ``Box``, ``Discrete``,
@@ -60,14 +61,14 @@ class AdaptedEnv(CopiesEnv):
     End: as the environment says, an agent's flags staying until the episode ends with the last
     agent's; and truncated after ``max_ep_len`` steps. An agent that is not there yet is inactive
     and sees zeros until it joins; one that has left stays away. An episode whose worker crashes, or
-    hangs for longer than ``timeout``, is truncated: its last observation and no reward for the
+    hangs for longer than ``timeout``, is truncated, with its last observation and no reward for the
     step.
 
     Saved state is each sub-environment's seed and its actions since: an episode is repeated to
     continue it, exactly as far as the environment is determined by its seed.
 
     Args:
-        name: of the family, for messages.
+        name: name of the family, for messages.
         make: ``make(params)`` gives an environment.
         tasks: its tasks.
         config: keys.
@@ -93,9 +94,10 @@ class AdaptedEnv(CopiesEnv):
         others: Others | None = None,
     ) -> None:
         self.name = name
-        workers = min(config.n_workers or os.cpu_count() or 1, num_envs)
-        self._workers = Workers(make, workers, config.timeout, team, others)
-        self._finalizer = weakref.finalize(self, Workers.close, self._workers)
+        cores = max(1, (os.cpu_count() or 1) // world.local_size)
+        workers = min(config.n_workers or cores, num_envs)
+        self.workers = Workers(make, workers, config.timeout, team, others)
+        self._finalizer = weakref.finalize(self, Workers.close, self.workers)
         self._parts = np.array_split(np.arange(num_envs), workers)
         self._crashes = [0] * workers
         self._restarts, self._max_restarts = [0] * num_envs, config.max_restarts
@@ -122,7 +124,7 @@ class AdaptedEnv(CopiesEnv):
         }
         if acting.choices:
             layout["mask"] = ("u1", (*flags, acting.options))
-        self._shared = self._workers.attach(layout, spaces)
+        self._shared = self.workers.attach(layout, spaces)
         self._shared["alive"][:] = 1
         self._seeds = np.zeros(num_envs, np.int64)
         dtype = self._shared["actions"].dtype
@@ -131,12 +133,12 @@ class AdaptedEnv(CopiesEnv):
     def _described(self, tasks: TaskSet) -> list[Any]:
         failed = f"{self.name}, task {tasks.names[0]!r}: the environment cannot be made"
         try:
-            answers, crashes = self._workers.ask([(0, ("describe", tasks.params[0]))])
+            answers, crashes = self.workers.ask([(0, ("describe", tasks.params[0]))])
         except RefusedError as error:
-            self._workers.close()
+            self.workers.close()
             raise EnvError(f"{failed}: {error}") from None
         if crashes:
-            self._workers.close()
+            self.workers.close()
             raise EnvError(f"{failed}\n{crashes[0]}")
         spaces: list[Any] = answers[0]
         return spaces
@@ -146,7 +148,7 @@ class AdaptedEnv(CopiesEnv):
     def _ask(self, requests: list[tuple[int, Request]]) -> list[int]:
         """Ask workers; returns those that crashed, after saying so."""
         try:
-            _, crashes = self._workers.ask(requests)
+            _, crashes = self.workers.ask(requests)
         except RefusedError as error:
             raise EnvError(f"{self._place(error.index)}: {error}") from None
         for crash in crashes:
@@ -155,67 +157,65 @@ class AdaptedEnv(CopiesEnv):
 
     def _place(self, worker: int) -> str:
         """Which sub-environment a worker is or was stepping."""
-        copy = int(self._shared["at"][worker])
-        task = self.tasks.names[self.task_ids[copy]]
-        return f"{self.name}, sub-environment {copy}, task {task!r}"
+        return f"{self.name}, {self.place(int(self._shared['at'][worker]))}"
 
     def _report(self, crash: CrashError) -> None:
-        copy = int(self._shared["at"][crash.index])
+        env_id = int(self._shared["at"][crash.index])
         self._crashes[crash.index] += 1
         said = f"{self._place(crash.index)}: worker {crash.index} crashed"
         if self._crashes[crash.index] >= _MAX_CRASHES:
             raise EnvError(f"{said}, {_MAX_CRASHES} times without a step between\n{crash}")
-        if self._restarts[copy] == self._max_restarts:
+        if self._restarts[env_id] == self._max_restarts:
             raise EnvError(
                 f"{said}, after {self._max_restarts} restarts of it (max_restarts)\n{crash}"
             )
-        self._restarts[copy] += 1
+        self._restarts[env_id] += 1
         print(f"{said}; it is restarted, its episodes are truncated\n{crash}", file=sys.stderr)
 
-    def _start(self, copies: NDArray[np.int64], seeds: NDArray[np.int64]) -> None:
+    def _start(self, env_ids: NDArray[np.int64], seeds: NDArray[np.int64]) -> None:
         """Begin episodes; a worker that crashes is restarted and asked again."""
-        self._seeds[copies] = seeds
-        wanted, lost = set(copies.tolist()), set[int]()
-        asked = list(range(len(self._workers)))
+        self._seeds[env_ids] = seeds
+        wanted, lost = set(env_ids.tolist()), set[int]()
+        asked = list(range(len(self.workers)))
         while asked:
             requests: list[tuple[int, Request]] = []
             for index in asked:
-                mine = [int(copy) for copy in self._parts[index] if copy in wanted | lost]
+                mine = [int(env_id) for env_id in self._parts[index] if env_id in wanted | lost]
                 if mine:
-                    requests.append((index, ("begin", [self._episode(copy) for copy in mine])))
+                    requests.append((index, ("begin", [self._episode(env_id) for env_id in mine])))
             asked = self._ask(requests)
             # A new process has lost all its episodes, not only those that were to begin.
-            lost |= {int(copy) for index in asked for copy in self._parts[index]} - wanted
+            lost |= {int(env_id) for index in asked for env_id in self._parts[index]} - wanted
         self._repeat(np.array(sorted(lost), np.int64))
 
-    def _repeat(self, copies: NDArray[np.int64]) -> None:
+    def _repeat(self, env_ids: NDArray[np.int64]) -> None:
         """Repeat restarted episodes up to the step where they were."""
-        for step in range(int(self._clock[copies].max(initial=0))):
+        for step in range(int(self._clock[env_ids].max(initial=0))):
             self._shared["stepping"][:] = 0
-            self._shared["stepping"][copies] = self._clock[copies] > step
+            self._shared["stepping"][env_ids] = self._clock[env_ids] > step
             self._shared["actions"][:] = self._past[:, step]
-            if self._ask([(index, ("step",)) for index in range(len(self._workers))]):
+            if self._ask([(index, ("step",)) for index in range(len(self.workers))]):
                 raise EnvError(f"{self.name}: a worker crashed while episodes were repeated")
 
-    def _episode(self, copy: int) -> tuple[int, int, dict[str, Any], int]:
-        task = int(self.task_ids[copy])
-        return copy, task, self.tasks.params[task], int(self._seeds[copy])
+    def _episode(self, env_id: int) -> tuple[int, int, dict[str, Any], int]:
+        task = int(self.task_ids[env_id])
+        return env_id, task, self.tasks.params[task], int(self._seeds[env_id])
 
-    # The hooks of CopiesEnv.
+    # The hooks of BatchedEnv.
 
-    def _begin(self, copies: NDArray[np.int64]) -> None:
-        seeds = [int(self._streams.generators[copy].integers(2**31)) for copy in copies]
-        self._start(copies, np.array(seeds, np.int64))
+    def _begin(self, env_ids: NDArray[np.int64]) -> None:
+        seeds = [int(self._streams.generators[env_id].integers(2**31)) for env_id in env_ids]
+        self._start(env_ids, np.array(seeds, np.int64))
 
     def _advance(self, actions: NDArray[Any]) -> tuple[FloatArray, BoolArray]:
         shared = self._shared
-        copies = np.arange(self.num_envs)
-        self._past[copies, self._clock] = actions
+        env_ids = np.arange(self.num_envs)
+        self._past[env_ids, self._clock] = actions
         before = shared["obs"].copy()
         shared["actions"][:] = actions
         shared["stepping"][:] = 1
-        crashed = self._ask([(index, ("step",)) for index in range(len(self._workers))])
-        for index in range(len(self._workers)):
+        crashed = self._ask([(index, ("step",)) for index in range(len(self.workers))])
+        for index in range(len(self.workers)):
             if index not in crashed:
                 self._crashes[index] = 0
                 continue
@@ -246,9 +246,9 @@ class AdaptedEnv(CopiesEnv):
 
     def _restore(self, state: dict[str, NDArray[Any]]) -> None:
         self._past[:] = state["past"]
-        copies = np.arange(self.num_envs)
-        self._start(copies, state["seeds"])
-        self._repeat(copies)
+        env_ids = np.arange(self.num_envs)
+        self._start(env_ids, state["seeds"])
+        self._repeat(env_ids)
 
     def render(self, index: int = 0) -> NDArray[np.uint8]:
         """See ``VectorEnv.render``; the factory must make environments that render arrays.
@@ -262,7 +262,7 @@ class AdaptedEnv(CopiesEnv):
         if not self._started:
             raise RuntimeError("call reset() before render()")
         part = next(i for i, part in enumerate(self._parts) if index in part)
-        answers, crashes = self._workers.ask([(part, ("render", index))])
+        answers, crashes = self.workers.ask([(part, ("render", index))])
         if crashes:
             raise EnvError(f"{self.name}: render() failed\n{crashes[0]}")
         if not isinstance(answers[0], np.ndarray):
@@ -275,7 +275,7 @@ class AdaptedEnv(CopiesEnv):
 
 
 def _action_space(kind: str, *details: Any) -> Space:
-    """The action space of an agent, as ``worker.spaces.described`` tells it."""
+    """The action space of an agent, from what ``worker.spaces.described`` returned."""
     if kind == "discrete":
         return Discrete(*details)
     if kind == "choices":

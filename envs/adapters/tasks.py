@@ -1,4 +1,4 @@
-"""Tasks of a foreign environment: what its factory is given."""
+"""Tasks of a third-party environment: the parameters of its factory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sample(
     Args:
         draw: ``draw(rng)`` gives a task's parameters.
         count: number of tasks.
-        seed: of ``rng``.
+        seed: random seed of ``rng``.
     """
     rng = np.random.default_rng(seed)
     return [draw(rng) for _ in range(count)]
@@ -35,8 +35,8 @@ def sample(
 def task_set(train: Sequence[Params], test: Sequence[Params], config: EnvConfig) -> TaskSet:
     """Training tasks, as many as ``config`` asks for, and all test tasks.
 
-    Features are the parameters. Finite numbers are as they are, where a network can tell them
-    apart; standardised, where they are beyond 1000 or differ by less than a hundredth; by their
+    Features are the parameters. Finite numbers are used as they are where a network can distinguish
+    them; standardised, where they are beyond 1000 or differ by less than a hundredth; by their
     ranks, standardised, where some are much closer than others. Anything else is one-hot among
     its values. A task without parameters has a feature that is 0.
 
@@ -69,7 +69,8 @@ def task_set(train: Sequence[Params], test: Sequence[Params], config: EnvConfig)
     for index, row in enumerate(map(tuple, features.tolist())):
         if first.setdefault(row, index) != index:
             raise ConfigError(f"tasks {first[row]} and {index} are the same: {names[index]}")
-    return TaskSet([dict(task) for task in params], features, names, len(order))
+    tasks = TaskSet([dict(task) for task in params], features, names, len(order))
+    return tasks.with_validation(config)
 
 
 def _plain(key: str, value: Any) -> Any:

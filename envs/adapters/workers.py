@@ -25,15 +25,16 @@ from mg2l.envs.adapters.worker.channel import TOKEN, BrokenChannelError, Channel
 from mg2l.envs.adapters.worker.memory import Arrays, Layout, arrays_in, size_of
 
 Request = tuple[Any, ...]
-_GRACE = 5.0  # for a process to end by itself [s]
+GRACE = 5.0
+"""Time for a process to end by itself [s]."""
 
 
 class CrashError(RuntimeError):
     """A worker has ended; its message is the traceback, or how the process ended.
 
     Args:
-        index: of the worker.
-        message: what is known.
+        index: index of the worker.
+        message: the traceback or exit status, as far as known.
     """
 
     def __init__(self, index: int, message: str) -> None:
@@ -45,8 +46,8 @@ class RefusedError(RuntimeError):
     """An environment does not do what its interface or spaces say; its message is one line.
 
     Args:
-        index: of the worker.
-        message: what came and what was expected.
+        index: index of the worker.
+        message: actual and expected value.
     """
 
     def __init__(self, index: int, message: str) -> None:
@@ -62,7 +63,7 @@ class Workers:
 
     Args:
         make: the environment's factory.
-        count: of processes.
+        count: number of processes.
         timeout: a process hangs if for this long it neither answers nor turns to another
             sub-environment [s].
         team: names of the agents that are the team; None is all.
@@ -80,7 +81,7 @@ class Workers:
         team: Sequence[Any] | None = None,
         others: Callable[..., Any] | None = None,
     ) -> None:
-        self._timeout = timeout
+        self.timeout = timeout
         self._beats: NDArray[np.int64] = np.zeros(count, np.int64)
         self._pids: NDArray[np.int64] = np.zeros(count, np.int64)
         self._setup = {
@@ -115,7 +116,7 @@ class Workers:
         """Send requests to workers, all before the first answer is awaited.
 
         Returns:
-            The answers of those that live, and the others' crashes; these restart when they
+            The answers of those that are alive, and the others' crashes; these restart when they
             are asked again.
 
         Raises:
@@ -142,14 +143,14 @@ class Workers:
 
     def _send(self, index: int, request: Request) -> CrashError | None:
         try:
-            self._pipe(index).send(request)
+            self.pipe(index).send(request)
         except (EOFError, OSError) as error:
             return self._bury(index, _known(error))
         return None
 
     def _answer(self, index: int) -> tuple[str, Any]:
         try:
-            return self._receive(self._pipe(index))
+            return self._receive(self.pipe(index))
         except (EOFError, OSError) as error:
             return "failed", _known(error)
 
@@ -162,23 +163,23 @@ class Workers:
 
         Raises:
             _LostError: the process hung.
-            EOFError: it has ended, whoever holds its end of the socket still.
+            EOFError: it has ended, even if another process still holds its end of the socket.
         """
         process = self._processes[index]
         assert process is not None
         poll = select.poll()
         poll.register(end, event)
         beats, since = int(self._beats[index]), time.monotonic()
-        while not poll.poll(250 * min(self._timeout, 1)):
+        while not poll.poll(250 * min(self.timeout, 1)):
             if process.poll() is not None:
                 raise EOFError
             if self._beats[index] != beats:
                 beats, since = int(self._beats[index]), time.monotonic()
-            elif time.monotonic() - since >= self._timeout:
+            elif time.monotonic() - since >= self.timeout:
                 _kill(process)
-                raise _LostError(f"it hung: no answer for {self._timeout:g} s (key timeout)")
+                raise _LostError(f"it hung: no answer for {self.timeout:g} s (key timeout)")
 
-    def _pipe(self, index: int) -> Channel:
+    def pipe(self, index: int) -> Channel:
         channel = self._pipes[index]
         if channel is None:
             ours, theirs = socket.socketpair()
@@ -242,7 +243,7 @@ class _LostError(OSError):
 
 
 def _known(error: Exception) -> str | None:
-    """How a process was lost, or None where only its end can tell."""
+    """How a process was lost, or None where that is only known once it has ended."""
     if isinstance(error, BrokenChannelError):
         return str(error)
     return str(error) if isinstance(error, _LostError) else None
@@ -251,7 +252,7 @@ def _known(error: Exception) -> str | None:
 def _end(process: subprocess.Popen[bytes]) -> int:
     """Status of a process whose socket is closed; one that does not notice that is killed."""
     try:
-        return process.wait(_GRACE)
+        return process.wait(GRACE)
     except subprocess.TimeoutExpired:
         _kill(process)
         return process.wait()
@@ -261,7 +262,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     """Kill a worker with all that its environments have started: its guardian does so."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_GRACE)
+        process.wait(GRACE)
         return
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

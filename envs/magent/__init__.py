@@ -7,6 +7,7 @@ from typing import Any
 from mg2l.envs import optional, registry
 from mg2l.envs.base import VectorEnv
 from mg2l.envs.magent import config as keys
+from mg2l.envs.magent import scripted
 
 
 def _factory(module: str, name: str) -> Callable[[Any, int, int], VectorEnv]:
@@ -24,6 +25,8 @@ def _factory(module: str, name: str) -> Callable[[Any, int, int], VectorEnv]:
     return build
 
 
-registry.register("magent-gather", keys.GatherConfig, _factory("gather", "GatherEnv"))
+registry.register(
+    "magent-gather", keys.GatherConfig, _factory("gather", "GatherEnv"), scripted.foragers
+)
 registry.register("magent-battle", keys.BattleConfig, _factory("battle", "BattleEnv"))
 registry.register("magent-pursuit", keys.PursuitConfig, _factory("pursuit", "PursuitEnv"))

@@ -1,4 +1,4 @@
-"""``magent-battle``: a team against an army of hidden strength and habits."""
+"""``magent-battle``: a team against an army of hidden strength and behaviour."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _BESIDE = moves(_REACH)
 
 
 class BattleEnv(GridEnv):
-    """A team fights an army whose health, blows and habits are not told.
+    """A team fights an army whose health, damage and behaviour are hidden.
 
     Action space: ``Discrete(21)`` per agent: 13 moves to a cell at a distance of at most 2, row by
     row, the seventh of which is to stay, and an attack on one of the 8 cells around, row by row.
 
     Observation space: as in ``magent-gather``, with the groups team and opponents. Health is a
-    share of what a unit began with, so that it does not tell an opponent's strength.
+    fraction of a unit's initial health, so that it does not reveal an opponent's strength.
 
     Reward, each agent its own: 0.2 for hitting an opponent, 5 for killing one, -0.1 for any
     attack, -0.005 for every step, -0.1 for dying. An agent has 10 hp, takes 2 with a blow and
@@ -33,12 +33,12 @@ class BattleEnv(GridEnv):
     right half.
 
     End: terminated for an agent that dies, and for all when no opponent is left; truncated after
-    ``max_ep_len`` steps. ``active`` says who lives.
+    ``max_ep_len`` steps. ``active`` marks who is alive.
 
-    Tasks: the opponents' hp (4, 10, 20), damage (1, 2, 4) and behaviour. All strike who is beside
-    them. If nobody is, those that ``charge`` run to the nearest agent, ``hold`` stay and
+    Tasks: the opponents' hp (4, 10, 20), damage (1, 2, 4) and behaviour. All strike units beside
+    them. If there are none, those that ``charge`` run to the nearest agent, ``hold`` stay and
     ``wander`` move at random. Of the 27 armies ``n_test_tasks`` are held out, chosen by
-    ``task_seed``. Features are hp and damage as shares of the largest, and the behaviour one-hot.
+    ``task_seed``. Features are hp and damage as fractions of the largest, and a one-hot behaviour.
     """
 
     config: BattleConfig
@@ -85,7 +85,8 @@ class BattleEnv(GridEnv):
 
     def _script(self) -> NDArray[np.int64]:
         team = self.num_agents
-        way = nearest(self._places[:, team:], self._places[:, :team], self._living[:, :team])
+        places = self.places()
+        way = nearest(places[:, team:], places[:, :team], self._living[:, :team])
         charge = (abs(way[:, :, None] - self._moves).sum(-1)).argmin(-1)
         count = len(self._moves)
         wander = np.stack([g.integers(count, size=way.shape[1]) for g in self._streams.generators])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from mg2l.core.schema import bounded
 from mg2l.envs.base import EnvConfig, TaskSet
 
 BEHAVIOURS = ("charge", "hold", "wander")
-"""What opponents of ``magent-battle`` do when nobody is within their reach."""
+"""Behaviours of ``magent-battle``'s opponents when no agent is within their reach."""
 
 OPPONENT_HP, OPPONENT_DAMAGE = (4.0, 10.0, 20.0), (1.0, 2.0, 4.0)
 """Strengths of the opponents; an agent has 10 and 2."""
@@ -20,7 +20,7 @@ OPPONENT_HP, OPPONENT_DAMAGE = (4.0, 10.0, 20.0), (1.0, 2.0, 4.0)
 
 @dataclass
 class GridConfig(EnvConfig):
-    """What all crowds have."""
+    """Keys that all crowds have."""
 
     map_size: int = bounded(32, ge=6, le=100)
     """Side of the square map [cells], of which the outermost are walls."""
@@ -70,6 +70,31 @@ class GatherConfig(GridConfig):
     bites: int = bounded(3, ge=1, le=1000)
     """Bites that a piece of food takes."""
 
+    attack_penalty: float = bounded(0.1, ge=0, le=100)
+    """Cost of any attack, bites included."""
+
+    pay: Literal["subsets", "random"] = "subsets"
+    """Some kinds pay, 0.5 a bite and 5 the last one; or the last bite of each kind pays a number
+    drawn from [``min_pay``, ``max_pay``], and the others nothing."""
+
+    min_pay: float = bounded(-2.0, ge=-100, le=100)
+    """With ``pay: random``, the lowest pay."""
+
+    max_pay: float = bounded(5.0, ge=-100, le=100)
+    """With ``pay: random``, the highest pay."""
+
+    n_test_tasks: int = bounded(12, ge=0, le=100_000)
+    """With ``pay: random``, held-out tasks of the same distribution."""
+
+    n_ood_tasks: int = bounded(8, ge=0, le=100_000)
+    """With ``pay: random``, tasks beyond it: one kind pays up to 3 more than ``max_pay``, and the
+    others up to 3 less than ``min_pay``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_pay > self.max_pay:
+            raise ValueError(f"min_pay={self.min_pay} must be at most max_pay={self.max_pay}")
+
     others = ("n_foods", "food_per_kind")
 
     @property
@@ -80,7 +105,7 @@ class GatherConfig(GridConfig):
 
 @dataclass
 class BattleConfig(GridConfig):
-    """A team against an army of hidden strength and habits."""
+    """A team against an army of hidden strength and behaviour."""
 
     n_agents: int = bounded(16, ge=1, le=1000)
     """Agents of the team."""
@@ -92,7 +117,7 @@ class BattleConfig(GridConfig):
     """Side of the square map [cells], of which the outermost are walls."""
 
     n_test_tasks: int = bounded(9, ge=1, le=26)
-    """Of the 27 armies, how many are held out for testing."""
+    """How many of the 27 armies are held out for testing."""
 
     others = ("n_opponents",)
 
@@ -116,7 +141,7 @@ class PursuitConfig(GridConfig):
     """Animals of each kind."""
 
     flight: float = bounded(0.5, ge=0, le=1)
-    """How often a prey runs from the nearest predator; else it strays."""
+    """Probability that a prey runs from the nearest predator; else it moves at random."""
 
     map_size: int = bounded(20, ge=6, le=100)
     """Side of the square map [cells], of which the outermost are walls."""
@@ -157,10 +182,35 @@ def paying_tasks(what: str, kinds: int, config: EnvConfig) -> TaskSet:
     )
 
 
+def random_tasks(config: GatherConfig) -> TaskSet:
+    """Rewards for the last bite of each kind of food, which are also the features.
+
+    Raises:
+        ValueError: ``n_tasks`` is 0.
+    """
+    if not config.n_tasks:
+        raise ValueError("pay=random draws n_tasks tasks, which must be at least 1, got 0")
+    rng = np.random.default_rng(config.task_seed)
+    low, high = config.min_pay, config.max_pay
+    inside = rng.uniform(low, high, (config.n_tasks + config.n_test_tasks, config.n_foods))
+    beyond = rng.uniform(low - 3, low, (config.n_ood_tasks, config.n_foods))
+    rows = np.arange(config.n_ood_tasks)
+    beyond[rows, rows % config.n_foods] = rng.uniform(high, high + 3, config.n_ood_tasks)
+    pays = np.concatenate([inside, beyond])
+    counts = {"train": config.n_tasks, "test": config.n_test_tasks, "ood": config.n_ood_tasks}
+    return TaskSet(
+        params=[{"pays": tuple(row)} for row in pays.tolist()],
+        features=pays.astype(np.float32),
+        names=[f"{part} {i}" for part, count in counts.items() for i in range(count)],
+        n_train=config.n_tasks,
+        n_test=config.n_test_tasks,
+    )
+
+
 def army_tasks(config: BattleConfig) -> TaskSet:
     """Armies of every hp, damage and behaviour, split into training and test by ``task_seed``.
 
-    Features are hp and damage as shares of the largest, then the behaviour, one-hot.
+    Features are hp and damage as fractions of the largest, then the behaviour, one-hot.
 
     Raises:
         ValueError: there are fewer training tasks than ``n_tasks``.

@@ -1,4 +1,4 @@
-"""What the ``magent-*`` families share: copies of the package's grid world, a group at a time."""
+"""The base of the ``magent-*`` families: the package's grid worlds, a group at a time."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from magent2 import GridWorld, gridworld
 from numpy.typing import NDArray
 
 from mg2l.envs.base import BoolArray, FloatArray, TaskSet
-from mg2l.envs.copies import CopiesEnv
+from mg2l.envs.batched import BatchedEnv
 from mg2l.envs.magent.config import GridConfig
 from mg2l.envs.magent.draw import draw_map
+from mg2l.envs.magent.world import Memory, World
 
 IntArray = NDArray[np.int64]
 
 _HIGHEST = 2.0
-"""Of an observation: a share of at most 1, and on the minimap 1 more where the agent itself is."""
+"""Largest number of an observation: a fraction, plus 1 at the agent's own place on the minimap."""
 
 
-class GridEnv(CopiesEnv):
+class GridEnv(BatchedEnv):
     """A team (group 0) and other groups, which the family moves or which never act.
 
     Units of all groups are numbered ``0 .. U - 1``, the team first; a number stays a unit's own
     when others die. The package removes the dead, so its rows are those of the living.
 
-    A family says how the package is set up for a task (``_rules``), where units begin
-    (``_place``), what the others do (``_script``) and when it is all over (``_over``).
+    A family defines how the package is set up for a task (``_rules``), where units start
+    (``_place``), what the others do (``_script``) and when the task has ended (``_over``).
     """
 
     others_act: bool
@@ -37,6 +38,7 @@ class GridEnv(CopiesEnv):
 
     def __init__(self, config: GridConfig, tasks: TaskSet, num_envs: int, seed: int) -> None:
         self.config = config
+        tasks = tasks.with_validation(config)
         self._minimap = 2 if config.minimap else 0
         world = GridWorld(self._rules(tasks.params[0]))
         team = world.get_handles()[0]
@@ -55,13 +57,13 @@ class GridEnv(CopiesEnv):
         bounds = np.cumsum((0, *config.sizes))
         self._groups = [slice(a, b) for a, b in itertools.pairwise(bounds.tolist())]
         units = int(bounds[-1])
+        self._memory = Memory(world, config.sizes)
         self._worlds: list[Any] = [None] * num_envs
         self._built = np.full(num_envs, -1)
-        # The living of every copy and group in the package's order, their places, who lives.
-        self._rows: list[list[IntArray]] = [[] for _ in range(num_envs)]
+        # Places (see `places`) and who lives.
         self._places = np.zeros((num_envs, units, 2), np.int64)
         self._living = np.zeros((num_envs, units), np.bool_)
-        # How the episodes went: the package cannot take up a state, but repeats an episode exactly.
+        # Record of the episodes: the package cannot restore a state, but repeats episodes exactly.
         self._starts = np.zeros((num_envs, units, 2), np.int64)
         self._seeds = np.zeros(num_envs, np.int64)
         self._moving = len(self._groups) if self.others_act else 1
@@ -85,7 +87,7 @@ class GridEnv(CopiesEnv):
         raise NotImplementedError
 
     def _over(self) -> BoolArray:
-        """``[N]`` whether a copy's task has come to its end."""
+        """``[N]`` whether a sub-environment's task has ended."""
         return np.zeros(self.num_envs, np.bool_)
 
     def _base(self) -> gridworld.Config:
@@ -97,72 +99,73 @@ class GridEnv(CopiesEnv):
 
     # Episodes.
 
-    def _build(self, copy: int) -> Any:
-        """The world of a copy, a new one where its task has changed."""
-        task = self.task_ids[copy]
-        if self._built[copy] != task:
-            self._worlds[copy] = GridWorld(self._rules(self.tasks.params[task]))
-            self._built[copy] = task
-        return self._worlds[copy]
+    def _build(self, env_id: int) -> World:
+        """The world of a sub-environment; a new one if its task has changed."""
+        task = self.task_ids[env_id]
+        if self._built[env_id] != task:
+            self._worlds[env_id] = World(self._rules(self.tasks.params[task]), self._memory)
+            self._built[env_id] = task
+        world: World = self._worlds[env_id]
+        return world
 
-    def _begin(self, copies: NDArray[np.int64]) -> None:
-        for copy in copies:
-            rng = self._streams.generators[copy]
-            self._starts[copy] = self._place(rng)
-            self._seeds[copy] = rng.integers(2**31)
-            self._start(copy)
+    def _begin(self, env_ids: NDArray[np.int64]) -> None:
+        for env_id in env_ids:
+            rng = self._streams.generators[env_id]
+            self._starts[env_id] = self._place(rng)
+            self._seeds[env_id] = rng.integers(2**31)
+            self._start(env_id)
 
-    def _start(self, copy: int) -> None:
-        world = self._build(copy)
-        world.set_seed(int(self._seeds[copy]))
-        world.reset()
-        for handle, units in zip(world.get_handles(), self._groups, strict=True):
-            world.add_agents(handle, "custom", pos=self._starts[copy, units])
-        self._look(copy)
+    def _start(self, env_id: int) -> None:
+        places = self._starts[env_id]
+        self._build(env_id).start(
+            int(self._seeds[env_id]), [places[units] for units in self._groups]
+        )
+        self._places[env_id], self._living[env_id] = places, True
 
-    def _look(self, copy: int) -> None:
-        """Learn from the package who lives and where."""
-        world = self._worlds[copy]
-        handles = world.get_handles()
-        self._rows[copy] = rows = [world.get_agent_id(handle) for handle in handles]
-        self._living[copy] = False
-        for handle, units in zip(handles, rows, strict=True):
-            self._living[copy, units] = True
-            self._places[copy, units] = world.get_pos(handle)
+    def places(self) -> IntArray:
+        """``[N, U, 2]`` column and row of every living unit; of the dead, some earlier one."""
+        for places, world in zip(self._places, self._worlds, strict=True):
+            for group in range(self._moving if world else 0):
+                places[world.living[group]] = world.places(group)
+        return self._places
 
-    def _play(self, copy: int, actions: NDArray[np.int32]) -> FloatArray:
-        """One step of a copy with the actions of all units that act; returns rewards ``[A]``."""
-        world, rows = self._worlds[copy], self._rows[copy]
-        handles = world.get_handles()
-        acting = slice(self._moving)
-        for handle, units in zip(handles[acting], rows[acting], strict=True):
-            if len(units):
-                world.set_action(handle, actions[units])
-        world.step()
-        rewards = np.zeros(self.num_agents, np.float32)
-        rewards[rows[0]] = world.get_reward(handles[0])
-        world.clear_dead()
-        self._look(copy)
-        return rewards
+    @property
+    def living(self) -> BoolArray:
+        """``[N, U]`` who is alive."""
+        return self._living
+
+    def _play(self, env_id: int, actions: NDArray[np.int32], rewards: FloatArray) -> None:
+        """Step one sub-environment with the actions of all who act; writes rewards ``[A]``."""
+        world = self._build(env_id)
+        rewards[world.living[0]] = world.step(actions, self._moving)
+        for group in world.count():
+            living = self._living[env_id, self._groups[group]]
+            living[:] = False
+            living[world.living[group] - self._groups[group].start] = True
 
     def _advance(self, actions: NDArray[np.int64]) -> tuple[FloatArray, BoolArray]:
         chosen = actions.astype(np.int32)
         if self.others_act:
             chosen = np.concatenate([chosen, self._script().astype(np.int32)], 1)
         self._history[np.arange(self.num_envs), self._clock] = chosen
-        rewards = np.stack([self._play(copy, row) for copy, row in enumerate(chosen)])
+        rewards = np.zeros((self.num_envs, self.num_agents), np.float32)
+        for env_id, row in enumerate(chosen):
+            self._play(env_id, row, rewards[env_id])
         return rewards, ~self._living[:, : self.num_agents] | self._over()[:, None]
 
     def _observe(self) -> FloatArray:
         shape = (self.num_envs, self.num_agents, *self.observation_spaces[0].shape)
-        obs = np.zeros(shape, np.float32)
-        for rows, world, living in zip(obs, self._worlds, self._rows, strict=True):
-            if len(living[0]):
-                view, features = world.get_observation(world.get_handles()[0])
-                # The minimap gives a group of which nobody is left as 0 / 0.
-                rows[living[0], : self._view] = np.nan_to_num(view).reshape(len(view), -1)
-                if self._minimap:
-                    rows[living[0], self._view :] = features[:, -self._minimap :]
+        obs = np.empty(shape, np.float32)
+        for env_id, rows in enumerate(obs):
+            world = self._build(env_id)
+            living, (views, features) = world.living[0], world.observe()
+            if len(living) < len(rows):
+                rows[:] = 0
+            # Where nobody has died the order is that of their ids.
+            seen: Any = slice(None) if len(living) == len(rows) else living
+            rows[seen, : self._view] = views
+            if self._minimap:
+                rows[seen, self._view :] = features[:, -self._minimap :]
         return obs
 
     def _alive(self) -> BoolArray:
@@ -180,10 +183,10 @@ class GridEnv(CopiesEnv):
     def _restore(self, state: dict[str, NDArray[Any]]) -> None:
         self._starts[:], self._seeds[:] = state["starts"], state["seeds"]
         self._history[:] = state["history"]
-        for copy in range(self.num_envs):
-            self._start(copy)
-            for actions in self._history[copy, : self._clock[copy]].astype(np.int32):
-                self._play(copy, actions)
+        for env_id in range(self.num_envs):
+            self._start(env_id)
+            for actions in self._history[env_id, : self._clock[env_id]].astype(np.int32):
+                self._play(env_id, actions, np.zeros(self.num_agents, np.float32))
 
     def render(self, index: int = 0) -> NDArray[np.uint8]:
         """See ``VectorEnv.render``."""
@@ -191,8 +194,9 @@ class GridEnv(CopiesEnv):
         if not self._started:
             raise RuntimeError("call reset() before render()")
         pays = self.tasks.params[self.task_ids[index]].get("pays", (False,))
-        groups = [self._places[index, units][self._living[index, units]] for units in self._groups]
-        return draw_map(self.config.map_size, groups, (False, *pays))
+        places = self.places()[index]
+        groups = [places[units][self._living[index, units]] for units in self._groups]
+        return draw_map(self.config.map_size, groups, (False, *(pay > 0 for pay in pays)))
 
 
 def moves(speed: float) -> IntArray:
@@ -203,7 +207,7 @@ def moves(speed: float) -> IntArray:
 
 
 def nearest(places: IntArray, targets: IntArray, living: BoolArray) -> IntArray:
-    """Way from every place to the living target nearest to it.
+    """Offset from every place to the nearest living target.
 
     Args:
         places: ``[N, P, 2]``.
@@ -211,7 +215,7 @@ def nearest(places: IntArray, targets: IntArray, living: BoolArray) -> IntArray:
         living: ``[N, Q]``.
 
     Returns:
-        ``[N, P, 2]`` columns and rows; where nobody lives, the way to any target.
+        ``[N, P, 2]`` columns and rows; where none is alive, the offset to any target.
     """
     ways = targets[:, None] - places[:, :, None]
     far = np.iinfo(np.int64).max

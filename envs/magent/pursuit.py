@@ -30,7 +30,7 @@ class PursuitEnv(GridEnv):
     Prey moves by up to 1.5 cells: with probability ``flight`` where the nearest predator is
     farthest, else at random.
 
-    End: truncated after ``max_ep_len`` steps; never terminated, and nobody dies.
+    End: truncated after ``max_ep_len`` steps; never terminated, and none dies.
 
     Tasks: which kind is the target, one in a training task and two in a test task; features are 1
     for the targets.
@@ -69,7 +69,8 @@ class PursuitEnv(GridEnv):
 
     def _script(self) -> NDArray[np.int64]:
         team, count = self.num_agents, len(self._moves)
-        way = nearest(self._places[:, team:], self._places[:, :team], self._living[:, :team])
+        places = self.places()
+        way = nearest(places[:, team:], places[:, :team], self._living[:, :team])
         flee = ((way[:, :, None] - self._moves) ** 2).sum(-1).argmax(-1)
         prey, streams = way.shape[1], self._streams.generators
         stray = np.stack([rng.integers(count, size=prey) for rng in streams])

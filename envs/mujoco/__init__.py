@@ -1,4 +1,4 @@
-"""Robots whose joints are shared out among agents, in MuJoCo (the package ``mujoco``).
+"""Robots whose joints are divided among agents, in MuJoCo (the package ``mujoco``).
 
 Multi-agent MuJoCo is Peng et al., 2021 (FACMAC, arXiv:2003.06709); the tasks are those of Rakelly
 et al., 2019 (PEARL, arXiv:1903.08254).

@@ -14,7 +14,7 @@ from mg2l.envs.base import EnvConfig, TaskSet
 from mg2l.envs.mujoco.robots import ANT, CHEETAH, HOPPER, WALKER, Robot
 
 FIELDS = {"body_mass": 1.5, "dof_damping": 1.3, "geom_friction": 1.5, "body_inertia": 1.5}
-"""What is scaled in the families ``*-param``, and the base of the scale (Rakelly et al., 2019)."""
+"""Parameters scaled in the families ``*-param``, and bases of the scales (Rakelly et al., 2019)."""
 
 MOTOR_SIGNS = 2**6
 """Sets of reversed motors of the half cheetah."""
@@ -33,10 +33,10 @@ class RobotConfig(EnvConfig):
     """Steps after which an episode is truncated."""
 
     agent_conf: str = ""
-    """How joints are shared out: agents x joints, or each agent's number of joints, as 2+1."""
+    """How joints are divided: agents x joints, or each agent's number of joints, as 2+1."""
 
     agent_obsk: int = bounded(0, ge=0, le=100)
-    """How many edges far an agent sees other joints; 0: its own only."""
+    """How many edges away an agent sees other joints; 0: its own only."""
 
     root_state: bool = False
     """Also show every agent height, orientation and velocity of the torso."""
@@ -70,7 +70,7 @@ class CheetahDirConfig(RobotConfig):
     robot: ClassVar[Robot] = CHEETAH
 
     agent_conf: str = "2x3"
-    """How joints are shared out: 2x3, 6x1, or each agent's number of joints, as 4+2."""
+    """How joints are divided: 2x3, 6x1, or each agent's number of joints, as 4+2."""
 
 
 @dataclass
@@ -80,7 +80,7 @@ class CheetahVelConfig(RobotConfig):
     robot: ClassVar[Robot] = CHEETAH
 
     agent_conf: str = "2x3"
-    """How joints are shared out: 2x3, 6x1, or each agent's number of joints, as 4+2."""
+    """How joints are divided: 2x3, 6x1, or each agent's number of joints, as 4+2."""
 
     n_tasks: int = bounded(30, ge=1, le=100_000)
     """Speeds to train on."""
@@ -110,7 +110,7 @@ class CheetahMotorConfig(RobotConfig):
     robot: ClassVar[Robot] = CHEETAH
 
     agent_conf: str = "2x3"
-    """How joints are shared out: 2x3 or 6x1."""
+    """How joints are divided: 2x3 or 6x1."""
 
     n_tasks: int = bounded(48, ge=1, le=64)
     """Sets of reversed motors to train on."""
@@ -132,7 +132,7 @@ class CheetahMotorConfig(RobotConfig):
 
 @dataclass
 class ParamConfig(RobotConfig):
-    """A robot whose body and ground are not always the same."""
+    """A robot whose body and ground differ from task to task."""
 
     n_tasks: int = bounded(50, ge=1, le=100_000)
     """Bodies to train on."""
@@ -155,7 +155,7 @@ class HopperParamConfig(ParamConfig):
     """Agents of the team, as many as ``agent_conf`` has."""
 
     agent_conf: str = "3x1"
-    """How joints are shared out: 3x1, or each agent's number of joints, as 2+1."""
+    """How joints are divided: 3x1, or each agent's number of joints, as 2+1."""
 
 
 @dataclass
@@ -165,7 +165,7 @@ class WalkerParamConfig(ParamConfig):
     robot: ClassVar[Robot] = WALKER
 
     agent_conf: str = "2x3"
-    """How joints are shared out: 2x3, 6x1, or each agent's number of joints, as 4+2."""
+    """How joints are divided: 2x3, 6x1, or each agent's number of joints, as 4+2."""
 
 
 @dataclass
@@ -178,7 +178,7 @@ class AntDirConfig(RobotConfig):
     """Agents of the team, as many as ``agent_conf`` has."""
 
     agent_conf: str = "4x2"
-    """How joints are shared out: 2x4, 2x4d (diagonal legs), 4x2, 8x1, or each agent's number of
+    """How joints are divided: 2x4, 2x4d (diagonal legs), 4x2, 8x1, or each agent's number of
     joints, as 2+1+1+4."""
 
     root_state: bool = True

@@ -10,13 +10,13 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from mg2l.envs.base import BoolArray, FloatArray, TaskSet
-from mg2l.envs.copies import CopiesEnv
+from mg2l.envs.batched import BatchedEnv
 from mg2l.envs.mujoco import config as keys
 from mg2l.envs.mujoco.simulator import Doubles, Simulator
 
 
-class RobotEnv(CopiesEnv):
-    """``N`` copies of a robot whose joints are agents' (see ``VectorEnv`` for the contract).
+class RobotEnv(BatchedEnv):
+    """``N`` robots of a kind whose joints are agents' (see ``VectorEnv`` for the contract).
 
     Action space: ``Box(-1, 1, (joints,))`` per agent, torques on its joints as fractions of the
     largest, in the order of ``agent_conf``'s joints (``robots.py``).
@@ -32,11 +32,13 @@ class RobotEnv(CopiesEnv):
     after ``max_ep_len`` steps.
     """
 
+    shared_reward = True
+
     horizontal: ClassVar[int] = 1
-    """First coordinates of the torso, which say where it is: never seen."""
+    """First coordinates of the torso, its position: never observed."""
 
     noise: ClassVar[float] = 0.1
-    """Half-width of the uniform noise on positions where an episode begins."""
+    """Half-width of the uniform noise on initial positions."""
 
     normal_velocity: ClassVar[bool] = True
     """Noise on velocities is normal with standard deviation ``noise``, or uniform like that on
@@ -46,11 +48,12 @@ class RobotEnv(CopiesEnv):
         self, config: keys.RobotConfig, tasks: TaskSet, num_envs: int, seed: int = 0
     ) -> None:
         self.config = config
+        tasks = tasks.with_validation(config)
         self.simulator = Simulator(config, num_envs)
         model, parts = self.simulator.model, config.parts
         motors = {int(model.actuator_trnid[i, 0]): i for i in range(model.nu)}
         joints = [model.joint(name).id for part in parts for name in part]
-        self._motors = np.array([motors[joint] for joint in joints])
+        self.motors = np.array([motors[joint] for joint in joints])
         self._seen = self._observed(config)
         # Positions, velocities and a zero, side by side.
         self._columns = np.zeros((num_envs, model.nq + model.nv + 1))
@@ -63,7 +66,7 @@ class RobotEnv(CopiesEnv):
         # Where the joints' actions lie among all, which are padded to the widest agent's.
         self._acting = np.flatnonzero(self.action_layout.own_numbers)
         self._task = tasks.features.astype(np.float64)  # [K, D]
-        self._placed = np.full(num_envs, -1)  # task that a copy's body is made for
+        self._placed = np.full(num_envs, -1)  # task that a sub-environment's body is made for
 
     def _observed(self, config: keys.RobotConfig) -> NDArray[np.int64]:
         """``[A, obs]`` columns that each agent sees."""
@@ -101,41 +104,41 @@ class RobotEnv(CopiesEnv):
         """
 
     def fallen(self, qpos: Doubles, qvel: Doubles) -> BoolArray | None:
-        """``[N]`` which robots have fallen; None where they go on."""
+        """``[N]`` which robots have fallen; None where that ends no episode."""
         return None
 
     def torques(self, actions: Doubles, task: Doubles) -> Doubles:
-        """``[N, motors]`` what the motors do of the agents' actions ``[N, motors]``, in order."""
+        """Torques ``[N, motors]`` of the motors, in order, for actions ``[N, motors]``."""
         return actions
 
-    def embody(self, copies: NDArray[np.int64]) -> None:
-        """Make the bodies of copies those of their tasks, where tasks are bodies."""
+    def embody(self, env_ids: NDArray[np.int64]) -> None:
+        """Make the bodies of sub-environments those of their tasks, where tasks are bodies."""
 
     # Episodes.
 
-    def _begin(self, copies: NDArray[np.int64]) -> None:
-        changed = copies[self._placed[copies] != self.task_ids[copies]]
+    def _begin(self, env_ids: NDArray[np.int64]) -> None:
+        changed = env_ids[self._placed[env_ids] != self.task_ids[env_ids]]
         if len(changed):
             self.embody(changed)
             self._placed[changed] = self.task_ids[changed]
         model = self.simulator.model
-        qpos = np.repeat(model.qpos0[None], len(copies), 0)
-        qvel = np.zeros((len(copies), model.nv))
-        for row, copy in enumerate(copies):
-            generator = self._streams.generators[copy]
+        qpos = np.repeat(model.qpos0[None], len(env_ids), 0)
+        qvel = np.zeros((len(env_ids), model.nv))
+        for row, env_id in enumerate(env_ids):
+            generator = self._streams.generators[env_id]
             qpos[row] += generator.uniform(-self.noise, self.noise, model.nq)
             if self.normal_velocity:
                 qvel[row] = self.noise * generator.standard_normal(model.nv)
             else:
                 qvel[row] = generator.uniform(-self.noise, self.noise, model.nv)
-        self.simulator.begin(copies, qpos, qvel)
+        self.simulator.begin(env_ids, qpos, qvel)
 
     def _advance(self, actions: NDArray[Any]) -> tuple[FloatArray, BoolArray]:
         simulator = self.simulator
         before = simulator.qpos[:, : self.horizontal].copy()
         flat = actions.reshape(self.num_envs, -1).take(self._acting, 1)
         controls = np.empty_like(flat)
-        controls[:, self._motors] = self.torques(flat, self._task[self.task_ids])
+        controls[:, self.motors] = self.torques(flat, self._task[self.task_ids])
         simulator.step(controls)
         velocity = (simulator.qpos[:, : self.horizontal] - before) / simulator.seconds
         effort = np.einsum("na,na->n", flat, flat)
@@ -155,7 +158,7 @@ class RobotEnv(CopiesEnv):
         return observed
 
     def set_state(self, qpos: Doubles, qvel: Doubles, task_ids: NDArray[np.int64]) -> FloatArray:
-        """Put all copies into a state at the start of an episode of their tasks.
+        """Put all sub-environments into a state at the start of an episode of their tasks.
 
         Args:
             qpos: ``[N, nq]``.
@@ -179,7 +182,7 @@ class RobotEnv(CopiesEnv):
         return self._observe()
 
     def advance(self, actions: NDArray[Any]) -> tuple[FloatArray, FloatArray, BoolArray]:
-        """Step without beginning anew where an episode ends: observations, rewards, terminated."""
+        """Step without a reset where an episode ends: observations, rewards, terminated."""
         rewards, terminated = self._advance(np.clip(actions, -1.0, 1.0))
         return self._observe(), rewards, terminated
 
@@ -189,8 +192,8 @@ class RobotEnv(CopiesEnv):
         return dict(self.simulator.state())
 
     def _restore(self, state: dict[str, NDArray[Any]]) -> None:
-        copies = np.arange(self.num_envs)
-        self.embody(copies)
+        env_ids = np.arange(self.num_envs)
+        self.embody(env_ids)
         self._placed[:] = self.task_ids
         self.simulator.load(state)
 
@@ -255,7 +258,7 @@ class CheetahMotorEnv(RobotEnv):
 
     End: truncated after ``max_ep_len`` steps, never terminated.
 
-    Tasks: gains of the six motors, 1 or -1: each agent can tell its own, by what its joints do.
+    Tasks: gains of the six motors, 1 or -1: each agent can infer its own from what its joints do.
     """
 
     def __init__(self, config: keys.CheetahMotorConfig, num_envs: int, seed: int = 0) -> None:
@@ -291,10 +294,10 @@ class ParamEnv(RobotEnv):
         """See ``RobotEnv.pay``."""
         return velocity[:, 0] + 1.0 - 1e-3 * effort
 
-    def embody(self, copies: NDArray[np.int64]) -> None:
+    def embody(self, env_ids: NDArray[np.int64]) -> None:
         """See ``RobotEnv.embody``."""
-        exponents = self._task[self.task_ids[copies]]
-        self.simulator.scale(copies, exponents, self.config.log_scale_limit)
+        exponents = self._task[self.task_ids[env_ids]]
+        self.simulator.scale(env_ids, exponents, self.config.log_scale_limit)
 
 
 class HopperParamEnv(ParamEnv):

@@ -15,7 +15,7 @@ _LIBRARIES = {
 
 
 def missing() -> str:
-    """One line for whoever wants pictures and has no OpenGL."""
+    """The message where pictures are wanted and there is no OpenGL."""
     return (
         f"MuJoCo found no OpenGL to draw with (MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}); "
         "install it with: apt-get install libegl1 libopengl0 libgl1-mesa-dri"

@@ -1,4 +1,4 @@
-"""Robots whose joints are shared out among agents (MaMuJoCo; Peng et al., 2021, arXiv:2003.06709).
+"""Robots whose joints are divided among agents (MaMuJoCo; Peng et al., 2021, arXiv:2003.06709).
 
 Joints, their order within an agent and the graph that says which are neighbours are those of the
 code that the paper's experiments ran on; ``gymnasium_robotics`` orders some of them otherwise.
@@ -19,7 +19,7 @@ ASSETS = Path(gymnasium.__file__).parent / "envs/mujoco/assets"
 
 @dataclass(frozen=True)
 class Robot:
-    """A robot and the ways to share out its joints."""
+    """A robot and the ways to divide its joints among agents."""
 
     xml: str
     """Its model, among gymnasium's."""

@@ -12,7 +12,7 @@ from mg2l.envs.gate import Bounds, ScriptedTeams
 Doubles = NDArray[np.float64]
 
 GAIT_FREQUENCY = 0.21
-"""Of the half cheetah's gait [1/step]."""
+"""Frequency of the half cheetah's gait [1/step]."""
 
 GAIT = np.array([
     [0.126, -0.063, 0.052, -0.808, -0.164, -0.285],

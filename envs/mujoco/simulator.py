@@ -1,4 +1,4 @@
-"""Copies of a robot in MuJoCo, stepped together on threads, each with a model of its own."""
+"""Many robots in MuJoCo, stepped together on threads, each with a model of its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def load_model(config: RobotConfig) -> Any:
     """The robot's ``mujoco.MjModel``, with the inertias that ``physics`` asks for.
 
     Raises:
-        ValueError: ``physics`` is v2 and nobody has recorded the robot's inertias.
+        ValueError: ``physics`` is v2, and the robot's inertias were not recorded.
     """
     before = mujoco.get_mju_user_warning()
     # What is deprecated in gymnasium's files; MuJoCo would write it into the working directory.
@@ -48,66 +48,68 @@ def load_model(config: RobotConfig) -> Any:
 
 
 class Simulator:
-    """``N`` copies of a model.
+    """``N`` instances of a model.
 
     Attributes:
-        model: as it was loaded; copies differ from it in what `scale` has scaled.
-        qpos, qvel: ``[N, nq]`` and ``[N, nv]``, live.
+        model: as it was loaded; instances differ from it in what `scale` has scaled.
+        qpos, qvel: ``[N, nq]`` and ``[N, nv]``, views of the simulator's state.
+        controls: ``[N, nu]``, likewise.
+        batch: MuJoCo's instances.
     """
 
-    def __init__(self, config: RobotConfig, copies: int) -> None:
+    def __init__(self, config: RobotConfig, num_envs: int) -> None:
         self.model = load_model(config)
         threads = config.sim_threads or len(os.sched_getaffinity(0))
-        self._batch = mujoco.batch.Batch(self.model, copies, min(threads, copies))
-        self._state = {name: self._batch.bind(name) for name in _STATE}
+        self.batch = mujoco.batch.Batch(self.model, num_envs, min(threads, num_envs))
+        self._state = {name: self.batch.bind(name) for name in _STATE}
         self.qpos: Doubles = self._state["qpos"]
         self.qvel: Doubles = self._state["qvel"]
-        self._ctrl: Doubles = self._state["ctrl"]
+        self.controls: Doubles = self._state["ctrl"]
         self._nominal: dict[str, Doubles] = {}
         self._scaled: dict[str, Doubles] = {}
         self._skip = config.robot.frame_skip
         self.seconds = self._skip * self.model.opt.timestep  # of a step
         self._renderer: Any = None
 
-    def scale(self, copies: NDArray[np.int64], exponents: Doubles, limit: float) -> None:
-        """Scale body and ground of copies: always what was loaded, never what is scaled already.
+    def scale(self, env_ids: NDArray[np.int64], exponents: Doubles, limit: float) -> None:
+        """Scale body and ground of sub-environments, always from the values as loaded.
 
         Args:
-            copies: ``[n]``.
+            env_ids: ``[n]``.
             exponents: ``[n, 4]`` in ``[-1, 1]``, of ``FIELDS``.
-            limit: what they are multiplied by.
+            limit: factor of the exponents.
         """
         if not self._nominal:
             self._nominal = {name: getattr(self.model, name).copy() for name in FIELDS}
-            self._scaled = {name: self._batch.expand(name) for name in FIELDS}
+            self._scaled = {name: self.batch.expand(name) for name in FIELDS}
         for (name, base), exponent in zip(FIELDS.items(), exponents.T, strict=True):
             nominal = self._nominal[name]
             factor = (base ** (limit * exponent)).reshape(-1, *[1] * nominal.ndim)
-            self._scaled[name][copies] = nominal * factor
-        self._batch.set_const(copies)
+            self._scaled[name][env_ids] = nominal * factor
+        self.batch.set_const(env_ids)
 
-    def begin(self, copies: NDArray[np.int64], qpos: Doubles, qvel: Doubles) -> None:
-        """Put copies into a state ``[n, nq]``, ``[n, nv]`` at time 0."""
-        self._batch.reset(copies, stage=mujoco.mjtStage.mjSTAGE_NONE.value)
-        self.qpos[copies] = qpos
-        self.qvel[copies] = qvel
-        self._batch.forward(copies)
+    def begin(self, env_ids: NDArray[np.int64], qpos: Doubles, qvel: Doubles) -> None:
+        """Put sub-environments into a state ``[n, nq]``, ``[n, nv]`` at time 0."""
+        self.batch.reset(env_ids, stage=mujoco.mjtStage.mjSTAGE_NONE.value)
+        self.qpos[env_ids] = qpos
+        self.qvel[env_ids] = qvel
+        self.batch.forward(env_ids)
 
     def step(self, controls: Doubles) -> None:
-        """Step every copy under ``controls [N, nu]``."""
-        self._ctrl[:] = controls
-        self._batch.step(nstep=self._skip)
+        """Step every sub-environment under ``controls [N, nu]``."""
+        self.controls[:] = controls
+        self.batch.step(nstep=self._skip)
 
     def state(self) -> dict[str, Doubles]:
-        """What a continuation bit for bit needs."""
+        """The state needed to continue bit for bit."""
         return {name: np.array(values) for name, values in self._state.items()}
 
     def load(self, state: dict[str, NDArray[Any]]) -> None:
-        """Take up what `state` gave."""
+        """Restore what `state` returned."""
         for name, values in self._state.items():
             values[:] = state[name]
 
-    def render(self, copy: int) -> NDArray[np.uint8]:
+    def render(self, index: int) -> NDArray[np.uint8]:
         """Picture ``[240, 320, 3]``, from the model's own camera where it has one.
 
         Raises:
@@ -121,7 +123,7 @@ class Simulator:
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 self._renderer.scene.flags[flag] = 0  # most of the time of a picture
         data = mujoco.MjData(self.model)
-        data.qpos[:], data.qvel[:] = self.qpos[copy], self.qvel[copy]
+        data.qpos[:], data.qvel[:] = self.qpos[index], self.qvel[index]
         mujoco.mj_forward(self.model, data)
         self._renderer.update_scene(data, camera=0 if self.model.ncam else -1)
         picture: NDArray[np.uint8] = self._renderer.render().copy()

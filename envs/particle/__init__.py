@@ -1,6 +1,6 @@
 """Particle worlds: discs that accelerate, collide and bounce off soft walls in a square.
 
-A family is one class of one page. It says which bodies there are and which tasks, where they
+A family is one class of one page. It defines which bodies and tasks there are, where they
 begin, what agents see and what they are paid; the world (``world.py``) does the rest::
 
     @dataclass

@@ -1,4 +1,4 @@
-"""``mpe-bounty``: look-alike prey that pay or cost, by amounts that nobody is told."""
+"""``mpe-bounty``: look-alike prey with hidden rewards or costs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mg2l.core.schema import bounded
 from mg2l.envs.base import FloatArray
-from mg2l.envs.particle.continuous import ContinuousConfig, continuous_tasks, one_positive
+from mg2l.envs.continuous import ContinuousConfig, continuous_tasks, one_positive, signed
 from mg2l.envs.particle.weights import signed_colors
 from mg2l.envs.particle.world import (
     Bodies,
@@ -21,7 +21,7 @@ from mg2l.envs.particle.world import (
     write_positions,
 )
 
-TOUCH = 0.2  # distance at which a prey is touched [length]
+REACH = 0.5  # distance at which a prey pays exp(-1) of its pay [length]
 
 
 @dataclass
@@ -39,17 +39,17 @@ class BountyConfig(ContinuousConfig):
 
 
 class Bounty(ParticleScenario):
-    """The team is paid, or pays, for each prey that a predator touches.
+    """The team is paid, or pays, for predators being close to prey.
 
     Action space: ``Box(-1, 1, (2,))`` per predator, the acceleration along x and y in units of
     5 length / s^2.
 
     Observation space: own position and velocity; offset to each prey. Unbounded, in length units
-    and length / s. Predators do not see each other: one alone cannot tell who touched what it was
-    paid for, everybody's experience together can.
+    and length / s. Predators do not see each other: one alone cannot infer whose distances it was
+    paid for, the team's joint experience can.
 
-    Reward: the same for all, the mean over predators of the sum over prey of their pay where the
-    predator is closer than 0.2 [length].
+    Reward: the same for all, the mean over predators of the sum over prey of their pay times
+    ``exp(-d / 0.5)``, with ``d`` the distance between predator and prey [length].
 
     Start: all bodies uniform in [-1, 1]^2 at rest. Predators have radius 0.1 and top speed
     1.0 length / s, prey 0.05 and 0.5; nothing collides. Each prey draws an action uniform in
@@ -64,6 +64,8 @@ class Bounty(ParticleScenario):
     HEADING = 10
     """Steps for which a prey keeps its course."""
 
+    shared_reward = True
+
     def __init__(self, config: BountyConfig) -> None:
         self.n_agents, self.n_prey = config.n_agents, config.n_prey
         predators = Bodies.uniform(config.n_agents, 5.0, size=0.1, max_speed=1.0)
@@ -72,11 +74,8 @@ class Bounty(ParticleScenario):
         self._split = 2 * len(self.bodies)  # draws: start positions, then the prey's courses
         courses = -(-config.max_ep_len // self.HEADING)
         self.n_draws = self._split + 2 * config.n_prey * courses
-        rng = np.random.default_rng(config.task_seed)
-        count = config.n_tasks + config.n_test_tasks
-        inside = rng.uniform(-1, 1, (count, config.n_prey))
         beyond = one_positive(config.n_ood_tasks, config.n_prey)
-        self.tasks = continuous_tasks(config, "pay", inside, beyond)
+        self.tasks = continuous_tasks(config, "pay", signed(config.n_prey), beyond)
 
     def place(self, draws: Doubles, position: Doubles, landmarks: Doubles) -> None:
         """See ``ParticleScenario.place``."""
@@ -90,8 +89,8 @@ class Bounty(ParticleScenario):
 
     def reward(self, world: World) -> Doubles:
         """See ``ParticleScenario.reward``."""
-        touched = distances(world.agents, world.scripted) < TOUCH  # [A, P, N]
-        paid: Doubles = (touched * world.task.T).sum(1).mean(0)
+        near = np.exp(-distances(world.agents, world.scripted) / REACH)  # [A, P, N]
+        paid: Doubles = (near * world.task.T).sum(1).mean(0)
         return paid[:, None]
 
     def scripted_actions(self, world: World) -> Doubles:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-_VIEW = 1.3  # half width of what is shown [length]
+_VIEW = 1.3  # half width of the picture [length]
 _WALL = 1.2
 
 

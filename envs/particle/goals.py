@@ -1,7 +1,8 @@
-"""``mpe-goals`` and ``mpe-goals-joint``: each agent has a goal that nobody is told."""
+"""``mpe-goals`` and ``mpe-goals-joint``: each agent has a hidden goal."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mg2l.envs.base import FloatArray
-from mg2l.envs.particle.continuous import ContinuousConfig, continuous_tasks
+from mg2l.envs.continuous import OOD, ContinuousConfig, continuous_tasks
 from mg2l.envs.particle.world import (
     Bodies,
     Doubles,
@@ -29,8 +30,8 @@ class GoalsConfig(ContinuousConfig):
 
     pay: Literal["own", "joint"] = "own"
     """Who is paid for an agent's distance: itself, and agents see each other; or all of them the
-    mean, and they do not. With ``joint`` an agent alone cannot tell what it was paid for, but
-    everybody's experience together can."""
+    mean, and they do not. With ``joint`` an agent alone cannot infer what it was paid for; the
+    team's joint experience can."""
 
 
 class Goals(ParticleScenario):
@@ -57,14 +58,20 @@ class Goals(ParticleScenario):
     def __init__(self, config: GoalsConfig) -> None:
         self.config = config
         self.n_agents = agents = config.n_agents
-        self.joint = config.pay == "joint"
+        self.joint = self.shared_reward = config.pay == "joint"
         self.bodies = Bodies.uniform(agents, acceleration=5.0, size=0.05)
         self.obs_dim = 4 + (0 if self.joint else 2 * (agents - 1))
         self.n_draws = 2 * agents
-        rng = np.random.default_rng(config.task_seed)
-        inside = _goals(rng, config.n_tasks + config.n_test_tasks, agents, SECTOR)
+        inside = functools.partial(_goals, agents=agents, sector=SECTOR)
+        rng = np.random.default_rng([config.task_seed, OOD])
         beyond = _goals(rng, config.n_ood_tasks, agents, BEYOND)
         self.tasks = continuous_tasks(config, "goals", inside, beyond)
+
+    def compiled(self) -> int | None:
+        """See ``ParticleScenario.compiled``."""
+        if type(self) is not Goals:
+            return None
+        return 3 if self.joint else 2
 
     def place(self, draws: Doubles, position: Doubles, landmarks: Doubles) -> None:
         """See ``ParticleScenario.place``."""
@@ -95,7 +102,7 @@ class Goals(ParticleScenario):
 def _goals(
     rng: np.random.Generator, count: int, agents: int, sector: tuple[float, float]
 ) -> Doubles:
-    radius = rng.uniform(*RADII, (count, agents))
-    angle = rng.uniform(*sector, (count, agents))
+    low, high = np.transpose([RADII, sector])
+    radius, angle = np.moveaxis(rng.uniform(low, high, (count, agents, 2)), -1, 0)
     goals = np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1)
     return goals.reshape(count, 2 * agents)

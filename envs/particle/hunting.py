@@ -1,4 +1,4 @@
-"""``mpe-hunting``: catch the prey that counts, without being told which."""
+"""``mpe-hunting``: catch the target prey, without knowing which it is."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class HuntingConfig(EnvConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _tasks(self)  # refuses numbers of tasks that cannot be
+        _tasks(self)  # refuses invalid numbers of tasks
 
 
 def _tasks(config: HuntingConfig) -> TaskSet:
@@ -77,7 +77,11 @@ class Hunting(ParticleScenario):
         self.max_ep_len = config.max_ep_len
         self._split = 2 * len(self.bodies)  # draws: start positions, then the decoys' actions
         self.n_draws = self._split + 2 * config.n_prey * config.max_ep_len
-        self.tasks = _tasks(config)
+        self.tasks = _tasks(config).with_validation(config)
+
+    def compiled(self) -> int | None:
+        """See ``ParticleScenario.compiled``."""
+        return 1 if type(self) is Hunting else None
 
     def place(self, draws: Doubles, position: Doubles, landmarks: Doubles) -> None:
         """See ``ParticleScenario.place``."""
@@ -94,8 +98,8 @@ class Hunting(ParticleScenario):
 
     def reward(self, world: World) -> Doubles:
         """See ``ParticleScenario.reward``."""
-        apart = distances(world.agents, world.scripted)  # [A, P, N]
-        nearest: Doubles = np.where(world.task.T > 0, apart, np.inf).min(axis=1)  # [A, N]
+        distance = distances(world.agents, world.scripted)  # [A, P, N]
+        nearest: Doubles = np.where(world.task.T > 0, distance, np.inf).min(axis=1)  # [A, N]
         touches = nearest < self.bodies.size[0] + self.bodies.size[-1]
         team = -0.1 * nearest.sum(axis=0)
         paid: Doubles = np.where(touches, team + 10.0, team)  # [A, N]
@@ -103,11 +107,11 @@ class Hunting(ParticleScenario):
 
     def scripted_actions(self, world: World) -> Doubles:
         """See ``ParticleScenario.scripted_actions``: targets flee, decoys wander."""
-        copies = np.arange(len(world.clock))
+        envs = np.arange(len(world.clock))
         wander = world.draws[:, self._split :].reshape(-1, self.max_ep_len, self.n_prey, 2)
-        actions = 2.0 * wander[copies, world.clock] - 1.0
+        actions = 2.0 * wander[envs, world.clock] - 1.0
         hunter = distances(world.scripted, world.agents).argmin(axis=1).T  # [N, P]
-        away = world.scripted - world.agents[copies[:, None], hunter]
+        away = world.scripted - world.agents[envs[:, None], hunter]
         length = np.sqrt(np.square(away).sum(axis=2, keepdims=True))
         away[length[:, :, 0] == 0] = (1.0, 0.0)  # in the very same place: any way will do
         np.divide(away, np.where(length == 0, 1.0, length), out=away)

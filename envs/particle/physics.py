@@ -13,7 +13,7 @@ Doubles = NDArray[np.float64]
 TIME_STEP = 0.1
 """[s]"""
 DAMPING = 0.25
-"""Share of its velocity that a body loses in a step."""
+"""Fraction of its velocity that a body loses in a step."""
 WALL = 1.2
 """Walls are the lines x, y = +-WALL [length]."""
 
@@ -68,7 +68,7 @@ def step(
         for b in colliding[index + 1 :]:
             delta = position[:, a] - position[:, b]
             distance = np.sqrt(np.square(delta).sum(-1, keepdims=True))
-            # Two bodies in the same place have no direction to part in: take x.
+            # Two bodies in the same place have no direction of separation: take x.
             direction = np.where(
                 distance > 0, delta / np.where(distance > 0, distance, 1), [1.0, 0.0]
             )
@@ -128,21 +128,21 @@ def distances(observers: Doubles, points: Doubles) -> Doubles:
 
 
 def _contact_force(gap: Doubles) -> Doubles:
-    """Force between surfaces ``gap`` apart: a softplus of the penetration ``-gap``."""
+    """Force between surfaces at a distance ``gap``: a softplus of the penetration ``-gap``."""
     force: Doubles = _FORCE * _MARGIN * np.logaddexp(0, -gap / _MARGIN)
     return force
 
 
 def _geometry(observers: Doubles, points: Doubles, skip_self: bool) -> tuple[Doubles, Doubles]:
     """Offsets ``[N, P, Q, 2]`` and their lengths; without the diagonal with ``skip_self``."""
-    copies, seers = observers.shape[:2]
+    envs, seers = observers.shape[:2]
     count = points.shape[1]
-    if points.shape[0] != copies or (skip_self and count < seers):
+    if points.shape[0] != envs or (skip_self and count < seers):
         raise ValueError(f"points {points.shape} do not fit observers {observers.shape}")
     delta = points[:, None] - observers[:, :, None]
     if skip_self:
         others = ~np.eye(seers, count, dtype=np.bool_)
-        delta = delta[:, others].reshape(copies, seers, count - 1, 2)
+        delta = delta[:, others].reshape(envs, seers, count - 1, 2)
     return delta, np.sqrt(np.square(delta).sum(-1))
 
 

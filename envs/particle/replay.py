@@ -19,7 +19,7 @@ _MARKS = ("agent_pos0", "agent_vel0", "landmark_pos0", "target", "prey_action")
 
 
 def replays(recording: Mapping[str, Array]) -> bool:
-    """Whether the arrays are a recording of a particle world (at least two telltale names)."""
+    """Whether the arrays are a recording of a particle world (two characteristic names or more)."""
     return sum(name in recording for name in _MARKS) >= 2
 
 

@@ -1,4 +1,4 @@
-"""Hand-written teams of the particle families: what knowing the task is worth."""
+"""Hand-written teams of the particle families: the value of knowing the task."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def medians(points: Doubles, weights: Doubles, groups: int) -> Doubles:
         weights: ``[N, L]``, not negative.
         groups: places.
     """
-    copies, count, _ = points.shape
-    best, found = np.full(copies, np.inf), np.zeros((copies, groups, 2))
+    envs, count, _ = points.shape
+    best, found = np.full(envs, np.inf), np.zeros((envs, groups, 2))
     for others in itertools.product(range(groups), repeat=count - 1):
         members, places = (0, *others), []  # which group is the first one does not matter
         for group in range(groups):
@@ -57,15 +57,15 @@ def medians(points: Doubles, weights: Doubles, groups: int) -> Doubles:
                 place = np.where(total > 0, mean, place)
             places.append(place)
         stacked = np.stack(places, 1)
-        apart = np.linalg.norm(points[:, :, None] - stacked[:, None], axis=-1).min(2)
-        cost = (apart * weights).sum(1)
+        distance = np.linalg.norm(points[:, :, None] - stacked[:, None], axis=-1).min(2)
+        cost = (distance * weights).sum(1)
         better = cost < best
         best[better], found[better] = cost[better], stacked[better]
     return found
 
 
 class _Planned:
-    """Goes to places that are chosen where an episode begins."""
+    """Goes to places that are chosen at the start of an episode."""
 
     def __init__(self, plan: Any) -> None:
         self.plan = plan
@@ -120,8 +120,8 @@ def weights() -> ScriptedTeams:
         choices = range(candidates.shape[1])
         for chosen in itertools.combinations_with_replacement(choices, env.num_agents):
             places = candidates[:, chosen]
-            apart = np.linalg.norm(places[:, :, None] - landmarks[:, None], axis=-1).min(1)
-            paid = (np.exp(-np.square(apart) / (2 * REACH**2)) * task).sum(1)
+            distance = np.linalg.norm(places[:, :, None] - landmarks[:, None], axis=-1).min(1)
+            paid = (np.exp(-np.square(distance) / (2 * REACH**2)) * task).sum(1)
             better = paid > most
             most[better], found[better] = paid[better], places[better]
         return found
@@ -152,8 +152,8 @@ def hunt() -> ScriptedTeams:
         return actions
 
     def target(env: Any) -> Doubles:
-        apart = np.where(env.world.task[:, None] > 0, _apart(env), np.inf)
-        return chase(env, apart.argmin(2))
+        distance = np.where(env.world.task[:, None] > 0, _distances(env), np.inf)
+        return chase(env, distance.argmin(2))
 
     def split(env: Any) -> Doubles:
         prey = np.arange(env.num_agents) * env.scenario.n_prey // env.num_agents
@@ -161,12 +161,12 @@ def hunt() -> ScriptedTeams:
 
     return ScriptedTeams(
         informed=target,
-        blind={"nearest prey": lambda env: chase(env, _apart(env).argmin(2)), "split": split},
+        blind={"nearest prey": lambda env: chase(env, _distances(env).argmin(2)), "split": split},
     )
 
 
 def bounty() -> ScriptedTeams:
-    """Follow the prey that pays most, or rules without pay; always away from nobody."""
+    """Follow the prey that pays most, or rules that do not know the pay."""
 
     def follow(env: Any, prey: NDArray[np.int64]) -> Doubles:
         return steer(env, _taken(env.world.scripted, prey))
@@ -182,7 +182,7 @@ def bounty() -> ScriptedTeams:
     return ScriptedTeams(
         informed=most,
         blind={
-            "nearest prey": lambda env: follow(env, _apart(env).argmin(2)),
+            "nearest prey": lambda env: follow(env, _distances(env).argmin(2)),
             "corners": lambda env: steer(
                 env, np.repeat(np.resize(CORNERS, (1, env.num_agents, 2)), env.num_envs, 0)
             ),
@@ -191,7 +191,7 @@ def bounty() -> ScriptedTeams:
     )
 
 
-def _apart(env: Any) -> Doubles:
+def _distances(env: Any) -> Doubles:
     """``[N, A, P]`` distances of agents and scripted bodies."""
     offsets = env.world.agents[:, :, None] - env.world.scripted[:, None]
     return np.asarray(np.linalg.norm(offsets, axis=-1))

@@ -1,4 +1,4 @@
-"""``mpe-spread``: cover the landmarks that count, without being told which."""
+"""``mpe-spread``: cover the target landmarks, without knowing which they are."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _tasks(config: SpreadConfig) -> TaskSet:
 
 
 class Spread(ParticleScenario):
-    """Agents share the pay for covering every target landmark; which ones count is the task.
+    """Agents share the pay for covering every target landmark; which ones are targets is the task.
 
     Action space: ``Box(-1, 1, (2,))`` per agent, the acceleration along x and y in units of
     5 length / s^2.
@@ -68,13 +68,19 @@ class Spread(ParticleScenario):
     ``min(A, L)`` are trained on, they are the test tasks).
     """
 
+    shared_reward = True
+
     def __init__(self, config: SpreadConfig) -> None:
         self.n_agents = config.n_agents
         self.n_landmarks = config.n_landmarks
         self.bodies = Bodies.uniform(config.n_agents, acceleration=5.0, size=0.15)
         self.obs_dim = 2 + 2 * config.n_landmarks + 2 * (config.n_agents - 1)
         self.n_draws = 2 * (config.n_agents + config.n_landmarks)
-        self.tasks = _tasks(config)
+        self.tasks = _tasks(config).with_validation(config)
+
+    def compiled(self) -> int | None:
+        """See ``ParticleScenario.compiled``."""
+        return 0 if type(self) is Spread else None
 
     def place(self, draws: Doubles, position: Doubles, landmarks: Doubles) -> None:
         """See ``ParticleScenario.place``."""

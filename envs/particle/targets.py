@@ -28,7 +28,7 @@ def target_tasks(
         n_targets: targets of a training task, at most ``n_objects``.
         n_train: training tasks; 0 is all, in lexicographic order, fewer are a seeded choice.
         seed: seed of the choice.
-        what: what the objects are called in task names.
+        what: name of the objects in task names.
 
     Returns:
         A task set whose features are the ``[K, n_objects]`` multi-hot target sets.

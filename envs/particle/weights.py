@@ -1,4 +1,4 @@
-"""``mpe-weights``: landmarks attract or repel, by weights that nobody is told."""
+"""``mpe-weights``: landmarks attract or repel, by hidden weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mg2l.core.schema import bounded
 from mg2l.envs.base import FloatArray
-from mg2l.envs.particle.continuous import ContinuousConfig, continuous_tasks, one_positive
+from mg2l.envs.continuous import ContinuousConfig, continuous_tasks, one_positive, signed
 from mg2l.envs.particle.world import (
     Bodies,
     Doubles,
@@ -52,16 +52,19 @@ class Weights(ParticleScenario):
     of ``ood`` tasks -1 but for one landmark of 1 (two, where there are more tasks than landmarks).
     """
 
+    shared_reward = True
+
     def __init__(self, config: WeightsConfig) -> None:
         self.n_agents, self.n_landmarks = config.n_agents, config.n_landmarks
         self.bodies = Bodies.uniform(config.n_agents, acceleration=5.0, size=0.05)
         self.obs_dim = 4 + 2 * config.n_landmarks + 2 * (config.n_agents - 1)
         self.n_draws = 2 * (config.n_agents + config.n_landmarks)
-        rng = np.random.default_rng(config.task_seed)
-        count = config.n_tasks + config.n_test_tasks
-        inside = rng.uniform(-1, 1, (count, config.n_landmarks))
         beyond = one_positive(config.n_ood_tasks, config.n_landmarks)
-        self.tasks = continuous_tasks(config, "weights", inside, beyond)
+        self.tasks = continuous_tasks(config, "weights", signed(config.n_landmarks), beyond)
+
+    def compiled(self) -> int | None:
+        """See ``ParticleScenario.compiled``."""
+        return 4 if type(self) is Weights else None
 
     def place(self, draws: Doubles, position: Doubles, landmarks: Doubles) -> None:
         """See ``ParticleScenario.place``."""

@@ -1,7 +1,9 @@
 """The particle world: physics, episodes, seeding and tasks, whatever the scenario.
 
 The physics step and the geometry are C++ (``csrc/particle``, or its definition in ``physics``
-where nothing is compiled); scenarios are NumPy over all copies.
+where nothing is compiled); scenarios are NumPy over all sub-environments. Some scenarios are C++
+as well (``csrc/particle/scenarios.h``), which is also their kernel for CUDA (`tensors`); what they
+compute is defined by their NumPy methods.
 """
 
 from __future__ import annotations
@@ -9,24 +11,39 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import ArrayLike, NDArray
 
 from mg2l.envs.base import EnvConfig, FloatArray, Info, StepResult, Streams, TaskSet, VectorEnv
+from mg2l.envs.compiled import LIBRARY
 from mg2l.envs.particle.draw import draw_world
+from mg2l.envs.particle.physics import write_positions
 
-try:
-    from mg2l import _particle
-except ImportError:  # installed without compiled code, as `import mg2l` says
-    from mg2l.envs.particle import physics as _particle  # type: ignore[no-redef]
+if LIBRARY is not None or TYPE_CHECKING:
+    from mg2l.envs.particle.simulator import (
+        CompiledScenario,
+        distances,
+        step,
+        write_distances,
+        write_offsets,
+    )
+else:
+    from mg2l.envs.particle.physics import distances, step, write_distances, write_offsets
 
-distances = _particle.distances
-write_distances = _particle.write_distances
-write_offsets = _particle.write_offsets
-write_positions = _particle.write_positions
+__all__ = [
+    "Bodies",
+    "ParticleEnv",
+    "ParticleScenario",
+    "World",
+    "distances",
+    "factory",
+    "write_distances",
+    "write_offsets",
+    "write_positions",
+]
 
 Doubles = NDArray[np.float64]
 ConfigT = TypeVar("ConfigT", bound=EnvConfig)
@@ -34,7 +51,7 @@ ConfigT = TypeVar("ConfigT", bound=EnvConfig)
 
 @dataclass(frozen=True)
 class Bodies:
-    """What the moving bodies are, agents first; one entry per body, mass 1."""
+    """Properties of the moving bodies, agents first; one entry per body, mass 1."""
 
     acceleration: Doubles
     """``[B]`` acceleration of an action of length 1 [length / s^2]."""
@@ -78,9 +95,12 @@ class Bodies:
         return len(self.size)
 
 
-@dataclass
+@dataclass(frozen=True)
 class World:
-    """State of all copies, as a scenario sees it; read only, except in ``place``."""
+    """State of all sub-environments, as a scenario sees it; read only, except in ``place``.
+
+    The arrays stay the same, and their values are changed in place.
+    """
 
     position: Doubles
     """``[N, B, 2]`` positions, agents first."""
@@ -92,7 +112,7 @@ class World:
     """``[N, L, 2]`` positions of things that do not move."""
 
     task: Doubles
-    """``[N, task_dim]`` features of each copy's task."""
+    """``[N, task_dim]`` features of each sub-environment's task."""
 
     clock: NDArray[np.int64]
     """``[N]`` steps since the episode began."""
@@ -108,10 +128,10 @@ class World:
 
 
 class ParticleScenario(ABC):
-    """What a family of particle tasks defines; every method works on all copies at once.
+    """Definition of a family of particle tasks; methods work on all sub-environments at once.
 
-    All chance of an episode comes from ``n_draws`` uniform numbers that the world draws from the
-    copy's own stream when the episode begins: a scenario needs no random state of its own.
+    All randomness of an episode comes from ``n_draws`` uniform numbers, which the world draws from
+    the sub-environment's stream when the episode begins: a scenario has no random state.
     """
 
     n_agents: int
@@ -130,6 +150,13 @@ class ParticleScenario(ABC):
     """Random numbers that an episode consumes."""
 
     tasks: TaskSet
+
+    shared_reward: bool = False
+    """Whether all agents get the same reward."""
+
+    def compiled(self) -> int | None:
+        """Number of this very scenario in ``csrc/particle/scenarios.h``; None if it is in NumPy."""
+        return None
 
     @abstractmethod
     def place(self, draws: Doubles, position: Doubles, landmarks: Doubles) -> None:
@@ -151,7 +178,7 @@ class ParticleScenario(ABC):
         return np.zeros((len(world.clock), len(self.bodies) - self.n_agents, 2))
 
     def colors(self, task: Doubles) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Colours ``[B, 3]`` and ``[L, 3]`` of bodies and landmarks of a copy with this task.
+        """Colours ``[B, 3]`` and ``[L, 3]`` of bodies and landmarks under this task.
 
         By default agents are blue, the first, to green, the last, and everything else is grey.
         """
@@ -165,7 +192,7 @@ class ParticleScenario(ABC):
 
 
 class ParticleEnv(VectorEnv):
-    """``N`` copies of a particle world under one scenario (see ``VectorEnv`` for the contract).
+    """``N`` particle worlds under one scenario (see ``VectorEnv`` for the contract).
 
     The world is the square ``|x|, |y| < 1.2``; its walls push a body softly from
     ``1.0 - size`` on. A step is 0.1 s: an action in ``Box(-1, 1, (2,))`` times the body's
@@ -174,11 +201,13 @@ class ParticleEnv(VectorEnv):
     after ``max_ep_len`` steps.
     """
 
+    vectorised = True
+
     def __init__(
         self, scenario: ParticleScenario, num_envs: int, max_ep_len: int, seed: int = 0
     ) -> None:
         self.scenario = scenario
-        self.tasks = scenario.tasks
+        self.tasks, self.shared_reward = scenario.tasks, scenario.shared_reward
         self.num_envs = num_envs
         self.num_agents = scenario.n_agents
         self.max_ep_len = max_ep_len
@@ -199,6 +228,8 @@ class ParticleEnv(VectorEnv):
             agents=position[:, : self.num_agents],
             scripted=position[:, self.num_agents :],
         )
+        kind = scenario.compiled()
+        self.compiled = None if kind is None or LIBRARY is None else self._compile(kind)
 
     def reset(
         self, seed: int | Sequence[int] | None = None, task_ids: ArrayLike | None = None
@@ -224,16 +255,20 @@ class ParticleEnv(VectorEnv):
             raise ValueError(f"actions must have shape {world.agents.shape}, got {actions.shape}")
         if not self._started:
             raise RuntimeError("call reset() before the first step")
-        if scripted is None:
-            scripted = self.scenario.scripted_actions(world)
-        _particle.step(
-            world.position, world.velocity, actions, np.asarray(scripted),
-            bodies.acceleration, bodies.size, bodies.max_speed, bodies.collides,
-        )  # fmt: skip
-        world.clock += 1
-        rewards = np.empty((self.num_envs, self.num_agents), np.float32)
-        rewards[:] = self.scenario.reward(world)
-        final_obs = obs = self._observe()
+        if scripted is None and self.compiled is not None:
+            obs, rewards = self.compiled.step(actions)
+        else:
+            if scripted is None:
+                scripted = self.scenario.scripted_actions(world)
+            step(
+                world.position, world.velocity, actions, np.asarray(scripted),
+                bodies.acceleration, bodies.size, bodies.max_speed, bodies.collides,
+            )  # fmt: skip
+            world.clock[:] += 1
+            rewards = np.empty((self.num_envs, self.num_agents), np.float32)
+            rewards[:] = self.scenario.reward(world)
+            obs = self._observe()
+        final_obs = obs
         terminated = np.zeros((self.num_envs, self.num_agents), np.bool_)
         truncated = np.zeros((self.num_envs, self.num_agents), np.bool_)
         over = world.clock >= self.max_ep_len
@@ -250,7 +285,7 @@ class ParticleEnv(VectorEnv):
         landmarks: ArrayLike,
         task: ArrayLike,
     ) -> FloatArray:
-        """Put all copies into a given state at the start of an episode.
+        """Put all sub-environments into a given state at the start of an episode.
 
         Args:
             position: ``[N, B, 2]``, agents first.
@@ -329,25 +364,43 @@ class ParticleEnv(VectorEnv):
         self.task_ids = ids
         self.world.task[:] = self.tasks.features[ids]
 
-    def _begin(self, copies: NDArray[np.int64]) -> None:
+    def _begin(self, env_ids: NDArray[np.int64]) -> None:
         world, generators = self.world, self._streams.generators
-        draws = np.empty((len(copies), world.draws.shape[1]))
-        for row, copy in zip(draws, copies, strict=True):
-            generators[copy].random(out=row)
-        position = np.empty((len(copies), *world.position.shape[1:]))
-        landmarks = np.empty((len(copies), *world.landmarks.shape[1:]))
+        draws = np.empty((len(env_ids), world.draws.shape[1]))
+        for row, env_id in zip(draws, env_ids, strict=True):
+            generators[env_id].random(out=row)
+        position = np.empty((len(env_ids), *world.position.shape[1:]))
+        landmarks = np.empty((len(env_ids), *world.landmarks.shape[1:]))
         self.scenario.place(draws, position, landmarks)
-        world.draws[copies] = draws
-        world.position[copies] = position
-        world.landmarks[copies] = landmarks
-        world.velocity[copies] = 0
-        world.clock[copies] = 0
-        world.task[copies] = self.tasks.features[self.task_ids[copies]]
+        world.draws[env_ids] = draws
+        world.position[env_ids] = position
+        world.landmarks[env_ids] = landmarks
+        world.velocity[env_ids] = 0
+        world.clock[env_ids] = 0
+        world.task[env_ids] = self.tasks.features[self.task_ids[env_ids]]
 
     def _observe(self) -> FloatArray:
+        if self.compiled is not None:
+            return self.compiled.observe()
         obs = np.empty((self.num_envs, self.num_agents, self.scenario.obs_dim), np.float32)
         self.scenario.observe(self.world, obs)
         return obs
+
+    def _compile(self, kind: int) -> CompiledScenario:
+        world, bodies = self.world, self.scenario.bodies
+        return CompiledScenario(
+            kind, self.num_agents, world.position, world.velocity, world.clock, world.landmarks,
+            world.task, world.draws, bodies.acceleration, bodies.size, bodies.max_speed,
+            bodies.collides,
+        )  # fmt: skip
+
+    def to(self, device: Any) -> VectorEnv:
+        """See ``VectorEnv.to``."""
+        if self.scenario.compiled() is None:
+            return self
+        from mg2l.envs.particle import tensors
+
+        return tensors.moved(self, device)
 
 
 _STATE = ("position", "velocity", "landmarks", "task", "clock", "draws")
@@ -356,7 +409,7 @@ _STATE = ("position", "velocity", "landmarks", "task", "clock", "draws")
 def factory(
     scenario: Callable[[ConfigT], ParticleScenario],
 ) -> Callable[[ConfigT, int, int], ParticleEnv]:
-    """What ``registry.register`` needs to build environments of this scenario."""
+    """The factory of this scenario's environments, for ``registry.register``."""
 
     def build(config: ConfigT, num_envs: int, seed: int) -> ParticleEnv:
         return ParticleEnv(scenario(config), num_envs, config.max_ep_len, seed)

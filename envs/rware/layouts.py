@@ -1,4 +1,4 @@
-"""Keys of ``rware-layout`` and its tasks: the layouts of a warehouse."""
+"""Keys of all warehouses; those of ``rware-layout``, and its tasks: the layouts."""
 
 from __future__ import annotations
 
@@ -38,32 +38,42 @@ TEST = {
     "both ends": _warehouse((_BOTH, 2), (_FREE, 3), (_BOTH, 2)),
     "middle": _warehouse((_FREE, 2), (_BOTH, 4)),
 }
-"""Layouts that nobody is trained on."""
+"""Layouts that are never trained on."""
 
 REQUESTS = {"-easy": 2.0, "": 1.0, "-hard": 0.5}
 """Requested shelves per agent, by difficulty."""
 
 
 @dataclass
-class LayoutConfig(EnvConfig):
+class WarehouseConfig(EnvConfig):
+    """Base of all warehouses."""
+
+    sensor_range: int = bounded(2, ge=1, le=50)
+    """Cells that a robot sees in each direction."""
+
+    simulator: Literal["native", "package"] = "native"
+    """What steps the warehouses: C++, all sub-environments at once, or the package ``rware``, a
+    hundred times slower. Both give the same episodes."""
+
+    @property
+    def requests(self) -> int:
+        """Shelves requested at any time, at least one."""
+        raise NotImplementedError
+
+
+@dataclass
+class LayoutConfig(WarehouseConfig):
     """Robots that fetch requested shelves in a warehouse of hidden layout."""
 
     n_agents: int = bounded(4, ge=1, le=1000)
     """Robots."""
 
-    sensor_range: int = bounded(2, ge=1, le=50)
-    """Cells that a robot sees in each direction."""
-
     difficulty: Literal["-easy", "", "-hard"] = ""
     """Shelves requested at any time: 2, 1 or 0.5 per robot."""
 
     reward_type: Literal["individual", "global", "two_stage"] = "individual"
-    """Who is paid for a delivery: who brought the shelf, everybody, or half to who brought it and
-    half when it is put back."""
-
-    simulator: Literal["native", "package"] = "native"
-    """What steps the warehouses: C++, all copies at once, or the package ``rware``, a hundred times
-    slower. Both give the same episodes."""
+    """Who is paid for a delivery: the robot that brought the shelf; all robots; or half to the
+    robot that brought it, and half when it has put it back."""
 
     layouts: list[str] = field(default_factory=list)
     """Training layouts instead of the original's five: rows of x (shelf), g (goal) and . (free)
@@ -74,11 +84,11 @@ class LayoutConfig(EnvConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        layout_tasks(self)  # refuses layouts that cannot be
+        layout_tasks(self)  # refuses invalid layouts
 
     @property
     def requests(self) -> int:
-        """Shelves requested at any time, at least one."""
+        """See ``WarehouseConfig.requests``."""
         return max(1, int(self.n_agents * REQUESTS[self.difficulty]))
 
 
@@ -106,7 +116,7 @@ def layout_tasks(config: LayoutConfig) -> TaskSet:
     Features are the cells in which the layouts differ: 1 a shelf, 0 free, -1 a goal, -2 outside.
 
     Raises:
-        ValueError: a layout cannot be, occurs twice, or has too few shelves or cells; there are
+        ValueError: a layout is invalid, occurs twice, or has too few shelves or cells; there are
             fewer training layouts than ``n_tasks``.
     """
     train = _named(config.layouts, "layouts", "layout") or {n: parse(t) for n, t in TRAIN.items()}
@@ -140,7 +150,7 @@ def layout_tasks(config: LayoutConfig) -> TaskSet:
         features=_features([cells for _, cells in found]),
         names=names,
         n_train=count,
-    )
+    ).with_validation(config)
 
 
 def _named(texts: Sequence[str], key: str, name: str) -> dict[str, NDArray[np.str_]]:

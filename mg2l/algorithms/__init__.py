@@ -1,1 +1,1 @@
-"""Algorithms: what actors and critics are conditioned on, and how that is learned."""
+"""Algorithms: the latents that actors and critics are conditioned on, and how they are learned."""

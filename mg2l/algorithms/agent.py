@@ -29,7 +29,7 @@ class Standardise(nn.Module):
     torch lose in different ways.
 
     Args:
-        moments: of rows ``[F]``, or ``[G, F]``.
+        moments: moments of rows ``[F]``, or ``[G, F]``.
         group: which of the G.
     """
 
@@ -69,7 +69,7 @@ class _FrozenNorm(nn.Module):
 
 
 class _Standardised(nn.Module):
-    """Stands for the moments of networks whose transitions come standardised already."""
+    """Identity in place of the moments, for networks whose transitions are standardised already."""
 
     def standardise(self, transitions: Tensor) -> Tensor:
         return transitions
@@ -79,11 +79,11 @@ class _Standardised(nn.Module):
 
 
 def slice_agent(networks: _Networks, agent: int) -> _Networks:
-    """A copy for one agent: on the CPU, in plain torch, nothing to train.
+    """A copy for one agent: on the CPU, in plain torch, without gradients.
 
     Args:
-        networks: of all agents, stacked; what they share stays whole. The copy expects transitions
-            that are standardised already.
+        networks: stacked networks of all agents; shared ones stay whole. The copy expects
+            transitions that are standardised already.
         agent: whose weights are kept.
     """
     one = copy.deepcopy(networks).cpu().requires_grad_(False).eval()
@@ -106,21 +106,21 @@ def slice_agent(networks: _Networks, agent: int) -> _Networks:
 
 
 class AgentNetwork(nn.Module):
-    """What is exported of one agent; arguments of ``forward`` are its inputs by name."""
+    """An agent's inference network for export; arguments of ``forward`` are its inputs by name."""
 
     outputs: tuple[str, ...]
-    """Names of what ``forward`` returns."""
+    """Names of the outputs of ``forward``."""
 
     fixed_length: bool = False
     """Whether contexts must have the length that it is exported with."""
 
     def initial_latent(self) -> Tensor | None:
-        """What the policy is conditioned on before any transition ``[D]``, where this says so."""
+        """Latent ``[D]`` of the policy before any transition, where there is a fixed one."""
         return None
 
 
 class ContextAgent(AgentNetwork):
-    """``q(z^i | c^i)`` of one agent; a subclass says how it is inferred.
+    """``q(z^i | c^i)`` of one agent; a subclass defines how it is inferred.
 
     Args:
         moments: by which transitions are standardised.

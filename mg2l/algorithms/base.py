@@ -1,39 +1,42 @@
-"""What actors and critics are conditioned on besides observations, and how that is learned.
+"""The latents that actors and critics are conditioned on, and how they are learned.
 
 Each algorithm is one subclass of `TaskInference`; the loop, the networks and PPO are the same.
 Other parts ask it what it can do by properties and methods, and never which algorithm it is.
+
+In data-parallel training (`mg2l.core.distributed`) the environments N of a rollout are those of one
+process, and a loss is the mean over its own rows of an update.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mg2l.algorithms.config import LearnedConfig
 from mg2l.config.algorithms import AlgorithmConfig
-from mg2l.config.sections import Config
-from mg2l.core.schema import bounded
+from mg2l.core.distributed import world
 from mg2l.estimators.gaussian import Gaussian
 from mg2l.experience.finite import require_finite
 from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import Context
 from mg2l.experience.rollout import LatentStream, Rollout
 from mg2l.experience.transitions import Transitions
+from mg2l.nn.adam import Adam, clip_grad_norm
 
 if TYPE_CHECKING:
     from mg2l.algorithms.agent import AgentNetwork
 
 LatentSource = Literal["nothing", "features", "last_step", "context", "belief"]
-"""Where an actor's latent comes from: there is none; the task's own features; what happened in the
-last step; a set of transitions; a belief that is updated with every transition."""
+"""Source of an actor's latent: none; the task's own features; the last step; a set of transitions;
+a belief that is updated with every transition."""
 
 
 class Encoding(NamedTuple):
-    """What is inferred from B contexts."""
+    """Representations inferred from B contexts."""
 
     task: Gaussian
     """Global representation ``z``, ``[B, D]``."""
@@ -43,7 +46,7 @@ class Encoding(NamedTuple):
 
 
 class TaskInference(nn.Module):
-    """Base of all algorithms: nothing is known of the task, nothing is learned of it.
+    """Base of all algorithms: nothing is known or learned about the task.
 
     Args:
         spec: the run and the sizes of its environment.
@@ -53,7 +56,7 @@ class TaskInference(nn.Module):
     """Dataclass of the algorithm's own keys."""
 
     latent_source: LatentSource = "nothing"
-    """Where an actor's latent comes from."""
+    """Source of an actor's latent."""
 
     actor_latent_dim: int = 0
     """Width of an actor's latent."""
@@ -65,7 +68,7 @@ class TaskInference(nn.Module):
     """Whether it learns from exploration rollouts."""
 
     knows_task: bool = False
-    """Whether it is given the task instead of inferring it: a bound for those that infer."""
+    """Whether it is given the task instead of inferring it: an upper bound for those that infer."""
 
     representation_dim: int = 0
     """How many of the first numbers of an actor's latent represent the task; 0 where none do."""
@@ -73,7 +76,7 @@ class TaskInference(nn.Module):
     update_interval: int = 1
     """Iterations between two calls of `update`."""
 
-    optimiser: torch.optim.Optimizer | None = None
+    optimiser: Adam | None = None
     """Trains the inference networks, if there are any."""
 
     def __init__(self, spec: ProblemSpec) -> None:
@@ -82,18 +85,10 @@ class TaskInference(nn.Module):
         self.options = spec.config.algo
         self.transitions = Transitions(spec)
 
-    @classmethod
-    def check_config(cls, config: Config) -> None:
-        """Validate what this algorithm is to run with, before anything is built.
-
-        Raises:
-            ConfigError: values with which it cannot run; the message names their keys.
-        """
-
     # Conditioning.
 
     def actor_latent(self, tasks: np.ndarray, steps: int) -> Tensor | LatentStream | None:
-        """What each actor is conditioned on at each step of a rollout.
+        """Latents that the actors are conditioned on at each step of a rollout.
 
         Args:
             tasks: ``[N]`` task of each environment.
@@ -105,13 +100,30 @@ class TaskInference(nn.Module):
         """
         return None
 
+    @property
+    def grows_contexts(self) -> bool:
+        """Whether contexts grow with every step in which agents act on them."""
+        return False
+
     def critic_latent(self, tasks: np.ndarray, rollout: Rollout) -> CriticLatent:
-        """What the critics are conditioned on in a rollout in environments with tasks ``[N]``."""
+        """Latent of the critics in a rollout in environments with tasks ``[N]``."""
         return CriticLatent(None)
 
     def trained_by_critic(self) -> list[nn.Parameter]:
         """Parameters that the value loss trains too."""
         return []
+
+    def make_memory(self, groups: int, width: int) -> Any:
+        """Memory of recurrent actors and critics, a `mg2l.nn.policy.Memory`.
+
+        Args:
+            groups: networks side by side, A or 1 where agents share one.
+            width: H, of what it reads and returns.
+
+        Returns:
+            None for a GRU.
+        """
+        return None
 
     # Inference from contexts, where `latent_source` is "context".
 
@@ -139,7 +151,7 @@ class TaskInference(nn.Module):
         return False
 
     def priorities(self, context: Context | Tensor) -> Tensor:
-        """Weight of each transition in what its agent infers: B contexts to ``[B, A, T]``.
+        """Weight of each transition in its agent's inference: B contexts to ``[B, A, T]``.
 
         They sum to 1 over the transitions.
         """
@@ -174,19 +186,19 @@ class TaskInference(nn.Module):
 
     @property
     def decentralised(self) -> bool:
-        """Whether each agent acts on its own experience alone once it is trained."""
+        """Whether a trained agent acts on its own experience only."""
         return True
 
     def agent_network(self, agent: int) -> AgentNetwork | None:
-        """What one agent infers the task with; None where its latent needs no network.
+        """The inference network of one agent; None where its latent needs no network.
 
         Raises:
-            ValueError: agents do not act on their own experience alone; says why.
+            ValueError: agents do not act on their own experience only; the message says why.
         """
         return None
 
     def agent_manifest(self) -> dict[str, Any]:
-        """What an exported agent must know besides its networks; goes into ``export.json``."""
+        """Entries of ``export.json`` that an exported agent needs besides its networks."""
         return {}
 
     # Experience.
@@ -195,8 +207,31 @@ class TaskInference(nn.Module):
         """Store a rollout that the policies are trained on; called before `critic_latent`."""
 
     def sample_prior(self, num_envs: int) -> Tensor | None:
-        """Latents of actors that know nothing of their task yet: ``[1, N, A, D]``."""
+        """Latents of actors that know nothing about their task yet: ``[1, N, A, D]``."""
         return None
+
+    def growing_latent(
+        self,
+        num_envs: int,
+        earlier: Tensor | None = None,
+        seen: Tensor | None = None,
+        seed: int | None = None,
+    ) -> LatentStream:
+        """Latents that actors infer step by step.
+
+        Args:
+            num_envs: N.
+            earlier: ``[N, T, A, F]`` drawn from what they have seen before, T those of a context;
+                None if that is nothing.
+            seen: ``[N]`` int64, how many transitions these stand for.
+            seed: of the draws of contexts; None takes it from the algorithm's.
+        """
+        raise self._lacks("growing contexts")
+
+    @property
+    def explores_on_context(self) -> bool:
+        """Whether agents explore on what they have inferred so far."""
+        return False
 
     def exploration_latent(self, num_envs: int, steps: int) -> Tensor | None:
         """Latents of the actors in an exploration rollout of T steps: ``[T | 1, N, A, D]``."""
@@ -213,26 +248,40 @@ class TaskInference(nn.Module):
     # Training.
 
     def pretrain(self) -> None:
-        """Train on the first exploration rollouts, before any policy acts on what is inferred."""
+        """Train on the first exploration rollouts, before any policy acts on inferred latents."""
 
     def update(self) -> dict[str, Any]:
         """Train on the stored experience; returns metrics."""
         return {}
 
     def buffers_state(self) -> dict[str, Any]:
-        """What is neither a parameter nor an optimiser's and yet needed to resume."""
+        """State needed to resume that is neither a parameter nor an optimiser's."""
         return {}
 
     def load_buffers_state(self, state: dict[str, Any]) -> None:
         """Restore `buffers_state`."""
 
+    @classmethod
+    def upgrade(cls, networks: dict[str, Tensor], written: int) -> dict[str, Tensor]:
+        """Convert its networks from a checkpoint of an earlier format.
+
+        Args:
+            networks: ``state_dict`` of this module.
+            written: format of the checkpoint.
+        """
+        return networks
+
 
 class CriticLatent:
-    """What the critics are conditioned on while one rollout is trained on.
+    """Latent that the critics are conditioned on while one rollout is trained on.
 
     Args:
-        latent: ``[N, D]``, or ``[T + 1, N, D]`` for something else at every step, or None.
+        latent: ``[N, D]``, or ``[T + 1, N, D]`` where it changes with every step, or None.
     """
+
+    every_minibatch: bool = False
+    """Whether it is inferred again for every minibatch, and the encoder trained with each critic
+    step, or both once an epoch."""
 
     def __init__(self, latent: Tensor | None) -> None:
         self._latent = latent
@@ -249,34 +298,14 @@ class CriticLatent:
         return self._latent
 
     def penalty(self) -> Tensor | None:
-        """What is minimised together with the value loss for the latest latent, or None."""
+        """Penalty for the latest latent, minimised together with the value loss, or None."""
         return None
-
-
-@dataclass
-class LearnedConfig(AlgorithmConfig):
-    """Keys of the algorithms that learn to infer the task."""
-
-    context_dim: int = bounded(16, ge=1, le=8192)
-    """Width D of a task representation."""
-
-    normalize_transitions: bool = True
-    """Standardise transitions with the moments of all that were explored."""
-
-    lr: float = bounded(2e-3, gt=0)
-    """Learning rate of the encoder."""
-
-    ae_updates_per_iter: int = bounded(50, ge=0, le=1_000_000)
-    """Encoder updates per iteration."""
-
-    train_ae_interval: int = bounded(1, ge=1)
-    """Iterations between two rounds of encoder updates."""
 
 
 class LearnedInference(TaskInference):
     """Base of the algorithms whose networks learn to infer the task: their training loop.
 
-    A subclass makes its networks, calls `train_with`, and says what is minimised (`loss`).
+    A subclass makes its networks, calls `train_with`, and defines the `loss`.
 
     Args:
         spec: the run and the sizes of its environment.
@@ -284,7 +313,7 @@ class LearnedInference(TaskInference):
 
     config_class: type[AlgorithmConfig] = LearnedConfig
     options: LearnedConfig
-    optimiser: torch.optim.Optimizer
+    optimiser: Adam
 
     def __init__(self, spec: ProblemSpec) -> None:
         super().__init__(spec)
@@ -298,7 +327,7 @@ class LearnedInference(TaskInference):
     def train_with(self, parameters: list[nn.Parameter]) -> None:
         """Make the optimiser of the encoder's parameters."""
         self.trained = parameters
-        self.optimiser = torch.optim.Adam(parameters, self.options.lr, eps=self._eps, fused=True)
+        self.optimiser = Adam(parameters, self.options.lr, self._eps)
 
     def loss(self, measure_gap: bool) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
         """Loss on freshly drawn experience, its metrics, and the tensors it was computed from.
@@ -313,14 +342,24 @@ class LearnedInference(TaskInference):
         for left in reversed(range(self.options.ae_updates_per_iter)):
             for name, value in self._update_once(measure_gap=left == 0).items():
                 history.setdefault(name, []).append(value.detach())
-        return {name: float(torch.stack(values).mean()) for name, values in history.items()}
+        means = [torch.stack(values).mean().double() for values in history.values()]
+        if not means:
+            return {}
+        totals = world.sum(torch.stack(means)) / world.size
+        return dict(zip(history, totals.tolist(), strict=True))
 
     def _update_once(self, measure_gap: bool = False) -> dict[str, Tensor]:
-        loss, metrics, batch = self.loss(measure_gap)
+        return self._descend(*self.loss(measure_gap))
+
+    def _descend(
+        self, loss: Tensor, metrics: dict[str, Tensor], batch: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """One step down a loss; the arguments are what `loss` returns."""
         require_finite("loss/encoder", loss, batch)
         self.optimiser.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.trained, self.max_norm)
+        (loss / world.size).backward()
+        world.start_sum(p.grad for p in self.trained if p.grad is not None)()
+        norm = clip_grad_norm(self.trained, self.max_norm)
         require_finite("grad_norm/encoder", norm, batch)
         self.optimiser.step()
         return metrics | {"grad_norm/encoder": norm}

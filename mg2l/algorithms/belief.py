@@ -1,9 +1,9 @@
-"""Base of the algorithms whose agents form a belief step by step from what happens to them."""
+"""Base of the algorithms whose agents update a belief with every transition."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mg2l.algorithms.agent import AgentNetwork, Standardise, slice_agent
-from mg2l.algorithms.base import CriticLatent, LatentSource, LearnedConfig, LearnedInference
+from mg2l.algorithms.base import CriticLatent, LatentSource, LearnedInference
+from mg2l.algorithms.config import BeliefConfig
 from mg2l.algorithms.transition_encoder import TransitionMoments
 from mg2l.config.algorithms import AlgorithmConfig
-from mg2l.config.sections import Config
-from mg2l.core.schema import ConfigError, bounded, check_steps
+from mg2l.core.distributed import world
 from mg2l.estimators.gaussian import STD_FLOOR, Gaussian
 from mg2l.experience.finite import require_finite
 from mg2l.experience.problem import ProblemSpec
@@ -29,7 +29,7 @@ class BeliefEncoder(nn.Module):
 
     Args:
         groups: G encoders side by side.
-        inputs: width of what each reads at a step.
+        inputs: width of each one's input at a step.
         hidden: H, width of the GRU.
         outputs: D.
     """
@@ -45,16 +45,16 @@ class BeliefEncoder(nn.Module):
         """The state before the first transition, ``[G, rows, 1, H]``."""
         return torch.zeros(self.groups, rows, 1, self.hidden, device=self.head.weight.device)
 
-    def forward(self, x: Tensor, state: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, state: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``[G, T, rows, H]`` after each step, and the last state.
 
         Args:
             x: ``[G, T, rows, inputs]``.
             state: ``[G, rows, 1, H]``.
-            first: ``[T, rows]`` bool, everything before a step is forgotten.
+            reset: ``[T, rows]`` bool, everything before a step is forgotten.
         """
-        hidden = self.mlp(x.flatten(1, 2)).unflatten(1, first.shape)
-        features, state = self.gru(hidden, state, first)
+        hidden = self.mlp(x.flatten(1, 2)).unflatten(1, reset.shape)
+        features, state = self.gru(hidden, state, reset)
         return features, state
 
     def read_out(self, features: Tensor) -> Gaussian:
@@ -65,51 +65,21 @@ class BeliefEncoder(nn.Module):
 
 
 def belief_latent(belief: Gaussian) -> Tensor:
-    """The latent of a belief ``[*, D]``: its mean and log-variance, ``[*, 2 D]``."""
-    return torch.cat([belief.mean, 2 * belief.std.log()], -1)
+    """The latent of a belief ``[*, D]``: its mean, and how certain it is, ``[*, 2 D]``.
 
-
-@dataclass
-class BeliefConfig(LearnedConfig):
-    """Keys of the algorithms whose agents form a belief step by step."""
-
-    belief_hidden: int = bounded(64, ge=1, le=8192)
-    """Width of the GRU."""
-
-    decoder_sizes_mlp: list[int] = bounded([64, 64], ge=1, le=8192)  # noqa: RUF009
-    """Hidden layers of the decoders, all of one width."""
-
-    belief_reset: Literal["episode", "task"] = "episode"
-    """When a belief is reset: with every episode, or with every rollout, which has one task."""
-
-    kept_trajectories: int = bounded(32, ge=1, le=1_000_000)
-    """Latest trajectories that updates learn from, each a rollout of one environment."""
-
-    update_trajectories: int = bounded(32, ge=1, le=1_000_000)
-    """Trajectories in an update."""
-
-    observation_weight: float = bounded(1.0, ge=0)
-    """Weight of the error of decoded next observations, in units of their variance."""
-
-    reward_weight: float = bounded(1.0, ge=0)
-    """Weight of the error of decoded rewards, in units of their variance."""
-
-    kl_weight: float = bounded(0.1, ge=0)
-    """Weight of the KL to the prior or to the previous belief [nats]."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        sizes = self.decoder_sizes_mlp
-        if not sizes or len(set(sizes)) > 1:
-            raise ValueError(f"decoder_sizes_mlp must be of one width, as in [64, 64]; got {sizes}")
+    The second half is its log-variance as a fraction of that of the smallest standard deviation: 0
+    for the prior ``N(0, I)``, 1 at ``STD_FLOOR``. Log-variances themselves would be several times
+    as large as all else that a policy reads.
+    """
+    return torch.cat([belief.mean, belief.std.log() / math.log(STD_FLOOR)], -1)
 
 
 class BeliefInference(LearnedInference):
     """Beliefs of actors and critics in the course of a rollout, and training on trajectories.
 
-    An actor's latent is mean and log-variance of its belief, ``[2 D]``, a critic's those of all
-    agents. Neither loss of PPO trains the encoder. A subclass says what a belief must explain
-    (`negative_elbo`).
+    An actor's latent is what `belief_latent` makes of its belief, ``[2 D]``, a critic's those of
+    all agents. Neither loss of PPO trains the encoder. A subclass defines what a belief must
+    explain (`negative_elbo`).
 
     Args:
         spec: the run and the sizes of its environment.
@@ -135,21 +105,6 @@ class BeliefInference(LearnedInference):
             1, options.kept_trajectories * steps, steps, self.agents, width + 1, self.device
         )
 
-    @classmethod
-    def check_config(cls, config: Config) -> None:
-        belief = config.algo
-        assert isinstance(belief, BeliefConfig)
-        if belief.update_trajectories > belief.kept_trajectories:
-            raise ConfigError(
-                f"update_trajectories={belief.update_trajectories} exceeds kept_trajectories="
-                f"{belief.kept_trajectories}"
-            )
-        check_steps(
-            kept_trajectories=belief.kept_trajectories,
-            max_ep_len=config.env.max_ep_len,
-            episodes_per_task=config.rollout.episodes_per_task,
-        )
-
     # Inference.
 
     def inputs(self, standardised: Tensor) -> Tensor:
@@ -158,18 +113,18 @@ class BeliefInference(LearnedInference):
             return standardised.flatten(2).unsqueeze(0)
         return standardised.permute(2, 0, 1, 3)
 
-    def beliefs(self, standardised: Tensor, first: Tensor) -> Gaussian:
+    def beliefs(self, standardised: Tensor, reset: Tensor) -> Gaussian:
         """The belief before each transition, when its action is chosen: ``[G, T, B, D]``.
 
         Args:
             standardised: ``[T, B, A, F]``.
-            first: ``[T, B]`` bool, everything before a transition is forgotten.
+            reset: ``[T, B]`` bool, everything before a transition is forgotten.
         """
         encoder = self.encoder
-        state = encoder.initial_state(first.shape[1])
-        after, _ = encoder(self.inputs(standardised), state, first)
+        state = encoder.initial_state(reset.shape[1])
+        after, _ = encoder(self.inputs(standardised), state, reset)
         before = torch.cat([torch.zeros_like(after[:, :1]), after[:, :-1]], 1)
-        return encoder.read_out(before * (~first)[None, :, :, None])
+        return encoder.read_out(before * (~reset)[None, :, :, None])
 
     def initial_belief_state(self, rows: int) -> Tensor:
         return self.encoder.initial_state(rows)
@@ -201,39 +156,44 @@ class BeliefInference(LearnedInference):
 
     # Training.
 
-    def negative_elbo(self, transitions: Tensor, first: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def negative_elbo(self, transitions: Tensor, reset: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss on trajectories, and its metrics.
 
         Args:
             transitions: ``[T, B, A, F]``, standardised.
-            first: ``[T, B]`` bool, a belief is reset before a transition.
+            reset: ``[T, B]`` bool, a belief is reset before a transition.
         """
         raise NotImplementedError
 
     def add_rollout(self, rollout: Rollout, tasks: np.ndarray) -> None:
         transitions = self.transitions(rollout)
         require_finite("transitions", transitions.sum(), {"transitions": transitions})
-        if self.options.normalize_transitions:
-            self.moments.update(transitions)
         resets = rollout.episode_start[:-1].clone()
         if not self.forgets:
             resets[1:] = False
         column = resets[:, :, None, None].expand(-1, -1, self.agents, 1).to(transitions.dtype)
-        trajectories = torch.cat([transitions, column], -1)
+        trajectories = world.gather(torch.cat([transitions, column], -1), dim=1)
+        if self.options.normalize_transitions:
+            with world.local():  # all processes keep the same
+                self.moments.update(trajectories[..., :-1])
         for environment in range(trajectories.shape[1]):
             self.kept.add(0, trajectories[:, environment])
 
     def trajectories(self) -> tuple[Tensor, Tensor]:
-        """Standardised transitions ``[T, B, A, F]`` of kept trajectories, and resets ``[T, B]``."""
+        """Standardised transitions ``[T, B, A, F]`` of kept trajectories, and resets ``[T, B]``.
+
+        All processes draw the same trajectories, and each takes its own part of them.
+        """
         held = int(self.kept.sizes)
         count = min(held, self.options.update_trajectories)
-        which = torch.randperm(held, generator=self.draws)[:count].to(self.device)
+        which = torch.randperm(held, generator=self.draws, device=self.device)[:count]
+        which = world.own(which)
         drawn = self.kept.data[0, which].transpose(0, 1)
         return self.moments.standardise(drawn[..., :-1]), drawn[:, :, 0, -1] > 0
 
     def loss(self, measure_gap: bool) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
-        transitions, first = self.trajectories()
-        loss, metrics = self.negative_elbo(transitions, first)
+        transitions, reset = self.trajectories()
+        loss, metrics = self.negative_elbo(transitions, reset)
         return loss, metrics | {"loss/belief": loss}, {"transitions": transitions}
 
     def buffers_state(self) -> dict[str, Any]:
@@ -262,6 +222,9 @@ class BeliefStream:
         latent = belief_latent(self.inference.encoder.read_out(self.features)).transpose(0, 1)
         return latent.expand(-1, self.inference.agents, -1)
 
+    def arguments(self) -> dict[str, Any]:
+        return {}
+
     @torch.no_grad()
     def update(self, step: Step) -> None:
         inference = self.inference
@@ -279,7 +242,7 @@ class BeliefAgent(AgentNetwork):
 
     Args:
         moments: by which transitions are standardised.
-        encoder: of this agent, see `slice_agent`.
+        encoder: encoder of this agent, see `slice_agent`.
     """
 
     outputs = ("latent", "next_state")
@@ -296,7 +259,7 @@ class BeliefAgent(AgentNetwork):
             state: ``[B, 1, H]`` before it; zeros at the beginning.
 
         Returns:
-            What the policy is conditioned on from now on, ``[B, 2 D]``, and the next state.
+            Latent of the policy from now on, ``[B, 2 D]``, and the next state.
         """
         rows = self.standardise(transition)[None, None]
         start = torch.zeros(1, transition.shape[0], dtype=torch.bool)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -13,13 +14,15 @@ from mg2l.algorithms.base import (
     CriticLatent,
     Encoding,
     LatentSource,
-    LearnedConfig,
     LearnedInference,
 )
+from mg2l.algorithms.config import ContextConfig
+from mg2l.algorithms.growing import GrowingContexts
 from mg2l.algorithms.transition_encoder import TransitionMoments
 from mg2l.config.algorithms import AlgorithmConfig
-from mg2l.config.sections import Config
-from mg2l.core.schema import ConfigError, bounded, check_steps
+from mg2l.core.distributed import world
+from mg2l.core.schema import ConfigError
+from mg2l.core.transfer import to_device
 from mg2l.estimators.gaussian import Gaussian
 from mg2l.experience.finite import require_finite
 from mg2l.experience.problem import ProblemSpec
@@ -29,65 +32,16 @@ from mg2l.experience.rollout import Rollout
 DRIFT_CONTEXTS = 16
 """Contexts per task from which metrics are taken."""
 
-
-@dataclass
-class ContextConfig(LearnedConfig):
-    """Keys of the algorithms that infer the task from contexts."""
-
-    hidden_sizes_mlp: list[int] = bounded([64, 64, 64], ge=1, le=8192)  # noqa: RUF009
-    """Hidden layers of the transition encoder and of the local inference networks."""
-
-    ae_batch_size: int = bounded(100, ge=1, le=1_000_000)
-    """Transitions in a context from which the latents of actors and critics are inferred."""
-
-    context_episodes: int = bounded(10, ge=1, le=1_000_000)
-    """Episodes, or where they end early stretches of ``max_ep_len`` steps, that the transitions of
-    such a context are drawn from."""
-
-    min_context_episodes: int = bounded(0, ge=0, le=1_000_000)
-    """If not 0, contexts of fewer episodes, too: log-uniform between this and ``context_episodes``.
-    At meta-test there are only the few that an agent has explored."""
-
-    replay_rollouts: bool = False
-    """Keep the rollouts that policies are trained on in the context replay, beside explored ones:
-    more episodes of each task, at no environment step."""
-
-    explore_refresh: int = bounded(0, ge=0, le=1_000_000)
-    """Steps after which an exploring agent draws another latent; 0 is one for the whole episode."""
-
-    update_contexts: int = bounded(160, ge=1, le=1_000_000)
-    """Contexts that an encoder update learns from."""
-
-    update_transitions: int = bounded(10, ge=1, le=1_000_000)
-    """Transitions in a context that an encoder update learns from. Short ones must be recognised by
-    what single transitions say, long ones can be by the average layout of their episodes."""
-
-    update_episodes: int = bounded(1, ge=1, le=1_000_000)
-    """Episodes that the transitions of such a context are drawn from."""
-
-    n_init_updates: int = bounded(500, ge=0, le=1_000_000_000)
-    """Encoder updates on the first exploration rollouts, before any policy acts on what is
-    inferred."""
-
-    ae_buffer_size: int = bounded(100_000, ge=1, le=100_000_000)
-    """Transitions kept per task in the context replay."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.hidden_sizes_mlp:
-            raise ValueError("hidden_sizes_mlp must have at least one layer, got []")
-        if self.min_context_episodes > self.context_episodes:
-            raise ValueError(
-                f"min_context_episodes={self.min_context_episodes} must be at most "
-                f"context_episodes={self.context_episodes}"
-            )
+INFERRED_CONTEXTS = 4096
+"""Contexts that are inferred at a time by all processes, of whole steps: what their indices and
+features take is bounded."""
 
 
 class ContextInference(LearnedInference):
     """The context replay and its exploration, latents inferred from it, and training on it.
 
-    A subclass says what it infers (`infer`), what critics are conditioned on and may train, and
-    what it learns from contexts (`loss`).
+    A subclass defines its inference (`infer`), the latent of the critics, which their loss may
+    train, and its loss on contexts (`loss`).
     """
 
     config_class: type[AlgorithmConfig] = ContextConfig
@@ -96,37 +50,28 @@ class ContextInference(LearnedInference):
     explores = True
 
     prior: Literal["normal", "sphere"] = "normal"
-    """Where draws of the prior lie: as they are, or projected to the sphere of radius sqrt(D)."""
+    """Whether draws of the prior are projected to the sphere of radius sqrt(D)."""
 
     def __init__(self, spec: ProblemSpec) -> None:
         super().__init__(spec)
         self.rollout, self.tasks = spec.config.rollout, spec.tasks.n_train
         self.actor_latent_dim = self.critic_latent_dim = self.options.context_dim
+        steps = spec.config.env.max_ep_len
+        least = 4 * self.tasks * steps * self.agents * spec.transition / 10**6
+        if self.options.replay_memory < least:
+            raise ConfigError(
+                f"replay_memory={self.options.replay_memory} MB holds no episode of "
+                f"max_ep_len={steps} steps of each of {self.tasks} tasks, which take "
+                f"{math.ceil(least)} MB"
+            )
         self.replay = ContextReplay(
             self.tasks,
             self.options.ae_buffer_size,
-            spec.config.env.max_ep_len,
+            steps,
             self.agents,
             spec.transition,
             spec.device,
-        )
-
-    @classmethod
-    def check_config(cls, config: Config) -> None:
-        steps, options = config.env.max_ep_len, config.algo
-        assert isinstance(options, ContextConfig)
-        if options.ae_buffer_size < steps:
-            raise ConfigError(
-                f"ae_buffer_size={options.ae_buffer_size} holds no episode of max_ep_len={steps} "
-                f"steps; {config.algo_name} keeps whole ones of every task"
-            )
-        rollout = config.rollout
-        check_steps(n_ae_rollout_threads=rollout.n_ae_rollout_threads, max_ep_len=steps)
-        check_steps(
-            n_rollout_threads=rollout.n_rollout_threads, ae_batch_size=options.ae_batch_size
-        )
-        check_steps(
-            update_contexts=options.update_contexts, update_transitions=options.update_transitions
+            10**6 * self.options.replay_memory,
         )
 
     # Inference.
@@ -138,7 +83,7 @@ class ContextInference(LearnedInference):
     def recognise(self, context: Context, tasks: Tensor) -> dict[str, float]:
         """Fraction of the contexts whose task is recognised, ``accuracy/global`` and ``/local``.
 
-        The nearest of the training tasks' mean representations in the replay is taken for it.
+        A context counts as of the task with the nearest mean representation in the replay.
         """
         ids = torch.arange(self.tasks).repeat_interleave(DRIFT_CONTEXTS)
         known, found = self.infer(self.contexts(ids)), self.infer(context)
@@ -171,21 +116,36 @@ class ContextInference(LearnedInference):
             options.min_context_episodes,
         )
 
+    def split_contexts(self, draw: Callable[[Tensor], Context], tasks: Tensor) -> Context:
+        """This process's part of contexts of the same tasks ``[B]`` in all processes.
+
+        Args:
+            draw: `contexts` or `short_contexts`.
+            tasks: their number need not be a multiple of that of the processes.
+        """
+        with world.local():
+            drawn = draw(tasks)
+        return drawn.own()
+
     def short_contexts(self, tasks: Tensor) -> Context:
-        """Contexts that the encoder is trained on."""
+        """Contexts to train the encoder on."""
         options = self.options
+        seen: Tensor | None = None
+        if options.grow_contexts:
+            most = options.update_episodes * self.replay.data.shape[2]
+            seen = (most ** self._uniform(len(tasks), 1)[:, 0]).long()
         return self.replay.sample(
-            tasks, options.update_transitions, options.update_episodes, self.draws
+            tasks, options.update_transitions, options.update_episodes, self.draws, seen=seen
         )
 
     def update_tasks(self) -> Tensor:
-        """Tasks ``[B]`` of the contexts of an update.
+        """Tasks ``[B]`` of the contexts of an update, of all processes.
 
         Every task as often as any other, or as many tasks as there are contexts.
         """
         count = self.options.update_contexts
-        tasks = torch.randperm(self.tasks, generator=self.draws).repeat(-(-count // self.tasks))
-        return tasks[:count]
+        tasks = torch.randperm(self.tasks, generator=self.draws, device=self.draws.device)
+        return tasks.repeat(-(-count // self.tasks))[:count]
 
     def latent_for_actors(self, encoding: Encoding) -> Tensor:
         """Latents of the actors after B contexts, ``[B, A, D]``."""
@@ -194,6 +154,10 @@ class ContextInference(LearnedInference):
     def latent_for_critic(self, encoding: Encoding) -> Tensor:
         """Latent of the critics after B contexts, ``[B, D]``."""
         return self.latent_of(encoding.task)
+
+    @property
+    def grows_contexts(self) -> bool:
+        return self.options.grow_contexts
 
     @property
     def context_length(self) -> int:
@@ -206,25 +170,71 @@ class ContextInference(LearnedInference):
             "prior": self.prior,
             "act_on": self.rollout.act_on,
             "explore_refresh": self.options.explore_refresh,
+            "grows": self.grows_contexts,
+            "explores_on_context": self.explores_on_context,
         }
         return {"context": context}
 
+    def growing_latent(
+        self,
+        num_envs: int,
+        earlier: Tensor | None = None,
+        seen: Tensor | None = None,
+        seed: int | None = None,
+    ) -> GrowingContexts:
+        return GrowingContexts(self, self.unknown(num_envs), earlier, seen, seed)
+
+    def _from_replay(self, tasks: Tensor) -> GrowingContexts:
+        """Contexts that grow from nothing, or from episodes of the replay."""
+        most = self.options.context_episodes
+        size, some = self._uniform(len(tasks), 2).unbind(1)
+        seen = (most**size).round().long() * (some < 0.5) * self.replay.data.shape[2]
+        earlier = self.replay.sample(
+            tasks, self.options.ae_batch_size, most, self.draws, seen=seen.clamp(min=1)
+        )
+        return self.growing_latent(len(tasks), earlier.gather(), seen)
+
+    def _uniform(self, rows: int, columns: int) -> Tensor:
+        def uniform(shape: list[int]) -> Tensor:
+            return torch.rand(shape, generator=self.draws, device=self.draws.device)
+
+        return world.draw(uniform, (rows, columns))
+
+    def unknown(self, num_envs: int) -> Tensor:
+        """Latents ``[N, A, D]`` of actors that have seen nothing: zero where contexts grow.
+
+        Otherwise draws of the prior.
+        """
+        if not self.grows_contexts:
+            return self.sample_prior(num_envs)[0]
+        shape = (num_envs, self.agents, self.actor_latent_dim)
+        return torch.zeros(shape, device=self.device)
+
     @torch.no_grad()
-    def actor_latent(self, tasks: np.ndarray, steps: int) -> Tensor:
+    def actor_latent(self, tasks: np.ndarray, steps: int) -> Any:
+        if self.options.grow_contexts:
+            return self._from_replay(torch.as_tensor(tasks))
         rows = steps if self.rollout.context_refresh == "step" else 1
-        ids = torch.as_tensor(tasks)
-        latents = [self.latent_for_actors(self.infer(self.contexts(ids))) for _ in range(rows)]
-        return torch.stack(latents)
+        ids = to_device(tasks, self.device)
+        at_once = max(1, INFERRED_CONTEXTS // (len(ids) * world.size))
+        latents: list[Tensor] = []
+        for first in range(0, rows, at_once):
+            count = min(at_once, rows - first)
+            with world.repeated(count):
+                encoding = self.infer(self.contexts(ids.repeat(count)))
+                latents.append(self.latent_for_actors(encoding))
+        latent: Tensor = torch.cat(latents).unflatten(0, (rows, -1))
+        return latent
 
     @torch.no_grad()
     def critic_latent(self, tasks: np.ndarray, rollout: Rollout) -> CriticLatent:
-        context = self.contexts(torch.as_tensor(tasks))
+        context = self.contexts(to_device(tasks, self.device))
         return CriticLatent(self.latent_for_critic(self.infer(context)))
 
     # Exploration.
 
     def project(self, z: Tensor) -> Tensor:
-        """Project draws of the prior ``[*, D]`` to where representations live."""
+        """Project draws of the prior ``[*, D]`` to the space of representations."""
         return z
 
     def sample_prior(self, num_envs: int) -> Tensor:
@@ -246,7 +256,12 @@ class ContextInference(LearnedInference):
 
     def add_rollout(self, rollout: Rollout, tasks: np.ndarray) -> None:
         if self.options.replay_rollouts:
-            self._keep(self.transitions(rollout), tasks)
+            self._keep(*self._gathered(self.transitions(rollout), tasks))
+
+    def _gathered(self, transitions: Tensor, tasks: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """Transitions ``[T, N, A, F]`` and tasks ``[N]`` of the environments of all processes."""
+        everywhere = world.gather(torch.as_tensor(tasks)).numpy()
+        return world.gather(transitions, dim=1), everywhere
 
     def _keep(self, transitions: Tensor, tasks: np.ndarray) -> None:
         """Append transitions ``[T, N, A, F]`` of environments with tasks ``[N]`` to the replay."""
@@ -257,15 +272,17 @@ class ContextInference(LearnedInference):
 
     def add_exploration(self, rollout: Rollout, tasks: np.ndarray) -> dict[str, float]:
         transitions = self.transitions(rollout)
-        # Checked here, before policies act on what is inferred from them.
+        # Checked here, before policies act on latents inferred from them.
         require_finite("transitions", transitions.sum(), {"transitions": transitions})
-        metrics = self._recognised(transitions, tasks) if self.ready() else {}
-        if self.options.normalize_transitions:
-            first, *others = self.moments()
-            first.update(transitions)
-            for moments in others:
-                moments.load_state_dict(first.state_dict())
-        self._keep(transitions, tasks)
+        transitions, tasks = self._gathered(transitions, tasks)
+        with world.local():  # all processes keep the same
+            metrics = self._recognised(transitions, tasks) if self.ready() else {}
+            if self.options.normalize_transitions:
+                first, *others = self.moments()
+                first.update(transitions)
+                for moments in others:
+                    moments.load_state_dict(first.state_dict())
+            self._keep(transitions, tasks)
         return metrics
 
     @torch.no_grad()
@@ -275,10 +292,9 @@ class ContextInference(LearnedInference):
         The transitions have never been trained on: accuracy on the replay says little, since it
         can be memorised.
         """
-        steps, count, agents, features = transitions.shape
-        fresh = ContextReplay(
-            self.tasks, count * steps, steps, agents, features, transitions.device
-        )
+        steps, _, agents, features = transitions.shape
+        most = int(np.bincount(tasks).max())
+        fresh = ContextReplay(self.tasks, most * steps, steps, agents, features, transitions.device)
         for column, task in enumerate(tasks):
             fresh.add(int(task), transitions[:, column])
         ids = torch.as_tensor(np.unique(tasks)).repeat_interleave(DRIFT_CONTEXTS)

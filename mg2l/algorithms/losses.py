@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from mg2l.core.distributed import world
 from mg2l.estimators.bounds import l1out
 from mg2l.estimators.gaussian import Gaussian
+from mg2l.nn.sphere import unit
 from mg2l.ops.backend import NATIVE, Backend
 
 
@@ -43,7 +44,7 @@ def pair_scores(
         own_keys: see ``keys``.
     """
     if score == "cosine":
-        queries, keys = F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)
+        queries, keys = unit(queries), unit(keys)
     elif score == "bilinear" and bilinear is not None:
         queries = queries @ bilinear
     if own_keys:
@@ -52,10 +53,7 @@ def pair_scores(
 
 
 def info_nce(scores: Tensor, positive: Tensor) -> InfoNCE:
-    """``I_NCE = log K + E[log softmax(scores)[positive]]``, a lower bound [nats].
-
-    van den Oord et al., 2018, arXiv:1807.03748, eq. 4; Poole et al., 2019, arXiv:1905.06922,
-    eq. 10.
+    """`mg2l.estimators.info_nce` of the scores of all pairs, with its accuracy.
 
     Args:
         scores: ``[*, B, K]``.
@@ -66,8 +64,8 @@ def info_nce(scores: Tensor, positive: Tensor) -> InfoNCE:
     """
     own = positive.unsqueeze(-1).expand(*scores.shape[:-1], 1)
     log_probs = torch.log_softmax(scores, -1).gather(-1, own).squeeze(-1)
-    hits = (scores.argmax(-1) == positive).to(scores.dtype)
-    return InfoNCE(math.log(scores.shape[-1]) + log_probs.mean(-1), hits.mean(-1))
+    accuracy = (scores.argmax(-1) == positive).to(scores.dtype).mean(-1)
+    return InfoNCE(math.log(scores.shape[-1]) + log_probs.mean(-1), accuracy)
 
 
 def leave_one_out(q: Gaussian, z: Tensor, backend: Backend = NATIVE) -> Tensor:
@@ -79,6 +77,11 @@ def leave_one_out(q: Gaussian, z: Tensor, backend: Backend = NATIVE) -> Tensor:
         q: posteriors of B independent contexts, ``[B, D]``.
         z: a sample of each, ``[B, D]``.
         backend: operators to compute with.
+
+    Contexts are those of a process; the samples are compared with those of all processes.
     """
-    own = torch.arange(len(z), device=z.device)
+    start = world.rank * len(z)
+    own = torch.arange(start, start + len(z), device=z.device)
+    mean, std = world.gather(torch.cat([q.mean, q.std], -1)).chunk(2, -1)
+    q = Gaussian(mean, std)
     return l1out(backend.pairwise_lse(z, q.mean, own, std=q.std))

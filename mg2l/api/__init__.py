@@ -1,1 +1,1 @@
-"""What ``import mg2l`` offers: training, trained teams, results, and what one registers."""
+"""The Python API of ``import mg2l``: training, trained teams, results, registration."""

@@ -1,4 +1,4 @@
-"""What is called in the course of a training: progress, early stopping, the best checkpoint."""
+"""Callbacks of a training run: progress, early stopping, the best checkpoint."""
 
 from __future__ import annotations
 
@@ -55,15 +55,16 @@ class Callback:
         """After each checkpoint that was written; ``path`` is its folder."""
 
     def on_note(self, training: Training, text: str) -> None:
-        """A line for the user, such as of metrics that are lost."""
+        """A message for the user, such as about lost metrics."""
 
     def on_end(self, training: Training) -> None:
-        """At the end, however it came."""
+        """At the end of the run, also after an error."""
 
 
 def default_metric(training: Training) -> str:
-    """Return on held-out tasks, or where there are none on training tasks, after most shots."""
-    part = "test" if "test" in training.learner.env.tasks.parts else "train"
+    """Return after most shots on validation tasks, else on held-out, else on training tasks."""
+    parts = training.learner.env.tasks.parts
+    part = next(name for name in ("validation", "test", "train") if name in parts)
     return f"eval/{part}_{max(training.config.eval_shots)}_shots"
 
 
@@ -109,8 +110,8 @@ class EarlyStopping(_Watch):
     >>> callbacks = [EarlyStopping("eval/test_2_shots", patience=5)]
 
     Args:
-        metric: one of ``eval/<part>_<K>_shots``; None is the return on held-out tasks after the
-            most shots of ``eval_shots``.
+        metric: one of ``eval/<part>_<K>_shots``; None is the return after the most shots of
+            ``eval_shots`` on validation tasks, or where there are none on held-out tasks.
         patience: meta-tests in a row without an improvement after which it stops.
         min_delta: by how much more than the best an improvement must be.
         mode: whether the largest (``max``) or the smallest value (``min``) is best.
@@ -150,8 +151,8 @@ class BestCheckpoint(_Watch):
     loaded like any other: ``mg2l.load(RUN / "checkpoints" / "best")``.
 
     Args:
-        metric: one of ``eval/<part>_<K>_shots``; None is the return on held-out tasks after the
-            most shots of ``eval_shots``.
+        metric: one of ``eval/<part>_<K>_shots``; None is the return after the most shots of
+            ``eval_shots`` on validation tasks, or where there are none on held-out tasks.
         mode: whether the largest (``max``) or the smallest value (``min``) is best.
 
     Raises:
@@ -172,7 +173,7 @@ class BestCheckpoint(_Watch):
 
 
 class Progress(Callback):
-    """Shows a training: a live bar on a terminal, plain lines elsewhere.
+    """Shows the progress of a run: a live bar on a terminal, plain lines elsewhere.
 
     Args:
         console: where to write; by default standard output.

@@ -1,4 +1,4 @@
-"""What runs have logged, as tables and for marl-eval: ``mg2l.results``."""
+"""Logged results of runs, as tables and for marl-eval: ``mg2l.results``."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import csv
 import importlib.util
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mg2l.core.schema import ConfigError
+from mg2l.evaluation.adaptation import RANDOM, adaptation, bounds, tested
+from mg2l.evaluation.groups import grouped
 from mg2l.evaluation.results import Run, find
 
 MEASURED = re.compile(r"eval/(?P<part>\w+)_(?P<shots>\d+)_shots")
@@ -30,12 +32,17 @@ class Results:
         evaluations: a row per run, part of the tasks, way of acting and task of
             ``evaluation.json``: the same first columns, ``split``, ``mode``, ``shots``,
             ``sampling``, ``task`` and ``return``. A frame or a list likewise.
-        runs: that the tables are of.
+        scores: a row per run, part, way of acting and task that has an adaptation score (0 mappo, 1
+            the oracle): ``env``, ``algo`` with the keys of its configuration that differ, ``seed``,
+            ``split``, ``shots`` (a number or ``online``), ``task``, ``return`` and ``score``. Empty
+            where ``mappo`` or the ``oracle`` was not evaluated. A frame or a list likewise.
+        runs: the runs in the tables.
         skipped: a line for each run or file that could not be read.
     """
 
     metrics: Any
     evaluations: Any
+    scores: Any
     runs: list[Run]
     skipped: list[str] = field(default_factory=list)
 
@@ -44,9 +51,10 @@ class Results:
 
         Environment, task, algorithm, run, step. A task is a way of meta-testing, such as
         ``test_1_shots``; runs without meta-tests in the course of training have ``training``, and
-        its returns. Each step has ``step_count`` [environment steps], ``elapsed_time`` [s] and the
-        list ``return``; ``absolute_metrics`` has a value per task and episode of
-        ``evaluation.csv`` where the run was evaluated, else the last return.
+        its returns. Each step has ``step_count`` [environment steps] and the list ``return``;
+        ``absolute_metrics`` has a value per task and episode of ``evaluation.csv`` where the run
+        was evaluated, else the last return. There is no ``elapsed_time``, with which marl-eval's
+        ``DiagnoseData`` finds the metrics of steps and of ``absolute_metrics`` to differ.
 
         >>> import json, mg2l
         >>> text = json.dumps(mg2l.results("runs").marl_eval())
@@ -72,9 +80,7 @@ def _steps(run: Run) -> dict[str, dict[str, dict[str, Any]]]:
     """Entries ``step_<n>`` of a run, by task."""
     tasks: dict[str, dict[str, dict[str, Any]]] = {}
     tested = any(MEASURED.fullmatch(name) for row in run.numbers for name in row)
-    elapsed = 0.0
     for row in run.numbers:
-        elapsed += row.get("time/iteration", 0.0) + row.get("time/eval", 0.0)
         values = {
             name.removeprefix("eval/"): value
             for name, value in row.items()
@@ -86,7 +92,6 @@ def _steps(run: Run) -> dict[str, dict[str, dict[str, Any]]]:
             steps = tasks.setdefault(task, {})
             steps[f"step_{len(steps)}"] = {
                 "step_count": int(row["env_steps"]),
-                "elapsed_time": elapsed,
                 "return": [value],
             }
     return tasks
@@ -147,7 +152,33 @@ def results(*folders: Path | str) -> Results:
             for row in (run.evaluation or {}).get("results", [])
             for task, value in row["by_task"].items()
         ]
-    return Results(_frame(metrics), _frame(evaluations), runs, skipped)
+    return Results(_frame(metrics), _frame(evaluations), _frame(_scores(runs)), runs, skipped)
+
+
+def _scores(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Rows of `Results.scores`."""
+    groups, _ = grouped(runs)
+    rows = tested(groups)
+    scales = {
+        (part.env, part.part): part.scale for part in adaptation(rows, bounds(groups)) if part.scale
+    }
+    found = []
+    for row in rows:
+        scale = scales.get((row.env, row.part))
+        if scale is None or row.task not in scale.tasks or row.shots == RANDOM:
+            continue
+        score = scale.score(row.task, row.value)
+        found.append(
+            {
+                **{name: getattr(row, name) for name in ("env", "algo", "seed")},
+                "split": row.part,
+                "shots": row.shots,
+                "task": row.task,
+                "return": row.value,
+                "score": score,
+            }
+        )
+    return found
 
 
 def _frame(rows: Iterable[dict[str, Any]]) -> Any:

@@ -29,9 +29,9 @@ class Team:
 
     It acts in N environments at once, or in a single one: then arrays have no axis N. What it is
     conditioned on depends on its algorithm. From contexts (``mg2l``, ``ma-pearl``, ``focal``,
-    ``corro``): what is explored with, such as a draw from the prior for each episode, until `infer`
-    is called, then what was inferred. Step by step (``varibad``, ``mate``, ``rl2``): what `observe`
-    is given. The oracle: the features given to `reset`.
+    ``corro``): until `infer` is called the latents of exploration, such as a draw from the prior
+    for each episode, then what was inferred. Step by step (``varibad``, ``mate``, ``rl2``): the
+    steps given to `observe`. The oracle: the features given to `reset`.
 
     >>> import mg2l, numpy
     >>> run = mg2l.train(algo="mappo", n_iters=1, max_ep_len=5, n_rollout_threads=2)
@@ -42,13 +42,13 @@ class Team:
     (2, 2)
 
     Args:
-        learner: of a run, whose networks act.
+        learner: the learner of a run, whose networks act.
 
     Attributes:
         num_agents: agents A.
         observation_sizes: width of each agent's observation.
-        action_spaces: of each agent.
-        tasks: of the run's environment, by id: ``names``, ``features`` and ``parts``.
+        action_spaces: the action space of each agent.
+        tasks: tasks of the run's environment, by id: ``names``, ``features`` and ``parts``.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -62,10 +62,10 @@ class Team:
         self._transitions = Transitions(learner.spec)
         self.reset()
 
-    # The course of events.
+    # Acting and observing.
 
     def reset(self, num_envs: int | None = None, features: ArrayLike | None = None) -> None:
-        """Begin with new tasks: forget all that was observed, inferred and remembered.
+        """Start new tasks: forget everything observed, inferred and remembered.
 
         Args:
             num_envs: N; None is a single environment, whose arrays have no axis N.
@@ -79,9 +79,8 @@ class Team:
         self._single, self._envs = num_envs is None, num_envs or 1
         body, device = self.learner.actor.body, self.learner.device
         self._state: Tensor | None = None
-        if body.gru is not None:
-            shape = (self.num_agents, self._envs, *body.state_shape)
-            self._state = torch.zeros(shape, device=device)
+        if body.memory is not None:
+            self._state = body.memory.initial_state(self.num_agents, self._envs)
         self._starts = torch.ones(1, self._envs, dtype=torch.bool, device=device)
         self._last: tuple[Tensor, Tensor] | None = None
         self._steps: list[Tensor] = []
@@ -92,11 +91,13 @@ class Team:
             self._explorer = self._explore()
             self._clock = torch.zeros(self._envs, dtype=torch.int64, device=device)
             self._latent = self._explorer[0]
+            if self._inference.explores_on_context:
+                self._stream = self._inference.growing_latent(self._envs)
         elif self._inference.latent_source in ("last_step", "belief"):
             stream = self._inference.actor_latent(np.zeros(self._envs, np.int64), 1)
             self._stream = cast("LatentStream", stream)
         if features is not None:
-            self._latent = self._tell(features)
+            self._latent = self._latent_of(features)
 
     @property
     def infers(self) -> bool:
@@ -108,13 +109,29 @@ class Team:
         """Whether the team acts on the features of its tasks, as the oracle does."""
         return self._inference.latent_source == "features"
 
+    @property
+    def latent(self) -> Tensor | None:
+        """Latents ``[N, A, D]`` that actors are conditioned on; None where they are on none.
+
+        May be set where tasks are inferred from contexts; holds until the episode ends or `infer`.
+        """
+        return self._latent if self._stream is None else self._stream.current()
+
+    @latent.setter
+    def latent(self, latent: Tensor) -> None:
+        if not self.infers:
+            name = self.learner.config.algo_name
+            raise ValueError(f"latent cannot be set: {name} infers no tasks from contexts")
+        self._stream, self._latent = None, latent
+        self._explorer = latent.unsqueeze(0)
+
     def act(
         self,
         observations: ArrayLike,
         deterministic: bool = False,
         action_mask: ArrayLike | None = None,
     ) -> Array:
-        """Actions for observations; once per step, as memories go on with it.
+        """Choose actions; once per step, since recurrent states advance.
 
         Args:
             observations: ``[N, A, O]``, or of a single environment ``[A, O]``; zeros at the end of
@@ -145,7 +162,7 @@ class Team:
             mask = self._array("action_mask", action_mask, (self.num_agents, options)).bool()
             if not self._layout.allows(mask.cpu().numpy()).all():
                 raise ValueError("action_mask must allow an action to each agent")
-        latent = self._latent if self._stream is None else self._stream.current()
+        latent = self.latent
         actor = self.learner.actor
         starts = self._starts
         inputs = actor.body.inputs(
@@ -169,7 +186,7 @@ class Team:
         done: ArrayLike = False,
         active: ArrayLike | None = None,
     ) -> None:
-        """Take in what the last actions led to: what tasks are inferred from.
+        """Record what the last actions led to, from which tasks are inferred.
 
         Args:
             rewards: ``[N, A]``, or of a single environment ``[A]``.
@@ -190,17 +207,19 @@ class Team:
         after = self._array("next_observations", next_observations, tuple(rows.shape[1:]))
         ends = torch.as_tensor(np.broadcast_to(np.asarray(done, bool), (self._envs,)).copy())
         ends = ends.to(rows.device)
+        alive: Tensor | None = None
+        if active is not None:
+            alive = self._array("active", active, (self.num_agents,)).bool()
         if self.infers:
             joined = self._transitions.join(rows, action, paid, after)
-            if active is not None:
-                alive = self._array("active", active, (self.num_agents,)).bool()
+            if alive is not None:
                 joined = joined.masked_fill(~alive.unsqueeze(-1), float("nan"))
             self._steps.append(joined)
-        elif self._stream is not None:
-            self._stream.update(Step(rows, action, paid, after, ends))
+        if self._stream is not None:
+            self._stream.update(Step(rows, action, paid, after, ends, alive))
         if not self.learner.actor.body.remembers_episodes:
             self._starts = ends[None]
-        if self.infers and not self._inferred:
+        if self.infers and self._stream is None and not self._inferred:
             self._clock = (self._clock + 1).masked_fill(ends, 0)
             if bool(ends.any()):
                 fresh = self._explore()
@@ -209,16 +228,17 @@ class Team:
             self._latent = self._explorer[steps, torch.arange(self._envs, device=ends.device)]
 
     def infer(self, contexts: ArrayLike | None = None) -> Array:
-        """Infer the tasks, and act on that from now on, until `reset`.
+        """Infer the tasks, and act on the result until `reset`.
 
-        Each agent infers from its own transitions; as many as in training are drawn of them.
+        Each agent infers from its own transitions; as many as in training are drawn of them. Where
+        contexts grow, it infers again after every step, from these and all that it observes since.
 
         Args:
             contexts: ``[N, S, A, F]`` or ``[S, A, F]`` transitions, as `transitions` makes them;
                 None is all that was observed since `reset`. Rows of NaN are left out.
 
         Returns:
-            What the actors are conditioned on, ``[N, A, D]`` or ``[A, D]``.
+            Latents of the actors, ``[N, A, D]`` or ``[A, D]``.
 
         Raises:
             RuntimeError: the algorithm does not infer from contexts, or nothing was observed.
@@ -242,9 +262,13 @@ class Team:
                     f"contexts must have shape [{wanted}], got {list(np.shape(contexts))}"
                 )
             held = torch.as_tensor(given, device=self.learner.device)
+            self._steps = list(held.unbind(1))
         with torch.no_grad():
-            context = Context(_draw(held, self._inference.context_length, self.learner))
-            self._latent = self._inference.latent_for_actors(self._inference.infer(context))
+            drawn = _draw(held, self._inference.context_length, self.learner)
+            self._latent = self._inference.latent_for_actors(self._inference.infer(Context(drawn)))
+            if self._inference.grows_contexts:
+                seen = torch.full((self._envs,), held.shape[1])
+                self._stream = self._inference.growing_latent(self._envs, drawn, seen)
         self._inferred = True
         found: Array = self._latent.cpu().numpy()
         return found[0] if self._single else found
@@ -281,11 +305,11 @@ class Team:
         """Agent ``index`` by itself: it sees nothing but its own observations and rewards.
 
         Raises:
-            ValueError: there is no such agent, or agents of this algorithm share what is inferred.
+            ValueError: there is no such agent, or this algorithm's agents share a representation.
         """
         if not 0 <= index < self.num_agents:
             raise ValueError(f"index must be in [0, {self.num_agents - 1}], got {index}")
-        self._inference.agent_network(index)  # raises where they share what is inferred
+        self._inference.agent_network(index)  # raises where they share a representation
         return Agent(Team(self.learner), index)
 
     # Measuring.
@@ -306,7 +330,7 @@ class Team:
             deterministic: act on the most likely action instead of a sample.
 
         Returns:
-            What ``evaluation.json`` holds; ``results`` has a row per part of the tasks and way of
+            Content of ``evaluation.json``; ``results`` has a row per part of the tasks and way of
             acting, with ``return`` and its 95 % ``interval``.
         """
         if not shots or min(shots) < 0 or episodes < 1:
@@ -318,12 +342,12 @@ class Team:
     # Arrays.
 
     def _explore(self) -> Tensor:
-        """Latents of an episode in which nothing is known of the task, ``[T | 1, N, A, D]``."""
+        """Latents of an episode in which nothing is known about the task, ``[T | 1, N, A, D]``."""
         latent = self._inference.exploration_latent(self._envs, self.learner.config.env.max_ep_len)
         assert latent is not None
         return latent
 
-    def _tell(self, features: ArrayLike) -> Tensor:
+    def _latent_of(self, features: ArrayLike) -> Tensor:
         if not self.needs_features:
             name = self.learner.config.algo_name
             raise ValueError(f"features must be None: {name} is not given its tasks")
@@ -349,7 +373,7 @@ class Agent:
     """One agent of a trained team, executed decentralised in a single environment.
 
     Args:
-        team: of its own, in which all other agents see zeros.
+        team: a team of its own, in which all other agents see zeros.
         index: which agent.
     """
 
@@ -377,15 +401,25 @@ class Agent:
     def observe(
         self, reward: float, next_observation: ArrayLike, done: bool = False, active: bool = True
     ) -> None:
-        """Take in what the last action led to, see `Team.observe`."""
+        """Record what the last action led to, see `Team.observe`."""
         alive = np.full(self._team.num_agents, active)
         rewards = self._among_zeros(reward)
         self._team.observe(rewards, self._among_zeros(next_observation), done, alive)
 
     def infer(self) -> Array:
-        """Infer the task from its own transitions: what it acts on from now on, ``[D]``."""
+        """Infer the task from its own transitions; returns the latent that it acts on, ``[D]``."""
         found: Array = self._team.infer()[self.index]
         return found
+
+    @property
+    def latent(self) -> Tensor | None:
+        """Latent ``[D]`` that it is conditioned on, see `Team.latent`."""
+        joint = self._team.latent
+        return None if joint is None else joint[0, self.index]
+
+    @latent.setter
+    def latent(self, latent: Tensor) -> None:
+        self._team.latent = latent.expand(1, self._team.num_agents, -1)
 
     def _among_zeros(self, own: ArrayLike) -> Array:
         value = np.asarray(own, np.float32)
@@ -403,9 +437,9 @@ def _draw(held: Tensor, length: int, learner: Learner) -> Tensor:
     envs, _, agents, features = held.shape
     alive = ~held.isnan().any(-1)  # [N, S, A]
     order = alive.byte().argsort(dim=1, descending=True, stable=True)
-    counts = alive.sum(1, keepdim=True).clamp(min=1).cpu()
-    drawn = torch.rand(envs, length, 1, generator=learner.draws).expand(-1, -1, agents)
-    index = order.gather(1, (drawn * counts).long().to(held.device))
+    counts = alive.sum(1, keepdim=True).clamp(min=1)
+    drawn = torch.rand(envs, length, 1, generator=learner.draws, device=held.device)
+    index = order.gather(1, (drawn.expand(-1, -1, agents) * counts).long())
     rows = held.gather(1, index.unsqueeze(-1).expand(-1, -1, -1, features))
     return rows.nan_to_num(0.0)
 
@@ -417,7 +451,7 @@ def load(
     seed: int = 0,
     trust: bool = False,
 ) -> Team:
-    """A trained team, from the last checkpoint of a run or a checkpoint of one's choice.
+    """Load a trained team, from the last checkpoint of a run or from a given one.
 
     >>> import mg2l
     >>> run = mg2l.train(algo="mappo", n_iters=1, max_ep_len=5, n_rollout_threads=2)
@@ -428,8 +462,8 @@ def load(
     Args:
         run: what `mg2l.train` returned, its folder, or one of its checkpoints, such as
             ``RUN/checkpoints/best``.
-        device: where its networks are to live; None is where it was trained.
-        seed: random seed of what is sampled.
+        device: device of its networks; None is the one that it was trained on.
+        seed: random seed of sampling.
         trust: import the code that the run names, where it is what the run was trained with.
 
     Raises:

@@ -1,7 +1,7 @@
-"""The command line of a run: ``--expt --algo --env``, ``key=value`` overrides, ``--resume``.
+"""The command line of a run: ``--expt --algo --env``, ``key=value``, ``--resume``, ``--from``.
 
-``parse`` judges everything that can be judged before anything is built. Every program of mg2l is a
-``command``: a user's mistake is one line and exit status 2, what fails on the way one line and 1.
+``parse`` validates everything that can be validated before anything is built. Every program of mg2l
+is a ``command``: a user's mistake is one line and exit status 2, a later failure one line and 1.
 """
 
 from __future__ import annotations
@@ -11,37 +11,33 @@ import contextlib
 import functools
 import io
 import itertools
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-from mg2l.config import algorithms
+from mg2l.config.algorithms import algorithms
 from mg2l.config.files import (
     CONFIGS,
     DEFAULTS,
     KINDS,
-    RESUMABLE,
-    Schema,
     Sources,
-    about,
     available,
-    config_from_yaml,
-    config_to_yaml,
     load_config,
     read_sources,
 )
+from mg2l.config.keys import Schema
 from mg2l.config.options import Options
+from mg2l.config.saved import RESUMABLE, about, config_from_yaml, config_to_yaml
 from mg2l.config.sections import Config
-from mg2l.core.files import WriteError
+from mg2l.core.distributed import world
+from mg2l.core.errors import RunError, UserError, out_of_memory
+from mg2l.core.files import WriteError, read_yaml
 from mg2l.core.schema import ConfigError, Key, keys, nearest
 from mg2l.envs import registry
 from mg2l.envs.base import EnvError
-from mg2l.experience.finite import NonFiniteLossError
-from mg2l.training.checkpoint import CheckpointError
 from mg2l.training.choice import choose
-from mg2l.training.device import out_of_memory
-from mg2l.training.finite import NonFiniteError
 from mg2l.training.stop import Output, interruptible, output_status, status_of
 
 __all__ = [
@@ -63,10 +59,10 @@ __all__ = [
 
 WIDTH = 100
 LONGEST = 2000
-"""Characters of an error's line at most: what came may be a text of megabytes."""
+"""Largest length of an error line: the offending value may be a text of megabytes."""
 
 LARGEST_NUMBER = 10**12
-"""What a number of an option may be at most."""
+"""Largest value of a numeric option."""
 
 TRUST = "import the code that the run names, where it is what the run was trained with"
 
@@ -75,7 +71,12 @@ Status = TypeVar("Status", bound=int | None)
 
 
 def abort(message: str, status: int = 2) -> NoReturn:
-    """End the program with one line on stderr and an exit status."""
+    """End the program with one line on stderr and an exit status.
+
+    Of several processes of a run, the first that ends so says why.
+    """
+    if not world.first_to_fail():
+        raise SystemExit(status)
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
     if len(line) > LONGEST:
         line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
@@ -90,6 +91,26 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End the program, see ``abort``."""
         abort(message)
+
+    def parse_overrides(
+        self, words: Sequence[str], is_value: Callable[[str, bool, str], bool]
+    ) -> argparse.Namespace:
+        """Parse a command line whose overrides ``key=value`` may stand anywhere.
+
+        Args:
+            words: after the program's name.
+            is_value: whether a word that looks like an override belongs to the option before it:
+                called with that option, whether the word is the first after it, and the word.
+        """
+        own, overrides, option, first = list[str](), list[str](), "", False
+        for word in words:
+            pair = re.match(r"\w[\w.]*=", word) is not None
+            (overrides if pair and not is_value(option, first, word) else own).append(word)
+            first = word.startswith("-")
+            option = word if first else option
+        arguments = self.parse_args(own)
+        arguments.overrides += overrides
+        return arguments
 
 
 def at_least(least: int, kind: type = int, most: int = LARGEST_NUMBER) -> Callable[[str], Any]:
@@ -110,7 +131,7 @@ def at_least(least: int, kind: type = int, most: int = LARGEST_NUMBER) -> Callab
 
 @contextlib.contextmanager
 def report_errors() -> Iterator[None]:
-    """Turn the errors that are not ours into one line on stderr.
+    """Report expected errors as one line on stderr.
 
     The exit status is 2 after a user's mistake; 1 where an environment, a loss, the disk or memory
     failed in the middle of work, an environment's details, such as the traceback of its process,
@@ -118,9 +139,9 @@ def report_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (ConfigError, CheckpointError) as error:
+    except UserError as error:
         abort(str(error))
-    except (WriteError, NonFiniteError, NonFiniteLossError) as error:
+    except RunError as error:
         abort(str(error), status=1)
     except EnvError as error:
         reason, _, details = str(error).partition("\n")
@@ -140,10 +161,10 @@ def report_errors() -> Iterator[None]:
 
 
 def command(main: Callable[P, Status]) -> Callable[P, Status]:
-    """A program's entry point, as every one of mg2l is.
+    """Decorator of a program's entry point.
 
-    Errors are reported by ``report_errors``. SIGTERM and SIGHUP end it as Ctrl-C does. Where nobody
-    reads its output any more, it brings its work to an end and exits with status 141.
+    Errors are reported by ``report_errors``. SIGTERM and SIGHUP end it as Ctrl-C does. Where its
+    output is closed, it finishes its work and exits with status 141.
     """
 
     @functools.wraps(main)
@@ -171,7 +192,7 @@ def command(main: Callable[P, Status]) -> Callable[P, Status]:
 
 def _read_words(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Split a command line into ``--name`` options and overrides."""
-    values = {*KINDS, "resume"}
+    values = {*KINDS, "resume", "from", "until", "folder"}
     switches = {"help", "resume-previous", "trust"}
     options: dict[str, str] = {}
     overrides = []
@@ -196,7 +217,8 @@ def _read_words(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         elif not equals:
             value = next(words, "")
         if name in values and not value:
-            raise ConfigError(f"--{name} needs a value, as in --{name}={DEFAULTS.get(name, 'RUN')}")
+            example = {"until": "100", **DEFAULTS}.get(name, "RUN")
+            raise ConfigError(f"--{name} needs a value, as in --{name}={example}")
         if options.setdefault(name, value) != value:
             raise ConfigError(f"--{name} is given twice: {options[name]} and {value}")
     return options, overrides
@@ -206,13 +228,13 @@ def _key_names() -> set[str]:
     """Leaf names of every key of every family and algorithm."""
     families = {key.name for name in registry.names() for key in keys(registry.config_class(name))}
     own = {
-        key.name for name in algorithms.names() for key in keys(algorithms.load(name).config_class)
+        key.name for name in algorithms.names() for key in keys(algorithms.get(name).config_class)
     }
     return {*Schema(DEFAULTS["env"]).by_name, *families, *own}
 
 
 def read(argv: Sequence[str]) -> tuple[Config, Options] | None:
-    """Like ``parse``, but mistakes are raised, and a wish for help gives None.
+    """Like ``parse``, but mistakes are raised, and a request for help returns None.
 
     Raises:
         ConfigError: a mistake on the command line or in a file.
@@ -220,12 +242,19 @@ def read(argv: Sequence[str]) -> tuple[Config, Options] | None:
     options, overrides = _read_words(argv)
     if "help" in options:
         return None
+    try:
+        until = at_least(1)(options["until"]) if "until" in options else 0
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"--until {error}") from None
     return choose(
         {kind: options[kind] for kind in KINDS if kind in options},
         overrides,
         options.get("resume"),
         "resume-previous" in options,
         "trust" in options,
+        options.get("from"),
+        until,
+        options.get("folder"),
     )
 
 
@@ -236,11 +265,11 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
         argv: words after the program's name; None takes those of this process.
 
     Returns:
-        The config, and what the command line says besides it. With ``--resume=RUN`` the config is
+        The config, and the other options of the command line. With ``--resume=RUN`` the config is
         the run's own, and only keys in ``RESUMABLE`` may be overridden.
 
     Raises:
-        SystemExit: status 0 after ``--help``; status 2 after a mistake, told in one line on
+        SystemExit: status 0 after ``--help``; status 2 after a mistake, reported in one line on
             stderr.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -257,17 +286,17 @@ def _wrap(text: str, indent: int) -> str:
     return textwrap.fill(text, WIDTH, initial_indent=pad, subsequent_indent=pad)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f'"{value}"' if value == "" else str(value)
 
 
 def _key_lines(key: Key, chosen: dict[str, object]) -> str:
-    line = f"  {key.name}  {key.kind}, default {_shown(key.default)}"
+    line = f"  {key.name}  {key.kind}, default {shown(key.default)}"
     here = chosen.get(key.path, key.default)
     if here != key.default:
-        line += f", here {_shown(here)}"
+        line += f", here {shown(here)}"
     return f"{line}\n{_wrap(key.help.replace('``', ''), 6)}"
 
 
@@ -291,9 +320,13 @@ def _files(kind: str) -> list[str]:
     if kind == "env":
         own = {name: registry.config_class(name) for name in registry.names()}
     elif kind == "algo":
-        own = {name: algorithms.load(name) for name in algorithms.names()}
-        shipped = {load_config(algo=name).algo_name for name in available(kind)}
-        own = {name: algorithm for name, algorithm in own.items() if name not in shipped}
+        files = (CONFIGS / "algo" / f"{name}.yaml" for name in available(kind))
+        shipped = {read_yaml(path).get("algo_name", DEFAULTS["algo"]) for path in files}
+        own = {
+            name: algorithms.get(name).inference
+            for name in algorithms.names()
+            if name not in shipped
+        }
     lines += [
         f"  --{kind}={name}\n{_wrap(_summary(section), 6)}"
         for name, section in sorted(own.items())
@@ -319,6 +352,7 @@ def help_text(argv: Sequence[str] = ()) -> str:
     lines = [
         "python -m mg2l.train [--expt=NAME] [--algo=NAME] [--env=NAME] [KEY=VALUE ...]",
         "python -m mg2l.train --resume=RUN [--resume-previous] [--trust] [KEY=VALUE ...]",
+        "python -m mg2l.train --from=RUN [--trust] [KEY=VALUE ...]",
         "",
         _wrap(
             "Trains a team of agents on a distribution of tasks. NAME is one of those below, or "
@@ -330,7 +364,14 @@ def help_text(argv: Sequence[str] = ()) -> str:
         "",
         "  --resume=RUN  continue the run in folder RUN from its last checkpoint, or from",
         "      RUN/checkpoints/NAME; --resume=last is the newest run in main_save_path",
+        "  --folder=RUN  continue the run in folder RUN, or begin it there: the same command does",
+        "      both, as torchrun needs that starts W processes, and starts them again: torchrun",
+        "      --nproc-per-node W -m mg2l.train --folder=RUN [...]",
         "  --resume-previous  where the last checkpoint is damaged, use the one before it",
+        "  --from=RUN  begin a new run with the whole state of RUN's last checkpoint, or of",
+        "      RUN/checkpoints/NAME, and with new random streams; every KEY that leaves the sizes",
+        "      of the networks may be changed, and RUN is named in the new folder",
+        "  --until=N  stop after iteration N with a checkpoint; what depends on n_iters stays",
         f"  --trust  {TRUST}",
         "  --help  this text; 'here' is what --expt, --algo and --env on this command line set",
         "  --help=all  the keys of all other environments and algorithms, too",
@@ -349,7 +390,7 @@ def help_text(argv: Sequence[str] = ()) -> str:
         others = [
             *((f"env, family {name}", "env", registry.config_class(name))
               for name in registry.names() if name != schema.family),
-            *((f"algo, {name}", "algo", algorithms.load(name).config_class)
+            *((f"algo, {name}", "algo", algorithms.get(name).config_class)
               for name in algorithms.names() if name != schema.algorithm),
         ]  # fmt: skip
         for title, group, section in others:

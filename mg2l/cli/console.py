@@ -17,6 +17,7 @@ COMMANDS = {
     "probe": "mg2l.probe",
     "export": "mg2l.export",
     "sweep": "mg2l.sweep",
+    "tune": "mg2l.tune",
     "report": "mg2l.report",
     "compare": "mg2l.compare",
     "info": "mg2l.info",
@@ -39,7 +40,7 @@ def summary(module: str) -> str:
 
 
 def help_text() -> str:
-    """What ``mg2l --help`` prints."""
+    """The text of ``mg2l --help``."""
     lines = [f"  {name:10} {summary(module)}" for name, module in COMMANDS.items()]
     return "\n".join(["mg2l COMMAND [--help] ...", "", *lines])
 

@@ -1,31 +1,22 @@
-"""One run of a grid: what is done of it, read from its folder, and the process that goes on."""
+"""One run of a grid or a search: its progress, read from its folder, and what is next."""
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from mg2l.config.files import names_own_code
+from mg2l.config.code import names_own_code
 from mg2l.core.files import FileError, read_bytes, read_json
 from mg2l.evaluation.results import age
 from mg2l.training import checkpoint
-from mg2l.training.folder import LOCK, take_lock
 from mg2l.training.metrics import MAX_METRICS, read_metrics
 
 RESULTS = {"evaluate": "evaluation.json", "probe": "probe.json"}
-"""What each analysis writes into the folder of a run."""
+"""The file that each analysis writes into the folder of a run."""
 
 THREADS = "n_training_threads"
-
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -35,9 +26,12 @@ class Job:
     Attributes:
         words: the command line of ``mg2l.train``, without folder, threads and resumption.
         n_iters: iterations after which it is trained, unless ``n_env_steps`` says when.
-        analyses: what is done with it then, modules of `mg2l`.
-        threads: of torch, as its configuration says; 0 leaves it to the sweep.
+        analyses: modules of `mg2l` that are run on it then.
+        threads: torch threads of its configuration; 0 leaves them to the sweep.
         n_env_steps: environment steps after which it is trained; 0 leaves it to ``n_iters``.
+        options: of each analysis, as words of its command line.
+        until: iteration after which it stops for the time being; 0 is the end.
+        parent: checkpoint that it is forked from; None where it begins by itself.
         state: ``waiting``, ``running``, ``done``, ``failed`` or ``stopped``.
         attempts: times it was started by this sweep.
         error: the last line of its log when it failed.
@@ -52,13 +46,16 @@ class Job:
     analyses: list[str]
     threads: int = 0
     n_env_steps: int = 0
+    options: dict[str, list[str]] = field(default_factory=dict)
+    until: int = 0
+    parent: Path | None = None
     state: str = "waiting"
     attempts: int = 0
     error: str = ""
 
     @property
     def name(self) -> str:
-        """As its log is called."""
+        """Name of its log."""
         return f"{self.env}-{self.algo}-sd{self.seed}"
 
     @property
@@ -67,7 +64,7 @@ class Job:
         return self.folder / "logs" / f"{self.name}.log"
 
     def run(self) -> Path | None:
-        """Its run folder: of several the one that has come furthest, of equals the youngest."""
+        """Its run folder: of several the one with most iterations, among equals the newest."""
         ending = re.compile(rf".*-sd{self.seed}(-\d+)?")
         found = [
             path
@@ -77,19 +74,19 @@ class Job:
         return max(found, key=lambda path: (saved(path), age(path)), default=None)
 
     def trained(self, run: Path) -> bool:
-        """Whether a run of it has come to its end."""
+        """Whether one of its runs is complete."""
         if self.n_env_steps:
             return saved_steps(run) >= self.n_env_steps
-        return saved(run) >= self.n_iters
+        return saved(run) >= (self.until or self.n_iters)
 
     def progress(self, done: int) -> tuple[str, str]:
-        """How far it is after ``done`` iterations, as a text and as a bar."""
+        """Progress after ``done`` iterations, as a text and as a bar."""
         if self.n_env_steps:
             return f"{done} iterations", ""
         return f"{done}/{self.n_iters}", "━" * min(20, 20 * done // self.n_iters)
 
     def stage(self) -> str | None:
-        """What is to be done next: ``train``, an analysis that is missing or old, or nothing."""
+        """Next step: ``train``, an analysis that is missing or outdated, or None."""
         run = self.run()
         if run is None or not self.trained(run):
             return "train"
@@ -99,18 +96,24 @@ class Job:
         return None
 
     def command(self, threads: int) -> list[str]:
-        """What begins the run, goes on with it or analyses it."""
+        """Words after the interpreter that start, resume or analyse the run."""
         run, stage = self.run(), self.stage()
         trust = ["--trust"] if run is not None and trusted(run) else []
         if stage is not None and stage != "train":
-            return [sys.executable, "-m", f"mg2l.{stage}", str(run), *trust]
+            options = self.options.get(stage, [])
+            return ["-m", f"mg2l.{stage}", str(run), *options, *trust]
         words = [*self.words, f"{THREADS}={self.threads or threads}"]
+        kept = [word for word in words if not word.startswith(("--expt=", "--algo=", "--env="))]
         if run is not None:
-            kept = [word for word in words if not word.startswith(("--algo=", "--env="))]
             words = [f"--resume={run}", "--resume-previous", *trust, *kept]
         else:
+            if self.parent is not None:
+                trust = ["--trust"] if trusted(self.parent.parents[1]) else []
+                words = [f"--from={self.parent}", *trust, *kept]
             words.append(f"main_save_path={self.folder}")
-        return [sys.executable, "-m", "mg2l.train", *words]
+        if self.until:
+            words.append(f"--until={self.until}")
+        return ["-m", "mg2l.train", *words]
 
     def line(self) -> str:
         """Its state as one line of JSON."""
@@ -163,48 +166,9 @@ def logged(run: Path) -> int:
         return 0
 
 
-def locked(run: Path) -> bool:
-    """Whether a process is at work in a run."""
-    try:
-        take_lock(run / LOCK).close()
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False  # there is none, and none can be made
-    return False
-
-
 def trusted(run: Path) -> bool:
     """Whether the code that a run names is what the sweep's own command line has imported."""
     try:
         return names_own_code(run / "config.yaml")
     except FileError:
         return False
-
-
-def dies_with(parent: int) -> Callable[[], None]:
-    """What a new process calls so that it is asked to stop when this one ends in any way."""
-    libc = ctypes.CDLL(None)
-
-    def request() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it has ended meanwhile
-            os._exit(1)
-
-    return request
-
-
-def start(job: Job, threads: int) -> subprocess.Popen[bytes]:
-    """Begin or go on with a run, in a session of its own, where a terminal's Ctrl-C is not seen."""
-    job.state, job.attempts = "running", job.attempts + 1
-    job.log.parent.mkdir(exist_ok=True)
-    with job.log.open("ab") as log:
-        return subprocess.Popen(
-            job.command(threads),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(job.threads or threads)},
-            preexec_fn=dies_with(os.getpid()),
-        )

@@ -1,4 +1,4 @@
-"""What a command line says besides the config."""
+"""Options of a command line besides the config."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mg2l.config.files import DEFAULTS
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says besides the config."""
+    """Options of the command line besides the config."""
 
     expt: str = DEFAULTS["expt"]
     algo: str = DEFAULTS["algo"]
@@ -24,7 +24,16 @@ class Options:
     """Where the last checkpoint of ``resume`` is damaged, go back to the one before it."""
 
     trust: bool = False
-    """Import the code that ``resume`` names."""
+    """Import the code that ``resume`` or ``fork`` names."""
+
+    folder: Path | None = None
+    """Where a new run is made; None is a name of its own in ``main_save_path``."""
 
     checkpoint: str = ""
-    """Name of the checkpoint of ``resume`` to continue from; empty is the last."""
+    """Name of the checkpoint of ``resume`` or ``fork`` to continue from; empty is the last."""
+
+    fork: Path | None = None
+    """Run folder that a new run takes its whole state from."""
+
+    until: int = 0
+    """Iteration after which this process stops with a checkpoint; 0 is the end of the run."""

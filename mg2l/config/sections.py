@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mg2l.config import algorithms
-from mg2l.config.algorithms import AlgorithmConfig
+from mg2l.config.algorithms import AlgorithmConfig, algorithms
+from mg2l.core.distributed import world
 from mg2l.core.schema import Section, bounded, check_steps
 from mg2l.envs.base import EnvConfig
 
@@ -25,16 +25,17 @@ class RolloutConfig(Section):
     """Sub-environments stepped together; each draws its own task for every iteration."""
 
     rollout_threads_divisor: int = bounded(1, ge=1, le=1000)
-    """Divides ``n_rollout_threads``: with 2, and ``episodes_per_task: 2``, half as many for
-    twice as long take as many steps in an iteration as the environment says."""
+    """Divides ``n_rollout_threads``, rounded down to 1 or more: with 2, and ``episodes_per_task:
+    2``, half as many for twice as long take as many steps in an iteration as the environment
+    says."""
 
     n_ae_rollout_threads: int = bounded(4, ge=1, le=65_536)
     """Sub-environments of an exploration rollout, whose transitions fill the context replay."""
 
     paired_exploration: bool = True
     """Explore in groups of one episode per task with one seed and one draw from the prior, so that
-    only what the tasks change tells their episodes apart. Else an encoder can learn by heart which
-    starting positions it has seen with which task."""
+    their episodes differ only by the tasks. Otherwise an encoder can memorise which starting
+    positions it has seen with which task."""
 
     n_init_rollouts: int = bounded(5, ge=1, le=1_000_000)
     """Exploration rollouts before the first iteration."""
@@ -42,15 +43,20 @@ class RolloutConfig(Section):
     sample_ae_interval: int = bounded(5, ge=1)
     """Iterations between two exploration rollouts."""
 
+    env_actors: int = bounded(0, ge=0, le=4096)
+    """Ray actors that host the sub-environments, a part each, for environments that are slow to
+    step; 0 hosts them here. Results are the same. The cluster is the one that this machine belongs
+    to, or that the environment variable ``RAY_ADDRESS`` names."""
+
     episodes_per_task: int = bounded(1, ge=1, le=1000)
-    """Episodes of one task, one after the other, in a rollout: with more than one, what is
-    remembered of the first helps in the others. The number of steps grows accordingly."""
+    """Episodes of one task, one after the other, in a rollout: with more than one, memory of
+    the first helps in the others. The number of steps grows accordingly."""
 
     context_refresh: Literal["step", "episode"] = "step"
     """When each agent draws a fresh context and infers its representation again."""
 
     act_on: Literal["mean", "sample"] = "mean"
-    """What the actor is given of its inferred Gaussian: the mean, or a sample."""
+    """Latent of an actor with an inferred Gaussian: its mean, or a sample."""
 
 
 @dataclass
@@ -74,6 +80,11 @@ class PPOConfig(Section):
 
     gamma: float = bounded(0.99, ge=0, le=1)
     """Discount of a reward one step later."""
+
+    trial_gamma: float = bounded(0.0, ge=0, le=1)
+    """Discount that takes the place of ``gamma`` where an action is credited with what it earns in
+    later episodes of its task, too: advantages and the values they bootstrap from run through ends
+    of episodes, to the end of the rollout, which is one task's. 0 ends them with every episode."""
 
     gae_lambda: float = bounded(0.95, ge=0, le=1)
     """Decay of generalised advantage estimation (Schulman et al., 2016, arXiv:1506.02438)."""
@@ -146,6 +157,11 @@ class PolicyConfig(Section):
     use_centralized_V: bool = True
     """The critic sees the observations of all agents; false: its own agent's only."""
 
+    critic: Literal["joint", "pooled"] = "joint"
+    """How a centralised critic reads the observations of all agents: side by side, by a first layer
+    for each agent, whose cost is quadratic in agents; or each encoded, and pooled by attention,
+    with one value where all agents get the same reward, whose cost is linear."""
+
     algo_hidden_size: int = bounded(256, ge=1, le=8192)
     """Width of the hidden layers."""
 
@@ -161,7 +177,7 @@ class PolicyConfig(Section):
     """ReLU between layers; false is tanh."""
 
     observation_normalization: Literal["running", "layer", "none"] = "running"
-    """What is done to an observation before the first layer: each number is standardised by the
+    """Normalisation of an observation before the first layer: each number is standardised by the
     running moments of all that its agent has acted on; LayerNorm over its numbers, of which there
     must be 3 or more; or nothing."""
 
@@ -187,6 +203,15 @@ class PolicyConfig(Section):
     recurrent_reset: Literal["episode", "task"] = "episode"
     """When the GRU is reset: with every episode, or with every rollout, which is one task's."""
 
+    conditioning: Literal["input", "film", "hyper"] = "input"
+    """How a latent enters actors and critics: beside the observation; FiLM, which scales and shifts
+    their last hidden features; or a hypernetwork, which makes the weights of their output layer.
+    With memory, what is remembered takes the latent's place; without either there is nothing to
+    condition on."""
+
+    hyper_dim: int = bounded(16, ge=1, le=1024)
+    """Width of the embedding in which those weights are linear, with ``conditioning: hyper``."""
+
     data_chunk_length: int = bounded(10, ge=1)
     """Steps through which a recurrent policy is trained back in time."""
 
@@ -198,9 +223,15 @@ class PolicyConfig(Section):
                 "set one to false"
             )
 
+        if self.critic == "pooled" and not self.use_centralized_V:
+            raise ValueError(
+                "critic=pooled reads the observations of all agents, and use_centralized_V=false "
+                "excludes it; set it to true"
+            )
+
     @property
     def use_feature_normalization(self) -> bool:
-        """What the original calls ``observation_normalization: layer``."""
+        """The original's name of ``observation_normalization: layer``."""
         return self.observation_normalization == "layer"
 
 
@@ -209,8 +240,8 @@ class Config(Section):
     """One training run."""
 
     algo_name: str = "mg2l"
-    """What actors and critics know of the task: with ``mappo`` nothing, with ``oracle`` the task,
-    with the others what they infer."""
+    """Algorithm: with ``mappo`` actors and critics know nothing about the task, with ``oracle``
+    they are given it, with the others they infer it."""
 
     seed: int = bounded(0, ge=0, le=2**32 - 1)
     """Seed of everything random."""
@@ -264,6 +295,12 @@ class Config(Section):
     log_tensorboard: bool = True
     """Also write TensorBoard events."""
 
+    log_csv: bool = False
+    """Also write ``metrics.csv``, a column per number."""
+
+    log_mlflow: bool = False
+    """Also log to MLflow: at ``MLFLOW_TRACKING_URI``, or to ``mlflow.db`` in ``main_save_path``."""
+
     load_model: bool = False
     """Start from the networks of the checkpoint at ``load_model_path``."""
 
@@ -288,27 +325,23 @@ class Config(Section):
             raise ValueError("main_save_path must name a folder, got ''")
         if not self.eval_shots:
             raise ValueError("eval_shots must have at least one number of episodes, got []")
-        algorithm = algorithms.load(self.algo_name)
+        own = algorithms.get(self.algo_name).config_class
         if type(self.algo) is AlgorithmConfig:
-            self.algo = algorithm.config_class()
-        if type(self.algo) is not algorithm.config_class:
+            self.algo = own()
+        if type(self.algo) is not own:
             raise ValueError(
-                f"algo_name={self.algo_name} needs an algo of {algorithm.config_class.__name__}, "
+                f"algo_name={self.algo_name} needs an algo of {own.__name__}, "
                 f"got one of {type(self.algo).__name__}"
             )
-        algorithm.check_config(self)
+        self.algo.check_config(self)
         rollout, length = self.rollout, self.env.max_ep_len
-        num_envs, divisor = rollout.n_rollout_threads, rollout.rollout_threads_divisor
-        if num_envs % divisor:
-            raise ValueError(
-                f"rollout_threads_divisor={divisor} must divide n_rollout_threads={num_envs}"
-            )
         check_steps(
-            n_rollout_threads=num_envs,
+            n_rollout_threads=rollout.n_rollout_threads,
             max_ep_len=length,
             episodes_per_task=rollout.episodes_per_task,
         )
         envs, steps = self.rollout_envs, self.rollout_steps
+        world.check_divides(**{self._rollout_envs_shown: envs})
         if self.policy.use_recurrent_policy and steps % self.policy.data_chunk_length:
             raise ValueError(
                 f"data_chunk_length={self.policy.data_chunk_length} must divide "
@@ -328,7 +361,7 @@ class Config(Section):
     @property
     def rollout_envs(self) -> int:
         """N: sub-environments of a rollout."""
-        return self.rollout.n_rollout_threads // self.rollout.rollout_threads_divisor
+        return max(1, self.rollout.n_rollout_threads // self.rollout.rollout_threads_divisor)
 
     @property
     def _rollout_envs_shown(self) -> str:

@@ -1,1 +1,1 @@
-"""What everything stands on: the schema of keys, untrusted files, optional packages."""
+"""Foundations: the schema of keys, untrusted files, optional packages."""

@@ -1,8 +1,8 @@
-"""Files that somebody else may have written, read with care; and files that appear whole or not.
+"""Safe reading of untrusted files, and atomic writing.
 
-A run folder is data that people share: what is read from it may be damaged or hostile. Here sizes
-and depths are bounded, nothing but regular files is opened, nothing is executed, and whatever is
-wrong is one `FileError` that says where.
+Run folders are shared: what is read from them may be damaged or hostile. Here sizes and depths
+are bounded, nothing but regular files is opened, nothing is executed, and every fault is one
+`FileError` that says where.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from mg2l.core.errors import RunError
 from mg2l.core.schema import ConfigError
 
 MAX_JSON = 2**24
@@ -30,7 +31,7 @@ MAX_DEPTH = 64
 """Lists and objects inside each other at most."""
 
 MAX_INT_BITS = 128
-"""Size of an integer at most: states of random number generators have so many."""
+"""Bits of an integer at most: states of random number generators have as many."""
 
 
 class FileError(ConfigError):
@@ -41,26 +42,26 @@ class MissingFileError(FileError):
     """A file that is not there."""
 
 
-class WriteError(RuntimeError):
+class WriteError(RunError, RuntimeError):
     """A file that could not be written; the message is one line that names it and says why."""
 
 
 def read_bytes(path: Path | str, *, inside: Path | None = None, most: int = MAX_JSON) -> bytes:
-    """What a regular file holds.
+    """Read a regular file.
 
     Args:
-        path: of the file; links are followed.
-        inside: folder that the file must lie in when they have been.
+        path: path of the file; links are followed.
+        inside: folder that the file must lie in once links are resolved.
         most: bytes it may have.
 
     Raises:
         MissingFileError: it is not there.
-        FileError: it is no regular file, larger, outside, or cannot be read.
+        FileError: it is not a regular file, is larger, lies outside, or cannot be read.
     """
     try:
         if inside is not None and not Path(path).resolve().is_relative_to(inside.resolve()):
             raise FileError(f"{path}: is a link that leads out of {inside}")
-        # Without O_NONBLOCK a pipe that nobody writes to would be waited for.
+        # Without O_NONBLOCK, opening a pipe without a writer would block.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -81,7 +82,7 @@ def read_bytes(path: Path | str, *, inside: Path | None = None, most: int = MAX_
 
 
 def read_text(path: Path | str, *, inside: Path | None = None, most: int = MAX_JSON) -> str:
-    """What a file of UTF-8 holds. Raises as `read_bytes` does."""
+    """Read a file of UTF-8. Raises as `read_bytes` does."""
     try:
         return read_bytes(path, inside=inside, most=most).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -94,11 +95,11 @@ def parse_json(text: str | bytes, name: object, surrogates: bool = False) -> Any
 
     Args:
         text: the document, UTF-8 where it is bytes.
-        name: what the message calls it.
-        surrogates: let pass halves of surrogate pairs, which are in no text that can be written.
+        name: name of the document, for the message.
+        surrogates: allow halves of surrogate pairs, which cannot be written as UTF-8.
 
     Raises:
-        FileError: it is none, too deep, or holds an integer or a text that nothing here writes.
+        FileError: it is not JSON, is nested too deeply, or holds an unsupported integer or text.
     """
     try:
         value = json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
@@ -113,7 +114,7 @@ def parse_json(text: str | bytes, name: object, surrogates: bool = False) -> Any
 def read_json(
     path: Path | str, shape: Any = dict, *, inside: Path | None = None, most: int = MAX_JSON
 ) -> Any:
-    """What a JSON file holds, of a ``shape`` as `require` knows them. Raises FileError."""
+    """Read a JSON file of a ``shape`` as in `require`. Raises FileError."""
     return require(parse_json(read_text(path, inside=inside, most=most), path), shape, path)
 
 
@@ -132,7 +133,7 @@ def read_yaml(path: Path | str, *, inside: Path | None = None) -> dict[str, Any]
 
 
 def _check_nesting(value: Any, surrogates: bool = False) -> None:
-    """Raise ValueError where a value is too deep or holds what could not be shown or computed."""
+    """Raise ValueError where a value is nested too deeply or holds unsupported numbers or texts."""
     level, depth = [value], 0
     while level:
         if depth > MAX_DEPTH:
@@ -224,15 +225,15 @@ _KINDS = {
 
 
 def require(value: Any, shape: Any, name: object, at: str = "") -> Any:
-    """Judge what a document holds.
+    """Validate the content of a document.
 
     Args:
-        value: what came, of JSON or YAML.
+        value: content of JSON or YAML.
         shape: a type; ``[shape]`` for a list of such; a tuple of alternatives, None among them; or
             an object: ``{"key": shape, "perhaps?": shape, ...: shape}``, where ``"perhaps"`` may
             be missing and ``...`` stands for all keys that are not named. Keys that the shape
-            does not know are let pass. An integer serves as a float, a boolean as neither.
-        name: what the message calls the document.
+            does not know are allowed. An integer counts as a float, a boolean as neither.
+        name: name of the document, for the message.
         at: path of the value in it.
 
     Returns:
@@ -251,7 +252,7 @@ def require(value: Any, shape: Any, name: object, at: str = "") -> Any:
 
 
 def _misfit(value: Any, shape: Any, at: str) -> str | None:
-    """What `require` says, or None where a value fits."""
+    """The message of `require`, or None where a value fits."""
     where, got = at or "the document", f"got {_KINDS.get(type(value), type(value).__name__)}"
     if isinstance(shape, tuple):
         found = [_misfit(value, one, at) for one in shape]
@@ -287,7 +288,7 @@ def _misfit(value: Any, shape: Any, at: str) -> str | None:
 
 
 def write_all(handle: int, data: bytes) -> None:
-    """Write to a file's descriptor until all is with the system. Raises OSError."""
+    """Write everything to a file's descriptor. Raises OSError."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(handle, rest) :]
@@ -295,7 +296,7 @@ def write_all(handle: int, data: bytes) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path | str) -> Iterator[None]:
-    """Name what is written where the system refuses.
+    """Name the file where the system refuses to write it.
 
     Raises:
         WriteError: an `OSError` came, such as of a full disk.
@@ -309,9 +310,9 @@ def writing(path: Path | str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of ``path`` in one step when all is written.
+    """A path to write to, which replaces ``path`` atomically when everything is written.
 
-    A reader sees the old file or the new one, and whatever fails leaves the old one as it was. A
+    A reader sees the old file or the new one, and any failure leaves the old one as it was. A
     link to a file is itself replaced.
 
     Raises:
@@ -340,10 +341,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Like `write_bytes`, of a text as UTF-8."""
+    """Write a text as UTF-8, see `write_bytes`."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Like `write_text`, of a value as JSON."""
+    """Write a value as JSON, see `write_text`."""
     write_text(path, json.dumps(value, indent=2) + "\n")

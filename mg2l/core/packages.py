@@ -16,10 +16,10 @@ def installed(module: str) -> bool:
 
 
 def require(what: str, *modules: str, extra: str) -> None:
-    """Judge whether everything that something needs is installed.
+    """Check that optional packages are installed.
 
     Args:
-        what: needs them, as the message calls it.
+        what: what needs them, for the message.
         modules: top-level modules, such as ``sklearn``.
         extra: the extra of mg2l that installs them.
 

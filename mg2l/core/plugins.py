@@ -14,13 +14,13 @@ from mg2l.core.files import read_bytes
 from mg2l.core.schema import ConfigError
 
 PREFIX = "mg2l_plugin_"
-"""Modules of files are called so, and by the hash of their path."""
+"""Prefix of the names of modules from files; the hash of the path follows."""
 
 _importing: list[tuple[str, str]] = []
 
 
 def origin() -> tuple[str, str] | None:
-    """Where what registers something right now is imported from by `import_source`, if it is.
+    """Origin of the module that `import_source` is importing, if any.
 
     Returns:
         The absolute path of a file or the name of a module, and the SHA-256 of its source.
@@ -29,7 +29,7 @@ def origin() -> tuple[str, str] | None:
 
 
 def source(module: str) -> tuple[str, bytes]:
-    """Where the source of a module lies, and what it is. Imports nothing.
+    """Path and content of a module's source. Imports nothing.
 
     Args:
         module: the path of a Python file, or the dotted name of a module.
@@ -83,7 +83,7 @@ def import_source(module: str, sha256: str | None = None) -> None:
 
 
 def _execute(path: str, code: bytes) -> None:
-    """Import the code of a file: what was hashed, and not a compiled file that lies beside it."""
+    """Import the code of a file: the source that was hashed, never a compiled file beside it."""
     name = f"{PREFIX}{hashlib.sha256(path.encode()).hexdigest()[:16]}"
     if name in sys.modules:
         return
@@ -112,7 +112,7 @@ def import_entry(what: str, entry: EntryPoint) -> str:
     """Import the module of an entry point.
 
     Args:
-        what: the module registers, as messages call it.
+        what: what the module registers, for messages.
         entry: names the module.
 
     Returns:

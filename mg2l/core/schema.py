@@ -19,16 +19,18 @@ from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from mg2l.core.errors import UserError
 
-class ConfigError(ValueError):
-    """A key or value that cannot be; its message is one line for whoever wrote it."""
+
+class ConfigError(UserError, ValueError):
+    """An invalid key or value; its message is one line for the user."""
 
 
 MAX_INT = 2**31 - 1
 """Upper bound of an integer whose key states none."""
 
 MAX_STEPS = 10**8
-"""Steps that may be held or computed on at once: what more of them need, no memory has."""
+"""Steps that may be held or computed at once: no machine has the memory for more."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def bounded(
 
 
 def check_steps(**factors: int) -> None:
-    """Judge numbers, by their keys, whose product is of steps that are held or computed on at once.
+    """Validate numbers, by their keys, whose product is a count of steps held or computed at once.
 
     Raises:
         ConfigError: there are more than `MAX_STEPS`.
@@ -117,13 +119,13 @@ def _shown(value: Any) -> str:
 
 
 def check_value(name: str, hint: Any, value: Any, bounds: Bounds | None = None) -> Any:
-    """Judge the value of a field.
+    """Validate the value of a field.
 
     Args:
-        name: what the message calls the field.
+        name: name of the field, for the message.
         hint: its type: ``bool``, ``int``, ``float``, ``str``, a list of one of them, a
             ``Literal``, or one of these ``| None``.
-        value: what came.
+        value: the value to validate.
         bounds: interval of a number, or of each number of a list.
 
     Returns:

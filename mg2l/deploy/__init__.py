@@ -1,1 +1,1 @@
-"""Exported agents and how they are cut out of a team."""
+"""Exported agents, and how they are sliced out of a team."""

@@ -28,17 +28,17 @@ class Policy(AgentNetwork):
         if isinstance(norm, LayerNorm) and norm.own is not None:
             norm.own = norm.own[agent : agent + 1].clone()
         drawn_from = self.head.outputs
-        self.outputs = drawn_from if self.body.gru is None else (*drawn_from, "next_state")
+        self.outputs = drawn_from if self.body.memory is None else (*drawn_from, "next_state")
 
     def forward(
         self, observation: Tensor, latent: Tensor | None = None, state: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """What an action is drawn from, and the next recurrent state.
+        """Parameters of the action distribution, and the next recurrent state.
 
         Args:
             observation: ``[B, O]``.
             latent: ``[B, D]`` latent, if the policy is conditioned on one.
-            state: ``[B, layers, H]``, if it is recurrent; zeros at the beginning.
+            state: ``[B, *state_shape]``, if it remembers; zeros at the beginning.
 
         Returns:
             Logits ``[B, n]`` of its choices one after the other, or mean and standard deviation
@@ -47,10 +47,10 @@ class Policy(AgentNetwork):
         joined = self.body.inputs(
             observation.unsqueeze(0), None if latent is None else latent.unsqueeze(0)
         )
-        first = None
-        if state is not None:  # whoever begins an episode gives zeros
-            first = torch.zeros(1, observation.shape[0], dtype=torch.bool)
+        reset = None
+        if state is not None:  # an episode starts with a state of zeros
+            reset = torch.zeros(1, observation.shape[0], dtype=torch.bool)
             state = state.unsqueeze(0)
-        features, state = self.body(joined, state, first)
+        features, state = self.body(joined, state, reset)
         drawn_from = [value[0] for value in self.head.raw(features)]
         return (*drawn_from, *([] if state is None else [state[0]]))

@@ -1,4 +1,4 @@
-"""Reference outputs: what a learner's networks compute at meta-test, in float64."""
+"""Reference outputs of a learner's networks at meta-test, in float64."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mg2l.algorithms.base import TaskInference
 from mg2l.evaluation.meta_test import MetaTest
 from mg2l.experience.replay import Context
 from mg2l.experience.rollout import Rollout
+from mg2l.nn.policy import Actor
 from mg2l.training.learner import Learner
 
 TASKS, EPISODES = 4, 2
@@ -22,7 +23,7 @@ ROWS = 256
 """Observations compared at most."""
 
 STEPS = 8
-"""Steps that a belief is followed for."""
+"""Steps that a belief is followed for, and a memory that keeps no states."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ class Reference:
 
 
 class References:
-    """Reference outputs on what agents meet in a small meta-test under the prior.
+    """Reference outputs on the observations of a small meta-test under the prior.
 
     Args:
-        learner: nothing of it is changed.
+        learner: the learner, which is not changed.
     """
 
     @torch.no_grad()
@@ -66,7 +67,7 @@ class References:
             test.close()
 
     def policy(self, agent: int) -> list[Reference]:
-        """Of an agent's policy: batches ``[B, ...]`` of one, two and many."""
+        """References of an agent's policy: batches ``[B, ...]`` of one, two and many."""
         found = []
         for rows in (1, 2, None):
             one = self._policies.slice(agent, rows)
@@ -76,7 +77,7 @@ class References:
         return found
 
     def inference(self, agent: int) -> list[Reference]:
-        """Of what an agent infers the task with: batches of contexts, or step by step."""
+        """References of an agent's inference network: batches of contexts, or step by step."""
         return [reference.slice(agent) for reference in self._inferences]
 
 
@@ -85,7 +86,7 @@ class _InFloat64(nn.Module):
 
     Args:
         networks: stay as they are.
-        function: of tensors; calls the networks.
+        function: function of tensors; calls the networks.
     """
 
     def __init__(self, networks: nn.Module, function: Callable[..., tuple[Tensor, ...]]) -> None:
@@ -117,24 +118,46 @@ def _of_policies(learner: Learner, rollout: Rollout) -> Reference:
     inputs = {"observation": rows(rollout.observations[:-1])}
     if rollout.latent is not None:
         inputs["latent"] = rows(rollout.latent)
-    if rollout.states is not None:
-        inputs["state"] = rows(rollout.states.transpose(1, 2))
+    if actor.body.memory is not None:
+        states = rollout.states
+        if states is None:
+            states = _first_states(actor, rollout)
+        inputs["state"] = rows(states.transpose(1, 2))
+        inputs = {name: x[:, : inputs["state"].shape[1]] for name, x in inputs.items()}
 
     def act(*tensors: Tensor) -> tuple[Tensor, ...]:
         by_name = dict(zip(inputs, tensors, strict=True))
         observations, state = by_name["observation"], by_name.get("state")
-        first = (
+        reset = (
             None
             if state is None
             else observations.new_zeros((1, observations.shape[1]), dtype=torch.bool)
         )
         features, state = actor.body(
-            actor.body.inputs(observations, by_name.get("latent")), state, first
+            actor.body.inputs(observations, by_name.get("latent")), state, reset
         )
         memory = () if state is None else (state,)
         return (*actor.head.raw(features), *memory)
 
     return _InFloat64(actor, act).reference(**inputs)
+
+
+def _first_states(actor: Actor, rollout: Rollout) -> Tensor:
+    """States of full size before the first steps of a rollout, ``[T, A, N, *]``."""
+    memory = actor.body.memory
+    assert memory is not None
+    steps, envs, agents = rollout.rewards.shape
+    state = rollout.observations.new_zeros(agents, envs, *memory.state_shape)
+    reset = torch.zeros(1, envs, dtype=torch.bool, device=state.device)
+    states = []
+    for t in range(min(steps, STEPS)):
+        states.append(state)
+        latent = None if rollout.latent is None else rollout.latent[t].transpose(0, 1)
+        inputs = actor.body.inputs(rollout.observations[t].transpose(0, 1), latent)
+        _, after = actor.body(inputs, state, reset)
+        assert after is not None
+        state = after
+    return torch.stack(states)
 
 
 def _of_contexts(inference: TaskInference, experience: Tensor) -> list[Reference]:

@@ -1,9 +1,8 @@
 """Bounds on mutual information as functions of the scores of all pairs.
 
-A critic ``f(x, y)`` scores every query against every key. What a bound needs of the scores is one
-number per query, :class:`mg2l.ops.PairwiseScores`: the score of its own key (the positive) and
-log-sum-exp and mean of the others' (the negatives). Every function returns a scalar [nats] through
-which gradients flow.
+A critic ``f(x, y)`` scores every query against every key. A bound needs a few numbers per query,
+:class:`mg2l.ops.PairwiseScores`: the score of its own key (the positive), and log-sum-exp and mean
+of the others' (the negatives). Every function returns a scalar [nats] through which gradients flow.
 """
 
 from __future__ import annotations
@@ -66,9 +65,9 @@ def mine(scores: PairwiseScores, average: Tensor, decay: float = 0.99) -> Tensor
     finitely many samples.
 
     Args:
-        scores: of a batch.
+        scores: scores of a batch.
         average: scalar, the moving average, updated in place; 0 before the first call.
-        decay: of the average.
+        decay: decay of the average.
 
     Belghazi et al., 2018, arXiv:1801.04062, section 3.2.
     """
@@ -92,12 +91,12 @@ def smile(scores: PairwiseScores) -> Tensor:
 
 
 def jsd(matrix: Tensor) -> Tensor:
-    """``E_p(x,y)[-softplus(-f)] - E_p(x)p(y)[softplus(f)]``, what a JSD critic maximises.
+    """``E_p(x,y)[-softplus(-f)] - E_p(x)p(y)[softplus(f)]``, the objective of a JSD critic.
 
-    A lower bound on a divergence, ``2 JSD(p(x,y) || p(x)p(y)) - 2 log 2``, and no number of nats
-    of information: it trains a critic with little variance, whose optimum is
+    A lower bound on a divergence, ``2 JSD(p(x,y) || p(x)p(y)) - 2 log 2``, not an estimate of
+    information: it trains a critic with little variance, whose optimum is
     ``f = log p(x,y) / p(x)p(y)``. The estimate made of it is ``I_NWJ`` of ``f + 1``, a lower bound
-    on ``I(x; y)``, biased low as far as the critic is off.
+    on ``I(x; y)``, biased low by the critic's error.
 
     Args:
         matrix: scores ``[B, B]``, positives on the diagonal.
@@ -137,8 +136,8 @@ def conditional_mi_reduction(whole: PairwiseScores, local: PairwiseScores) -> Te
     """``I_L1Out(z; c) - I_NCE(z, z^i; c)``, the gap from global to local inference.
 
     Upper bound on ``I(z; c) - I(z, z^i; c)``, an upper bound minus a lower bound; biased high by
-    what both lose, and by all that ``z`` says of its own context but no other context of the task
-    shares.
+    the slack of both, and by the information of ``z`` about its own context that other contexts of
+    the task do not share.
 
     Args:
         whole: log-densities of each z under each context's posterior.

@@ -1,4 +1,4 @@
-"""What `fit_mi` takes."""
+"""Validation of the arguments of `fit_mi`."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def check_learning_rate(lr: Any) -> None:
 
 
 def held_out_pairs(held_out: Any, pairs: int) -> int:
-    """How many of the pairs a fraction of them is, at least 2.
+    """Number of pairs in a fraction of them, at least 2.
 
     Raises:
         ValueError: no positive fraction, or none that leaves 2 pairs.

@@ -1,4 +1,4 @@
-"""What scores a pair. ``critic(x, y) -> PairwiseScores`` of a batch, positives on the diagonal.
+"""Critics: ``critic(x, y) -> PairwiseScores`` of a batch, positives on the diagonal.
 
 Critics whose score is a dot product never form the matrix of all pairs
 (:func:`mg2l.ops.pairwise_lse`); ``matrix`` does, for `jsd`.
@@ -150,8 +150,8 @@ class gaussian(Critic):  # noqa: N801
 
     def conditional(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of ``y`` given ``x``, ``[B, y_size]`` each."""
-        mean, spread = self.g(x).chunk(2, -1)
-        return mean, F.softplus(spread) + STD_FLOOR
+        mean, raw_std = self.g(x).chunk(2, -1)
+        return mean, F.softplus(raw_std) + STD_FLOOR
 
     def forward(self, x: Tensor, y: Tensor, clip: float | None = None) -> PairwiseScores:
         """See base."""

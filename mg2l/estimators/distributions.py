@@ -108,7 +108,7 @@ def rotated(base: Known, d: int) -> Known:
 
 
 def known() -> list[Known]:
-    """What the table of `docs/estimators.md` is made of."""
+    """Distributions in the table of `docs/estimators.md`."""
     normal = correlated_normal(5, 2.0)
     return [
         correlated_normal(1, 0.0)._replace(name="independent"),

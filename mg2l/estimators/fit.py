@@ -1,4 +1,4 @@
-"""Training a critic on samples, and the estimate of a bound on others."""
+"""Training a critic on samples, and estimating a bound on others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BOOTSTRAP = 200
 
 
 class Estimator(NamedTuple):
-    """How a bound is trained and valued."""
+    """How a bound is trained and evaluated."""
 
     bound: str
     """``lower``, ``upper`` or ``neither``."""
@@ -35,16 +35,16 @@ class Estimator(NamedTuple):
     """The bound from the scores of held-out samples."""
 
     train: str
-    """What its critic maximises: ``value``, ``mine``, ``jsd`` or ``likelihood``."""
+    """Objective of its critic: ``value``, ``mine``, ``jsd`` or ``likelihood``."""
 
     critic: str = "separable"
-    """The critic it has if none is asked for."""
+    """The default critic."""
 
     clip: float | None = None
     """Bound of the scores in their log-sum-exp; None for none."""
 
     shift: float = 0.0
-    """Added to the scores before they are valued."""
+    """Added to the scores before the bound is evaluated."""
 
 
 ESTIMATORS: dict[str, Estimator] = {
@@ -57,7 +57,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "club": Estimator("upper", bounds.club, "likelihood", "gaussian"),
     "l1out": Estimator("upper", bounds.l1out, "likelihood", "gaussian"),
 }
-"""Every estimator of ``I(x; y)``; what each bounds and its bias are said in `bounds`."""
+"""Every estimator of ``I(x; y)``; `bounds` documents what each bounds and its bias."""
 
 
 class Estimate(NamedTuple):
@@ -73,11 +73,11 @@ class Estimate(NamedTuple):
     """97.5 % quantile."""
 
     bound: str
-    """What it is of the information: ``lower``, ``upper`` or ``neither``. The latter also where
-    these samples break the estimator's bound, as ``notes`` say."""
+    """Which bound it is: ``lower``, ``upper`` or ``neither``. The latter also where these samples
+    break the estimator's bound, as ``notes`` say."""
 
     ceiling: float
-    """What the estimate cannot exceed: ``log K`` for ``info_nce``, else infinity."""
+    """Ceiling of the estimate: ``log K`` for ``info_nce``, else infinity."""
 
     notes: tuple[str, ...] = ()
     """Bounds on the same samples that the estimate contradicts, and why it should not be trusted;
@@ -123,7 +123,7 @@ def fit_mi(
     """Estimate ``I(x; y)`` [nats] from samples.
 
     A critic is trained on one part of the pairs and the bound taken on the other, all of its pairs
-    at once: a critic that has learned its samples by heart gains nothing by that. The units of x
+    at once: a critic gains nothing by memorising its samples. The units of x
     and y (scale, offset and sign of each coordinate) do not matter.
 
     Args:
@@ -133,8 +133,8 @@ def fit_mi(
         critic: a key of `CRITICS`, or one of your own; None takes the estimator's. ``club`` and
             ``l1out`` need a conditional density, ``gaussian``.
         hidden: hidden layers of its networks, widths in ``[1, 65536]``.
-        features: width of what is multiplied, in ``[1, 65536]``.
-        steps: of Adam, in ``[1, 1e9]``.
+        features: width of the vectors that are multiplied, in ``[1, 65536]``.
+        steps: steps of Adam, in ``[1, 1e9]``.
         batch_size: pairs of a step, at least 2; more than there are is all of them.
         lr: learning rate, positive; it falls to 0 along a cosine.
         held_out: fraction of the pairs that the bound is taken on, in ``(0, 1)``; it leaves at
@@ -143,7 +143,7 @@ def fit_mi(
             does not change, and which tames heavy tails; ``standardise`` gives each coordinate
             mean 0 and standard deviation 1; ``none`` scales all coordinates of x by one factor,
             and all of y: their ratios stay.
-        seed: of the split, the critic and the batches, in ``[0, 2^63)``.
+        seed: random seed of the split, the critic and the batches, in ``[0, 2^63)``.
         progress: show a bar.
         check: with an upper bound, fit ``info_nce`` to the same pairs too, and say where the upper
             bound lies below it. Takes as long again.
@@ -164,7 +164,7 @@ def fit_mi(
             note = f"{letter} is constant: there is nothing to share"
             warnings.warn(note, stacklevel=2)
             return Estimate(0.0, 0.0, 0.0, about.bound, ceiling, (note,))
-    if not isinstance(critic, Critic):  # a density of what is constant would be noise
+    if not isinstance(critic, Critic):  # a density of a constant would be noise
         x, y = (v[:, _varied(v)] for v in (x, y))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
     test, train = order[:tested], order[tested:]
@@ -229,7 +229,7 @@ def _check_arguments(
     preprocess: str,
     seed: int,
 ) -> int:
-    """Validate what `fit_mi` was given; return K, how many pairs are held out."""
+    """Validate the arguments of `fit_mi`; returns K, the number of held-out pairs."""
     checks.check_samples(x, y)
     checks.check_choice("estimator", estimator, ESTIMATORS)
     if critic is not None and not isinstance(critic, Critic):

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mg2l.core.distributed import world
 
 STD_FLOOR = 1e-3
 """Smallest standard deviation of a representation."""
@@ -18,10 +21,13 @@ class Gaussian(NamedTuple):
     mean: Tensor
     std: Tensor
 
-    def sample(self, generator: Any = None) -> Tensor:
-        """A reparametrised sample ``[*, D]``."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device)
-        return self.mean + self.std * noise
+    def sample(self, generator: Any = None, dim: int = 0) -> Tensor:
+        """A reparametrised sample ``[*, D]``; ``dim`` is the axis of a process's own rows."""
+
+        def randn(shape: list[int]) -> Tensor:
+            return torch.randn(shape, generator=generator, device=self.mean.device)
+
+        return self.mean + self.std * world.draw(randn, self.mean.shape, dim)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density [nats] of ``z``, summed over ``D``; shapes broadcast."""
@@ -32,8 +38,25 @@ class Gaussian(NamedTuple):
 
 def kl_to_standard(q: Gaussian) -> Tensor:
     """``KL(q || N(0, I)) = 1/2 sum(mean^2 + std^2 - 1 - log std^2)`` [nats], ``[*]``."""
-    variance = q.std.square()
-    return 0.5 * (q.mean.square() + variance - 1 - variance.log()).sum(-1)
+    divergence: Tensor = _KLToStandard.apply(q.mean, q.std)  # type: ignore[no-untyped-call]
+    return divergence
+
+
+class _KLToStandard(torch.autograd.Function):
+    """With its gradient in closed form, which takes a fraction of autograd's operations."""
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, std: Tensor) -> Tensor:
+        ctx.save_for_backward(mean, std)
+        variance = std.square()
+        return (mean.square() + variance).sub_(1).sub_(variance.log()).sum(-1).mul_(0.5)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = ctx.saved_tensors
+        grad = grad.unsqueeze(-1)
+        return grad * mean, grad * (std - 1 / std)
 
 
 def kl_between(q: Gaussian, p: Gaussian) -> Tensor:

@@ -1,4 +1,4 @@
-"""What an estimate cannot say: bounds that it contradicts, samples for which it is no bound."""
+"""Limits of an estimate: bounds that it contradicts, samples for which it is no bound."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 MARGIN = 0.05
-"""What two bounds may disagree by [nats]."""
+"""Tolerated disagreement of two bounds [nats]."""
 
 NEAR_CEILING = 1.0
-"""Distance [nats] from its ceiling at which an estimate says little about larger values."""
+"""Distance [nats] from its ceiling below which an estimate says little about larger values."""
 
 SEEN = 10
 """Times that a value is seen on average where a variable is taken for discrete."""
@@ -32,7 +32,7 @@ class Notes:
         self.broken |= breaks
 
     def on_samples(self, name: str, density: bool, x: Tensor, y: Tensor, test: Tensor) -> None:
-        """Say where pairs repeat, and where a density meets labels.
+        """Note where pairs repeat, and where a density meets labels.
 
         Args:
             name: the estimator.
@@ -54,24 +54,24 @@ class Notes:
         fraction = float(torch.isin(pair[test], pair[~test]).double().mean())
         if fraction > REPEATED:
             self._add(
-                f"{fraction:.0%} of the held-out pairs are training pairs as well: {name} may know "
-                "them by heart, and bounds nothing; leave repeated pairs out",
+                f"{fraction:.0%} of the held-out pairs are training pairs as well: {name} may have "
+                "memorised them, and bounds nothing; leave repeated pairs out",
                 breaks=True,
             )
 
     def on_outliers(self, name: str, bound: str, letter: str, dominated: list[int]) -> None:
-        """Say where outliers hide the other values.
+        """Note where outliers hide the other values.
 
         Args:
             name: the estimator.
-            bound: what it bounds.
+            bound: which bound it is.
             letter: ``x`` or ``y``.
             dominated: its coordinates of which this is so.
         """
         if dominated:
             self._add(
                 f"coordinates {dominated} of {letter} have outliers so far out that the critic of "
-                f"{name} cannot tell the other values apart; take preprocess='rank'",
+                f"{name} cannot distinguish the other values; take preprocess='rank'",
                 breaks=bound == "upper",
             )
 
@@ -84,7 +84,7 @@ class Notes:
         y: Tensor,
         tested: int,
     ) -> None:
-        """Say where an estimate contradicts ``0 <= I <= H``, or nears what its pairs can show.
+        """Note where an estimate contradicts ``0 <= I <= H``, or nears what its pairs can show.
 
         Args:
             name: the estimator.
@@ -124,7 +124,7 @@ class Notes:
             )
 
     def on_lower_bound(self, name: str, upper: float, lower: float, difference: Tensor) -> None:
-        """Say where an upper bound lies below a lower one on the same held-out pairs.
+        """Note where an upper bound lies below a lower one on the same held-out pairs.
 
         Args:
             name: the estimator of the upper one.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 PREPROCESS = ("rank", "standardise", "none")
-"""What is done to samples: see `prepare`."""
+"""Kinds of preprocessing, see `prepare`."""
 
 NARROW = 1e-3
 """Standard deviations that the middle half of a coordinate's values spans at least."""
@@ -41,7 +41,7 @@ def dominated_by_outliers(raw: Tensor, train: Tensor, test: Tensor, how: str) ->
         raw: ``[N, size]`` samples from which location and scale were taken.
         train: the same after `prepare`.
         test: ``[M, size]`` held-out samples after `prepare`.
-        how: what `prepare` was asked for.
+        how: the preprocessing of `prepare`.
 
     Returns:
         Those whose middle half of values spans less than `NARROW`, though they are not all equal

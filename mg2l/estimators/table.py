@@ -42,7 +42,7 @@ def load(path: Path) -> dict[tuple[str, str, int], float]:
 
 
 def around_table(page: Path) -> tuple[str, str]:
-    """What stands before and after the table of a page.
+    """The text before and after the table of a page.
 
     Raises:
         FileError: the page cannot be read, or has no place for a table.
@@ -55,7 +55,7 @@ def around_table(page: Path) -> tuple[str, str]:
 
 
 def run(path: Path, seeds: int = SEEDS, samples: int = SAMPLES, steps: int = STEPS) -> Estimates:
-    """Make what is missing in the file; returns everything."""
+    """Compute the estimates that are missing in the file; returns all."""
     done = load(path)
     cells = [
         (known, name, seed)

@@ -1,7 +1,7 @@
-"""Which runs are seeds of the same thing, and what they say together.
+"""Groups of runs that are seeds of the same experiment, and their joint statistics.
 
-`mg2l.compare`, `mg2l.report` and `mg2l.sweep` all take from here what a group of runs is, where
-their returns are measured, and how their curves are averaged.
+Here `mg2l.compare`, `mg2l.report` and `mg2l.sweep` share the definition of a group of runs, where
+its returns are measured, and how its curves are averaged.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mg2l.config.files import RESUMABLE
+from mg2l.config.saved import RESUMABLE
 from mg2l.core.schema import ConfigError
 from mg2l.evaluation import statistics
 from mg2l.evaluation.results import Array, Run, age, find, printable
 
 NO_SETTINGS = RESUMABLE | {"seed", "load_model_path", "env.module", "kernels"}
-"""Keys that make no other experiment of a run. ``n_iters``, or ``n_env_steps`` in its place, does
-where learning rates follow it."""
+"""Keys that do not change the experiment. ``n_iters``, or ``n_env_steps`` in its place, does where
+learning rates depend on it."""
 
 POINTS = 200
 """Points of a curve at most."""
@@ -34,8 +34,8 @@ class Group:
     """Runs that differ in nothing but their seed, one for each.
 
     Attributes:
-        env: name of the environment, with what sets it apart, as in ``mpe-spread (n_agents=5)``.
-        algo: name of the algorithm, with what sets it apart, as in ``mg2l (context_dim=32)``.
+        env: name of the environment, with the keys that differ, as in ``mpe-spread (n_agents=5)``.
+        algo: name of the algorithm, with the keys that differ, as in ``mg2l (context_dim=32)``.
         runs: in the order of their folders.
     """
 
@@ -48,25 +48,25 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     """Runs by environment, algorithm and whatever else differs in their configurations.
 
     Names are those of the folders. Beside runs with a ``config.yaml``, those without are a group of
-    their own. Of several runs of one seed the one counts that has most environment steps, and among
-    equals the one that was begun last.
+    their own. Of several runs of one seed, the one with the most environment steps counts, and
+    among equals the latest.
 
     Returns:
         The groups, and a line for each run that was left out.
     """
     groups: list[Group] = []
     left_out = []
-    for env, of_env in _told_apart(
+    for env, of_env in _distinguished(
         runs, lambda run: run.env, lambda key: key.startswith("env."), unknown_joins=True
     ):
-        for algo, held in _told_apart(of_env, lambda run: run.algo):
+        for algo, held in _distinguished(of_env, lambda run: run.algo):
             best = {
                 run.folder if run.seed is None else run.seed: run
                 for run in sorted(held, key=lambda run: (run.env_steps[-1], age(run.folder)))
             }
             kept = [run for run in held if run in best.values()]
             while any((env, algo) == (group.env, group.algo) for group in groups):
-                algo += "'"  # a folder that is called what another one is shown as
+                algo += "'"  # a folder named like another one's label
             groups.append(Group(env, algo, kept))
             left_out += [
                 f"left out: {run.folder}: seed {run.seed} of {algo} on {env} counts once, by "
@@ -99,7 +99,7 @@ def groups_below(
     return groups, [*skipped, *left_out]
 
 
-def _told_apart(
+def _distinguished(
     runs: Sequence[Run],
     name_of: Callable[[Run], str],
     counts: Callable[[str], bool] = lambda key: True,
@@ -136,7 +136,7 @@ def _told_apart(
 
 
 def _settings(run: Run, counts: Callable[[str], bool]) -> dict[str, str] | None:
-    """What sets a run apart, as texts; None where its configuration is not known."""
+    """Keys in which runs may differ, as texts; None where the configuration is not known."""
     if not run.config:
         return None
     ignored = NO_SETTINGS
@@ -166,14 +166,14 @@ def _word(key: str, value: str | None, keys: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class End:
-    """Where the returns of a group are measured: at the same environment steps for all its runs.
+    """Window in which a group's returns are measured: the same environment steps for all its runs.
 
     Attributes:
-        env_steps: that at least half of the runs have reached, as many as possible.
-        iterations: that a run has done by then.
+        env_steps: the most environment steps that at least half of the runs have reached.
+        iterations: iterations of a run by then.
         after: returns count after these environment steps, until ``env_steps``.
-        runs: those that count.
-        behind: those that do not, because they stopped before half of that was done.
+        runs: the runs that count.
+        behind: the others, which stopped before half of it.
     """
 
     env_steps: float
@@ -190,7 +190,7 @@ class End:
 
     @property
     def interval(self) -> statistics.Interval:
-        """Mean over the runs and Student's 95 % interval, NaN where nothing can be said."""
+        """Mean over the runs and Student's 95 % interval, NaN where it is undefined."""
         return student(self.returns)
 
     @property
@@ -204,14 +204,14 @@ class End:
 
 
 def end(runs: Sequence[Run], last: int, cut: int | None = None) -> End | None:
-    """Where the returns of a group are measured, None where no run has come that far.
+    """The window in which a group's returns are measured, None where no run has reached it.
 
-    So one run that is far behind takes nothing from the others, and one that is ahead does not
-    stand for all. The last iterations are counted in a run that has come to just this end, and
-    other runs are measured over the same environment steps, however many iterations these are.
+    So one run that is far behind does not shorten the others, and one that is ahead does not stand
+    for all. The last iterations are counted in a run that ended exactly there, and other runs are
+    measured over the same environment steps, however many iterations these are.
 
     Args:
-        runs: of a group.
+        runs: runs of a group.
         last: iterations that count as the end.
         cut: environment steps after which nothing counts.
     """
@@ -283,14 +283,14 @@ class Curve:
 
 
 def curve(runs: Sequence[Run], name: str, window: int) -> Curve | None:
-    """A metric of each run, smoothed, where at least half of the runs that log it have come.
+    """A metric of each run, smoothed, as far as at least half of the runs that log it have come.
 
-    Between its iterations a run is interpolated, before its first and after its last it has no
-    value: it counts where it has been, and neither moves nor ends what the others have done.
+    A run is interpolated between its iterations and has no value before its first and after its
+    last, so that it neither shifts nor ends the curve of the others.
 
     Args:
-        runs: of a group.
-        name: of the metric, nested ones as ``outer/inner``.
+        runs: runs of a group.
+        name: name of the metric, nested ones as ``outer/inner``.
         window: iterations of the running mean, as many environment steps for every run.
 
     Returns:

@@ -7,7 +7,7 @@ each agent infers the task from its own transitions alone and acts (K = 0: it ac
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from mg2l.algorithms.base import TaskInference
+from mg2l.core.distributed import world
 from mg2l.envs import registry
 from mg2l.envs.finite import require_finite
 from mg2l.envs.random_actions import random_actions
 from mg2l.experience.replay import Context
-from mg2l.experience.rollout import Collector, LatentStream, Rollout, Step
+from mg2l.experience.rollout import Collector, LatentStream, Rollout
 from mg2l.training.learner import Learner
 
 Sampling = Literal["uniform", "priority"]
@@ -28,7 +29,7 @@ Sampling = Literal["uniform", "priority"]
 
 @dataclass(frozen=True)
 class Scored:
-    """The one episode of every sub-environment that counts."""
+    """The episode of every sub-environment that counts."""
 
     returns: Tensor
     """``[N, A]`` float64, sum of each agent's rewards."""
@@ -36,19 +37,24 @@ class Scored:
     lengths: Tensor
     """``[N]`` steps."""
 
+
+@dataclass(frozen=True)
+class ScoredRollout(Scored):
+    """The scored episode, and the whole rollout."""
+
     rollout: Rollout
-    """What was played: that episode is its last, or among its last where others took longer."""
+    """The rollout: that episode is its last, or among its last where others took longer."""
 
 
 class MetaTest:
     """A learner's policies and inference in environments of their own.
 
     Every call of `play` starts from the same seed, so that different numbers of shots, ways of
-    sampling and algorithms meet the same episodes. The learner's streams of random numbers are as
-    they were afterwards.
+    sampling and algorithms meet the same episodes. The learner's random streams are restored
+    afterwards.
 
     Args:
-        learner: what is tested; nothing of it is trained.
+        learner: the learner to test, which is not trained.
         task_ids: tasks to test on.
         episodes: sub-environments per task, which play one episode each.
         seed: the random seed.
@@ -81,12 +87,12 @@ class MetaTest:
 
     @property
     def prioritises(self) -> bool:
-        """Whether actors act on what weights the transitions of their own agents."""
+        """Whether the actors' inference weights the transitions of their own agents."""
         return self.inference.has_priorities and self.inference.decentralised
 
     @torch.no_grad()
-    def play(self, shots: int, sampling: Sampling = "uniform") -> Scored:
-        """An episode of every sub-environment after ``shots`` episodes of exploration of its own.
+    def play(self, shots: int, sampling: Sampling = "uniform") -> ScoredRollout:
+        """An episode of every sub-environment after ``shots`` exploration episodes of its own.
 
         Algorithms that infer step by step, or remember, play them all in one rollout.
 
@@ -97,13 +103,51 @@ class MetaTest:
         if not self.infers:
             return _scored(*self.play_through(shots))
         with self.learner.isolated_rng(self.seed):
-            return _scored(self.act(self.infer(self.explore(shots), sampling)))
+            return _scored(self.act(self.latent_after(self.explore(shots), sampling)))
+
+    @torch.no_grad()
+    def play_each(
+        self,
+        shots: Sequence[int],
+        samplings: Sequence[Sampling] = ("uniform",),
+        report: Callable[[int, Sampling, Scored], object] = lambda shots, sampling, scored: None,
+    ) -> dict[tuple[int, Sampling], Scored]:
+        """Results of `play` for each of several numbers of shots, exploring only once.
+
+        Args:
+            shots: numbers of episodes of exploration.
+            samplings: how transitions are drawn into contexts of at least one episode; without any,
+                and where no task is inferred from contexts, ``uniform`` alone is played.
+            report: called with each pair that has been played, and how.
+        """
+        found: dict[tuple[int, Sampling], Scored] = {}
+        if not self.infers:
+            rollout, last = self.play_through(max(shots))
+            for count in shots:
+                episode = rollout.episode(min(count, last))
+                found[count, "uniform"] = Scored(episode.returns, episode.lengths)
+                report(count, "uniform", found[count, "uniform"])
+            return found
+        episodes: list[Tensor] = []
+        with self.learner.isolated_rng(self.seed):
+            for count in range(max(shots) + 1):
+                for sampling in samplings if count in shots else ():
+                    if count or sampling == "uniform":
+                        with self.learner.kept_rng():
+                            latent = self.latent_after(_joined(episodes), sampling)
+                            scored = _scored(self.act(latent))
+                        found[count, sampling] = Scored(scored.returns, scored.lengths)
+                        report(count, sampling, found[count, sampling])
+                if count < max(shots):
+                    rollout = self.explore_once(count, _joined(episodes))
+                    episodes.append(self.transitions(rollout))
+        return found
 
     @torch.no_grad()
     def play_through(self, shots: int) -> tuple[Rollout, int]:
         """``shots`` episodes and another one in one rollout, without contexts.
 
-        One alone where nothing is remembered of the others.
+        A single one where the algorithm has no memory of the others.
 
         Returns:
             The rollout, and the number of each sub-environment's last episode.
@@ -116,14 +160,19 @@ class MetaTest:
             return self._collect(shots + 1, latent, 0), shots
 
     @torch.no_grad()
-    def play_online(self) -> Scored:
-        """An episode without exploration, in which the context grows with every step."""
+    def play_online(self) -> ScoredRollout:
+        """An episode without exploration, in which knowledge of the task grows with every step.
+
+        Contexts grow; algorithms that infer step by step, or remember, do so anyway.
+        """
+        if not self.infers:
+            return self.play(0)
         with self.learner.isolated_rng(self.seed):
-            return _scored(self.act(_Growing(self)))
+            return _scored(self.act(self._growing(None, "uniform")))
 
     @torch.no_grad()
     def play_mismatched(self, shots: int) -> np.ndarray:
-        """Return ``[K, K]`` of acting in task j (columns) on what task i showed (rows)."""
+        """Return ``[K, K]`` of acting in task j (columns) on contexts of task i (rows)."""
         with self.learner.isolated_rng(self.seed):
             latent = self.infer(self.explore(shots), "uniform")
             tasks = len(self.ids) // self.episodes
@@ -162,17 +211,32 @@ class MetaTest:
         Where episodes end early, T is the longest of all, and each is repeated to
         that length: no episode counts for more than another.
         """
-        episodes = [self.explore_once(shot) for shot in range(shots)]
-        found = [self.transitions(episode) for episode in episodes]
-        length = max((len(episode.rewards) for episode in episodes), default=0)
-        same = [x[:, torch.arange(length, device=x.device) % x.shape[1]] for x in found]
-        return torch.cat(same, 1) if same else None
+        episodes: list[Tensor] = []
+        for shot in range(shots):
+            episodes.append(self.transitions(self.explore_once(shot, _joined(episodes))))
+        return _joined(episodes)
 
     @torch.no_grad()
-    def explore_once(self, shot: int) -> Rollout:
-        """An exploration episode of every sub-environment."""
-        latent = self._context_inference().exploration_latent(len(self.ids), self.steps)
-        return self._collect(1, latent, shot)
+    def explore_once(self, shot: int, experience: Tensor | None = None) -> Rollout:
+        """An exploration episode of every sub-environment, after others ``[N, S, A, F]``."""
+        inference = self._context_inference()
+        if inference.explores_on_context:
+            return self._collect(1, self._growing(experience, "uniform"), shot)
+        return self._collect(1, inference.exploration_latent(len(self.ids), self.steps), shot)
+
+    def latent_after(self, experience: Tensor | None, sampling: Sampling) -> Tensor | LatentStream:
+        """Latents of the actors in the episode that counts: of `infer`, or growing from there."""
+        if self._context_inference().grows_contexts:
+            return self._growing(experience, sampling)
+        return self.infer(experience, sampling)
+
+    def _growing(self, experience: Tensor | None, sampling: Sampling) -> LatentStream:
+        inference = self._context_inference()
+        count = len(self.ids)
+        if experience is None:
+            return inference.growing_latent(count)
+        seen = torch.full((count,), experience.shape[1])
+        return inference.growing_latent(count, self._drawn(experience, sampling), seen)
 
     def transitions(self, rollout: Rollout) -> Tensor:
         """Transitions of each sub-environment's first episode, ``[N, T, A, F]``."""
@@ -196,24 +260,25 @@ class MetaTest:
         """``[N, T, A, F]``: T transitions of each agent's own, uniformly or by their priority."""
         inference = self._context_inference()
         count, held, agents, features = experience.shape
-        length = inference.context_length
+        length, draws = inference.context_length, self.learner.draws
         if sampling == "priority":
             weights = inference.priorities(experience)  # [N, A, S]
             drawn = torch.multinomial(
-                weights.flatten(0, 1).cpu(), length, replacement=True, generator=self.learner.draws
+                weights.flatten(0, 1), length, replacement=True, generator=draws
             )
             index = drawn.view(count, agents, length).transpose(1, 2)
         else:
-            index = torch.randint(held, (count, length, 1), generator=self.learner.draws)
+            shape = (count, length, 1)
+            index = torch.randint(held, shape, generator=draws, device=draws.device)
             index = index.expand(-1, -1, agents)
-        index = index.unsqueeze(-1).expand(-1, -1, -1, features).to(experience.device)
+        index = index.unsqueeze(-1).expand(-1, -1, -1, features)
         return experience.gather(1, index)
 
     def act(self, latent: Tensor | LatentStream | None) -> Rollout:
-        """The episode that counts: the same one whatever was explored before.
+        """The episode that counts, the same after any exploration.
 
         Args:
-            latent: of the actors, as `Collector.collect` takes it.
+            latent: latent of the actors, as `Collector.collect` takes it.
         """
         return self._collect(1, latent, -1)
 
@@ -245,7 +310,7 @@ class PeriodicTest:
     """Small meta-tests in the course of training.
 
     Args:
-        learner: what is trained.
+        learner: the learner that is trained.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -253,20 +318,33 @@ class PeriodicTest:
         self.tests: dict[str, MetaTest] = {}
 
     def measure(self) -> dict[str, float]:
-        """``eval/<part>_<K>_shots``: mean return over tasks and episodes, the same every time."""
+        """``eval/<part>_<K>_shots``: mean return over tasks and episodes, the same every time.
+
+        Each process of a run tests some of the parts, and all return the same.
+        """
         start, config = time.perf_counter(), self.learner.config
-        tasks = self.learner.env.tasks
-        if not self.tests:
-            for part, ids in tasks.parts.items():
-                found = MetaTest(self.learner, ids.tolist(), config.eval_episodes, config.seed)
-                self.tests[part] = found
+        parts, shots = self.learner.env.tasks.parts, sorted(set(config.eval_shots))
+        returns = torch.zeros(len(parts), len(shots), dtype=torch.float64)
+        for number, (part, ids) in enumerate(parts.items()):
+            if number % world.size == world.rank:
+                returns[number] = self._measure_part(part, ids, shots)
         metrics = {
-            f"eval/{part}_{shots}_shots": float(test.play(shots).returns.mean())
-            for part, test in self.tests.items()
-            for shots in config.eval_shots
+            f"eval/{part}_{count}_shots": value
+            for part, row in zip(parts, world.sum(returns).tolist(), strict=True)
+            for count, value in zip(shots, row, strict=True)
         }
         metrics["time/eval"] = time.perf_counter() - start
         return metrics
+
+    def _measure_part(self, part: str, ids: np.ndarray, shots: Sequence[int]) -> Tensor:
+        """Mean return after each number of shots, as if this process were the only one."""
+        config = self.learner.config
+        with world.local():
+            if part not in self.tests:
+                found = MetaTest(self.learner, ids.tolist(), config.eval_episodes, config.seed)
+                self.tests[part] = found
+            scored = self.tests[part].play_each(shots)
+        return torch.stack([scored[count, "uniform"].returns.mean().cpu() for count in shots])
 
     def close(self) -> None:
         """Free the environments."""
@@ -274,27 +352,20 @@ class PeriodicTest:
             test.close()
 
 
-class _Growing:
-    """Latents inferred from this episode so far; at first a draw from the prior."""
-
-    def __init__(self, test: MetaTest) -> None:
-        self.test = test
-        self.steps: list[Tensor] = []
-        self.prior = test.infer(None, "uniform")[0]
-
-    def current(self) -> Tensor:
-        if not self.steps:
-            return self.prior
-        return self.test.infer(torch.stack(self.steps, 1), "uniform")[0]
-
-    def update(self, step: Step) -> None:
-        self.steps.append(self.test._context_inference().transitions.join(*step[:4]))
-
-
-def _scored(rollout: Rollout, number: int = 0) -> Scored:
+def _scored(rollout: Rollout, number: int = 0) -> ScoredRollout:
     """The episode of that number of every sub-environment."""
     episode = rollout.episode(number)
-    return Scored(episode.returns, episode.lengths, rollout)
+    return ScoredRollout(episode.returns, episode.lengths, rollout)
+
+
+def _joined(episodes: Sequence[Tensor]) -> Tensor | None:
+    """Transitions ``[N, T, A, F]`` of episodes one after the other, None where there are none.
+
+    Each is repeated to the length of the longest.
+    """
+    length = max((x.shape[1] for x in episodes), default=0)
+    same = [x[:, torch.arange(length, device=x.device) % x.shape[1]] for x in episodes]
+    return torch.cat(same, 1) if same else None
 
 
 def first_steps(rollout: Rollout, steps: int) -> Rollout:

@@ -1,6 +1,6 @@
-"""Pictures of a video: an environment, a title, and beside it what each agent believes of the task.
+"""Frames of a video: an environment, a title, and beside it each agent's belief about the task.
 
-Drawn with pillow, at twice the size and then halved, which smooths what pillow does not.
+Drawn with pillow at twice the size and then halved, for antialiasing.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from mg2l.evaluation.representation import principal_axes
 
 TRAIL = 25
-"""Pictures for which a marker's way stays visible."""
+"""Frames for which a marker's trail stays visible."""
 
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
-"""Told apart by the colour-blind too (Okabe and Ito, 2008). Tasks beyond it are squares."""
+"""Distinguishable for the colour-blind too (Okabe and Ito, 2008). Tasks beyond it are squares."""
 
 _SCALE = 2
 _TITLE = 46
@@ -31,33 +31,33 @@ _INK, _FAINT, _FRAME = "#1a1a1a", "#767676", "#d0d0d0"
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What is drawn beside the environment, of A agents in F pictures."""
+    """Representations to draw beside the environment, of A agents in F frames."""
 
     known: NDArray[np.float64]
     """``[M, A, D]`` representations of tasks that the team was trained on."""
 
     tasks: NDArray[np.int64]
-    """``[M]`` whose they are, as an index of ``names``."""
+    """``[M]`` their tasks, as indices of ``names``."""
 
     names: Sequence[str]
-    """Of those tasks."""
+    """Names of those tasks."""
 
     acts_on: NDArray[np.float64]
     """``[F, A, D]`` representation that each agent acts on."""
 
     infers: NDArray[np.float64]
-    """``[F, A, D]`` what it infers from its transitions so far."""
+    """``[F, A, D]`` representation inferred from its transitions so far."""
 
 
 class Drawing:
     """Draws the pictures of one video.
 
-    Every agent has a map of its own, the first two principal components of what it is known to
-    infer in the tasks of training: representations of two agents need not agree. What lies outside
-    a map stands at its edge.
+    Every agent has a map of its own, the first two principal components of its representations
+    of the training tasks, as representations of two agents need not agree. Points outside a map
+    are drawn at its edge.
 
     Args:
-        trajectory: what to draw beside the environment, or None for the environment alone.
+        trajectory: representations to draw beside the environment, or None for none.
     """
 
     def __init__(self, trajectory: Trajectory | None) -> None:
@@ -80,7 +80,7 @@ class Drawing:
             picture: ``[*, *, 3]`` of the environment.
             title: the first line.
             subtitle: the second.
-            index: of the picture in the video.
+            index: index of the frame in the video.
         """
         from PIL import Image, ImageDraw
 
@@ -103,7 +103,7 @@ class Drawing:
 
 
 class _Map:
-    """One agent's map; everything but the markers is drawn once."""
+    """One agent's map; everything except the markers is drawn once."""
 
     def __init__(self, trajectory: Trajectory, agent: int, side: int) -> None:
         from PIL import Image, ImageDraw
@@ -115,7 +115,7 @@ class _Map:
             (z - center) @ axes
             for z in (known, trajectory.acts_on[:, agent], trajectory.infers[:, agent])
         )
-        # Draws of the prior are left out: they can be far from all that is ever inferred.
+        # Draws of the prior are left out: they can be far from all inferred representations.
         shown = np.concatenate([points, self.infers[1:]])
         low, high = shown.min(0), shown.max(0)
         self.middle = (low + high) / 2

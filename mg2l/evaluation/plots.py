@@ -1,4 +1,4 @@
-"""Pictures that matplotlib draws: their names are judged before anything is computed for them."""
+"""Plots by matplotlib: their file names are validated before anything is computed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def check(option: str, path: Path) -> None:
-    """Judge where a picture is to be written, and prepare to draw it without a display.
+    """Validate the file name of a picture, and prepare to draw without a display.
 
     Args:
-        option: of the command line that names the picture.
-        path: of the picture; its ending says the format.
+        option: option of the command line that names the picture.
+        path: path of the picture; its ending says the format.
 
     Raises:
         ConfigError: matplotlib is not installed, or does not know the ending.

@@ -1,4 +1,4 @@
-"""How well representations tell their tasks: figures by scikit-learn (extra ``analysis``).
+"""How well representations identify their tasks: scores by scikit-learn (extra ``analysis``).
 
 All of the figures are fitted to one half of the contexts and taken on the other, which shares no
 episode with it.
@@ -6,6 +6,7 @@ episode with it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +24,6 @@ def describe(
     fit_tasks: NDArray[np.int64],
     test: NDArray[Any],
     test_tasks: NDArray[np.int64],
-    features: NDArray[Any],
 ) -> dict[str, float]:
     """Figures of one representation, of at least two tasks.
 
@@ -32,17 +32,15 @@ def describe(
         fit_tasks: ``[M]`` their tasks.
         test: ``[M', D]``.
         test_tasks: ``[M']``.
-        features: ``[K, task_dim]`` numbers that describe each task.
 
     Returns:
-        ``linear`` and ``nearest``, shares of ``test`` whose task a logistic regression and the 5
-        nearest of ``fit`` tell; ``silhouette`` of ``test`` by task, in ``[-1, 1]``; and ``r2`` of a
-        linear regression of the features where these are more than zeros and ones.
+        ``linear`` and ``nearest``, fractions of ``test`` whose task a logistic regression and the 5
+        nearest of ``fit`` predict; and ``silhouette`` of ``test`` by task, in ``[-1, 1]``.
 
     Raises:
         ModuleNotFoundError: scikit-learn is not installed (``pip install "mg2l[analysis]"``).
     """
-    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import silhouette_score
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
@@ -59,11 +57,48 @@ def describe(
         for name, model in models.items()
     }
     figures["silhouette"] = float(silhouette_score(test, test_tasks))
-    varied = features[:, features.std(0) > 0]
-    if not np.isin(features, (0, 1)).all() and varied.shape[1]:
-        model = make_pipeline(StandardScaler(), Ridge()).fit(fit, varied[fit_tasks])
-        figures["r2"] = float(model.score(test, varied[test_tasks]))
     return figures
+
+
+def explained(
+    fit: NDArray[Any],
+    fit_features: NDArray[Any],
+    parts: Mapping[str, tuple[NDArray[Any], NDArray[Any]]],
+) -> dict[str, float]:
+    """How much of the tasks' features a linear regression reads from representations.
+
+    Args:
+        fit: ``[M, D]`` representations in training tasks.
+        fit_features: ``[M, task_dim]`` features of their tasks.
+        parts: other representations ``[M', D]`` and the features ``[M', task_dim]`` of their tasks,
+            by part of the tasks.
+
+    Returns:
+        ``r2/<part>``: 1 - (squared error) / (squared deviation from the mean of the part), mean
+        over the features that differ between training tasks as well as between tasks of the part;
+        below 0 where the part's mean would be a better guess. Parts without such a feature are left
+        out.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is not installed (``pip install "mg2l[analysis]"``).
+    """
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    varied = fit_features.std(0) > 0
+    if not varied.any():
+        return {}
+    model = make_pipeline(StandardScaler(), Ridge()).fit(fit, fit_features[:, varied])
+    found = {}
+    for part, (z, features) in parts.items():
+        wanted = features[:, varied]
+        deviation = np.square(wanted - wanted.mean(0)).mean(0)
+        error = np.square(wanted - model.predict(z).reshape(wanted.shape)).mean(0)
+        held = deviation > 0
+        if held.any():
+            found[f"r2/{part}"] = float((1 - error[held] / deviation[held]).mean())
+    return found
 
 
 def recognised(

@@ -1,4 +1,4 @@
-"""Runs as they lie on disk: metrics, configuration, and what was measured of them afterwards.
+"""Runs on disk: metrics, configuration, and later measurements.
 
 A run folder is data that people share. Whatever is damaged in one run, or leads out of its folder,
 is left out with a line that says so, and the others are read all the same.
@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mg2l.config import algorithms
-from mg2l.config.files import upgrade
+from mg2l.config.algorithms import algorithms
+from mg2l.config.keys import dotted
+from mg2l.config.saved import upgrade
 from mg2l.core.files import FileError, MissingFileError, read_json, read_yaml, require
 from mg2l.training.metrics import read_metrics, scalars
 
 Array = NDArray[np.float64]
 
-FILMS = (".gif", ".mp4")
+VIDEOS = (".gif", ".mp4")
 
 LARGEST = 1e100
 """Magnitude of a number at most: means and variances of larger ones would overflow."""
@@ -46,6 +47,7 @@ EVALUATION = {
             "by_task": {...: {"return": float}},
         }
     ],
+    "scripted?": {...: {"random": float, "blind": float, "informed": float}},
     "mismatch?": {...: {"shots": int, "tasks": [str], "returns": [[float]]}},
 }
 PROBE = {
@@ -54,7 +56,20 @@ PROBE = {
     "maps": {...: {...: [[[float]]]}},
     "priorities?": [[[float]]],
 }
-"""What is read of a row of ``metrics.jsonl``, ``evaluation.json`` and ``probe.json``."""
+TASKS = {"tasks": {"names": [str]}}
+ORIGIN = {
+    "started": {
+        "commit": (str, None),
+        "uncommitted_changes": (bool, None),
+        "packages": {...: (str, None)},
+        "cpu": (str, None),
+        "cores": (int, None),
+        "threads": int,
+        "gpus": [str],
+    }
+}
+"""Schemas of a row of ``metrics.jsonl``, of ``evaluation.json``, ``probe.json``, ``spaces.json``
+and ``environment.json``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +82,8 @@ class Run:
         config: every value of the run by its dotted key; empty where there is no ``config.yaml``.
         evaluation: what ``mg2l.evaluate`` wrote, `EVALUATION`, if it has and was asked for.
         probe: what ``mg2l.probe`` wrote, `PROBE`, if it has and was asked for.
+        tasks: names of the tasks, if measurements were asked for.
+        origin: what it was made with, `ORIGIN`, if there is such a file and it was asked for.
     """
 
     folder: Path
@@ -74,6 +91,8 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
     probe: dict[str, Any] | None = None
+    tasks: list[str] = field(default_factory=list)
+    origin: dict[str, Any] | None = None
 
     @property
     def algo(self) -> str:
@@ -87,7 +106,7 @@ class Run:
 
     @property
     def seed(self) -> int | None:
-        """Of the training."""
+        """Random seed of the training."""
         if "seed" in self.config:
             return int(self.config["seed"])
         found = re.search(r"-sd(\d+)", self.folder.name)
@@ -97,13 +116,21 @@ class Run:
     def knows_task(self) -> bool:
         """Whether its algorithm is given the task, a bound for those that infer it."""
         name = str(self.config.get("algo_name"))
-        return algorithms.knows(name) and algorithms.load(name).knows_task
+        return algorithms.knows(name) and algorithms.get(name).inference.knows_task
 
     @property
-    def films(self) -> list[Path]:
-        """Films below ``videos/``, by their names only."""
+    def ignores_task(self) -> bool:
+        """Whether its algorithm neither gets, infers nor remembers the task."""
+        name, reset = str(self.config.get("algo_name")), self.config.get("policy.recurrent_reset")
+        if not algorithms.knows(name) or reset == "task":
+            return False
+        return algorithms.get(name).inference.latent_source == "nothing"
+
+    @property
+    def videos(self) -> list[Path]:
+        """Files below ``videos/`` whose names end as a video's do."""
         found = sorted((self.folder / "videos").glob("*"))
-        return [path for path in found if path.suffix in FILMS]
+        return [path for path in found if path.suffix in VIDEOS]
 
     @cached_property
     def env_steps(self) -> Array:
@@ -128,7 +155,7 @@ class Run:
         return float(inside.mean()) if inside.size else float("nan")
 
     def mean_by_task(self, after: float, until: float) -> dict[str, float]:
-        """The same for each training task; those that were not met are not in it."""
+        """The same for each training task that occurred."""
         met: dict[str, list[float]] = {}
         for row in self.rows:
             if after < row["env_steps"] <= until:
@@ -139,12 +166,12 @@ class Run:
 
 
 def printable(text: object) -> str:
-    """A text on one line, without what a terminal or an encoder would stumble over."""
+    """A text on one line, without characters that a terminal or an encoder cannot handle."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(text))
 
 
 def age(folder: Path) -> list[int]:
-    """What sorts the run folders of one seed by the time at which they were begun."""
+    """Sort key of the run folders of one seed: the time at which they were started."""
     return [int(digits) for digits in re.findall(r"[0-9]+", folder.name)]
 
 
@@ -188,7 +215,11 @@ def read(folder: Path, *, measured: bool = False) -> tuple[Run, list[str]]:
         return Run(folder, rows, config), []
     skipped: list[str] = []
     evaluation = _if_usable(_evaluation, folder, skipped)
-    return Run(folder, rows, config, evaluation, _if_usable(_probe, folder, skipped)), skipped
+    probe = _if_usable(_probe, folder, skipped)
+    about = _if_usable(_tasks, folder, skipped)
+    tasks = [] if about is None else [printable(name) for name in about["tasks"]["names"]]
+    origin = _if_usable(_origin, folder, skipped)
+    return Run(folder, rows, config, evaluation, probe, tasks, origin), skipped
 
 
 def _if_usable(
@@ -227,24 +258,14 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     try:
-        found = _flat(read_yaml(path, inside=folder))
+        found = dotted(read_yaml(path, inside=folder))
     except MissingFileError:
         return {}
     require(found, {"seed?": int, "n_iters?": int}, path)
     try:
         return upgrade(found)
-    except ValueError:  # values that no run can have are shown as they are
+    except ValueError:  # values that no run can have are left as they are
         return found
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def _evaluation(folder: Path) -> dict[str, Any]:
@@ -268,6 +289,16 @@ def _probe(folder: Path) -> dict[str, Any]:
             _array(points, path, f"maps.{level}.{way}", (tasks, None, 2))
     if "priorities" in found:
         _array(found["priorities"], path, "priorities", (tasks, None, None))
+    return found
+
+
+def _tasks(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(folder / "spaces.json", TASKS, inside=folder)
+    return found
+
+
+def _origin(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(folder / "environment.json", ORIGIN, inside=folder)
     return found
 
 

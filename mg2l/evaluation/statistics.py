@@ -1,4 +1,4 @@
-"""What few runs say of an algorithm, with its uncertainty.
+"""Statistics over a few runs of an algorithm, with their uncertainty.
 
 Agarwal, Schwarzer, Castro, Courville, Bellemare, *Deep Reinforcement Learning at the Edge of the
 Statistical Precipice*, NeurIPS 2021 (arXiv:2108.13264). Scores are ``[R, K]``: a row per run (a
@@ -25,7 +25,7 @@ IN_USE = 2**22
 
 
 class Interval(NamedTuple):
-    """An estimate and its interval; the bounds are NaN where nothing can be said of it."""
+    """An estimate and its interval; the bounds are NaN where they are undefined."""
 
     value: float
     low: float
@@ -53,7 +53,7 @@ def optimality_gap(scores: Scores, target: float = 1.0) -> Any:
 
 
 def profile(scores: Scores, thresholds: ArrayLike) -> Any:
-    """Share of the runs that score more than each threshold (eq. 1): ``[*, thresholds]``."""
+    """Fraction of the runs that score more than each threshold (eq. 1): ``[*, thresholds]``."""
     above = scores[..., None] > np.asarray(thresholds, float)
     return above.mean((-3, -2))
 
@@ -116,21 +116,62 @@ def bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval by resampling runs anew within every task (section 4.1).
+    """Percentile interval by resampling runs independently within every task (section 4.1).
 
     Args:
         scores: ``[R, K]``.
         statistic: takes ``[*, R, K]`` to ``[*]``.
         resamples: times that the runs are drawn.
         confidence: mass of the interval.
-        seed: of the drawing.
+        seed: random seed of the drawing.
 
     Raises:
         ValueError: scores are not a matrix of numbers.
     """
     held = _matrix(scores, "scores")
-    drawn = [statistic(part) for part in _resampled(held, resamples, seed, held.size)]
+    drawn = [statistic(part) for part in resampled(held, resamples, seed, held.size)]
     return _interval(float(statistic(held)), np.concatenate(drawn), confidence)
+
+
+def nested_bootstrap(
+    families: Sequence[ArrayLike],
+    statistic: Statistic = interquartile_mean,
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval over tasks and runs, stratified by family.
+
+    Tasks are resampled within each family, and runs within each resampled task: tasks of a
+    distribution are as much a sample as seeds are.
+
+    Args:
+        families: ``[R, K]`` scores of each, all of which count alike.
+        statistic: takes ``[*, 1, all scores]`` to ``[*]``.
+        resamples: times that tasks and runs are drawn.
+        confidence: mass of the interval.
+        seed: of the drawing.
+
+    Raises:
+        ValueError: there is no family, or its scores are no matrix of numbers.
+    """
+    held = [_matrix(scores, "scores") for scores in families]
+    if not held:
+        raise ValueError("families must hold the scores of one at least, got none")
+    rng = np.random.default_rng(seed)
+    most = max(1, IN_USE // sum(scores.size for scores in held))
+    drawn = []
+    for begin in range(0, resamples, most):
+        count = min(most, resamples - begin)
+        rows = []
+        for scores in held:
+            tasks = rng.integers(scores.shape[1], size=(count, 1, scores.shape[1]))
+            runs = rng.integers(len(scores), size=(count, *scores.shape))
+            rows.append(scores[runs, tasks].reshape(count, 1, -1))
+        drawn.append(statistic(np.concatenate(rows, -1)))
+    value = statistic(np.concatenate([scores.reshape(1, -1) for scores in held], -1))
+    return _interval(float(value), np.concatenate(drawn), confidence)
 
 
 def improvement(
@@ -150,7 +191,7 @@ def improvement(
         theirs: ``[R', K]``, of the same tasks.
         resamples: times that the runs of both are drawn.
         confidence: mass of the interval.
-        seed: of the drawing.
+        seed: random seed of the drawing.
 
     Raises:
         ValueError: scores are not matrices, or of different numbers of tasks.
@@ -163,8 +204,8 @@ def improvement(
         )
     size = first.size * len(second)
     drawn = zip(
-        _resampled(first, resamples, seed, size),
-        _resampled(second, resamples, seed + 1, size),
+        resampled(first, resamples, seed, size),
+        resampled(second, resamples, seed + 1, size),
         strict=True,
     )
     beaten = np.concatenate([_beats(*pair) for pair in drawn])
@@ -186,7 +227,7 @@ def _matrix(scores: ArrayLike, name: str) -> Scores:
     return held
 
 
-def _resampled(scores: Scores, resamples: int, seed: int, size: int) -> Iterator[Scores]:
+def resampled(scores: Scores, resamples: int, seed: int, size: int) -> Iterator[Scores]:
     """``[B, R, K]`` until there were ``resamples``; B * ``size`` numbers are in use at once."""
     rng, (runs, tasks) = np.random.default_rng(seed), scores.shape
     most = max(1, IN_USE // size)

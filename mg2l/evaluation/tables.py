@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mg2l.evaluation import plots
+from mg2l.evaluation.adaptation import PARTS, Adaptation
 from mg2l.evaluation.groups import End, Group, curve, different_steps, end
 from mg2l.evaluation.results import printable
 
@@ -23,7 +24,7 @@ LAST = 20
 def table(
     groups: Sequence[Group], notes: Sequence[str], last: int = LAST, cut: int | None = None
 ) -> list[str]:
-    """Lines of a table of groups, and below it what is to be known of it.
+    """Lines of a table of groups, with remarks below it.
 
     Args:
         groups: a row each.
@@ -31,7 +32,7 @@ def table(
         last: iterations whose returns are averaged.
         cut: environment steps after which nothing counts.
     """
-    rows, notes = [_row(HEADER), "|---" * len(HEADER) + "|"], list(notes)
+    rows, notes = [row(HEADER), "|---" * len(HEADER) + "|"], list(notes)
     ends: dict[str, list[End]] = {}
     for group in groups:
         found = end(group.runs, last, cut)
@@ -42,14 +43,42 @@ def table(
         cells = [group.env, group.algo, str(len(found.runs)), str(found.iterations)]
         interval = f"± {high - value:.1f}" if len(found.runs) > 1 else "one seed"
         cells += [f"{found.env_steps:,.0f}", f"{value:.1f}", interval]
-        rows.append(_row(cells))
+        rows.append(row(cells))
         notes += found.lines
         ends.setdefault(group.env, []).append(found)
     notes += [f"{env}: {line}" for env in ends for line in different_steps(ends[env])]
     return [printable(line) for line in [*rows, *([""] if notes else []), *notes]]
 
 
-def _row(cells: Sequence[str]) -> str:
+def score_table(found: Adaptation) -> list[str]:
+    """Lines of a table of adaptation scores, a row per algorithm and a column per way of acting.
+
+    A cell is the interquartile mean with its interval, and the mean return; of a part of the tasks
+    without scores the return alone.
+    """
+    lines = [f"{found.env}, {PARTS[found.part]}: {'; '.join(found.notes)}", ""]
+    shots = found.shots
+    header = [f"K = {name}" if name.isdigit() else name for name in shots]
+    lines += [row(["algorithm", "seeds", *header]), "|---" * (len(shots) + 2) + "|"]
+    for algo, by_shots in found.returns.items():
+        seeds = max(len(held) for held in by_shots.values())
+        cells = [_score_cell(found, algo, name) for name in shots]
+        lines.append(row([algo, str(seeds), *cells]))
+    return [printable(line) for line in lines]
+
+
+def _score_cell(found: Adaptation, algo: str, shots: str) -> str:
+    held, interval = found.returns[algo].get(shots), found.interval(algo, shots)
+    if held is None:
+        return ""
+    if interval is None:
+        return f"{held.mean():.1f}"
+    value, low, high = interval
+    return f"{value:.2f} [{low:.2f}, {high:.2f}] ({held.mean():.1f})"
+
+
+def row(cells: Sequence[str]) -> str:
+    """A line of a table in Markdown."""
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 

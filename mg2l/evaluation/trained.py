@@ -1,4 +1,4 @@
-"""Trained runs, as learners at one of their checkpoints."""
+"""Learners loaded from the checkpoints of runs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from mg2l.config.files import config_from_yaml
+from mg2l.config.saved import config_from_yaml
 from mg2l.config.sections import Config
 from mg2l.core.schema import ConfigError
 from mg2l.envs import registry
-from mg2l.envs.base import EnvConfig, VectorEnv
+from mg2l.envs.base import EnvConfig, Seed, VectorEnv
 from mg2l.training import checkpoint, spaces
 from mg2l.training.device import select_device
 from mg2l.training.learner import Learner
@@ -37,8 +37,8 @@ def load(
 
     Args:
         path: folder of the run, whose last checkpoint is read, or one of its checkpoints.
-        device: where it is to live; None is where it was trained.
-        trust: import the code that the run names, see `mg2l.config.files.config_from_yaml`.
+        device: device of its networks; None is the one that it was trained on.
+        trust: import the code that the run names, see `mg2l.config.saved.config_from_yaml`.
         with_env: build its environment. Else only spaces and tasks are there, where the run has
             written them.
 
@@ -49,7 +49,7 @@ def load(
     run, name = checkpoint.locate(path)
     config = read_config(run, trust)
 
-    def make(env: EnvConfig, num_envs: int, seed: int) -> VectorEnv:
+    def make(env: EnvConfig, num_envs: int, seed: Seed) -> VectorEnv:
         described = run / spaces.FILE
         if with_env or not described.is_file():
             return registry.make(env, num_envs, seed)

@@ -1,7 +1,7 @@
 """Videos of a team that recognises a task and acts: ``python -m mg2l.evaluate RUN --video``.
 
-A video is an episode of exploration under the prior, in which it is shown what each agent would
-infer from its own transitions so far, and then an episode in which it acts on what it inferred.
+A video shows an episode of exploration under the prior, with what each agent would infer from its
+own transitions so far, and then an episode in which it acts on the inferred representation.
 """
 
 from __future__ import annotations
@@ -32,10 +32,18 @@ CONTEXTS = 12
 """Representations of each training task on a map."""
 
 SHOTS = 5
-"""Episodes that each of them is inferred from: what a team knows well."""
+"""Episodes that each of them is inferred from."""
+
+KINDS = {
+    "train": "training task",
+    "validation": "validation task",
+    "test": "test task",
+    "ood": "task beyond training",
+}
+"""What a task of each part is called."""
 
 PICTURES = 200
-"""Of a video at most: a longer one shows every second step, or third, ..."""
+"""Largest number of frames: a longer video shows every second step, or third, ..."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Recording:
     """S steps of one task: one or two episodes."""
 
     phases: list[tuple[str, int]]
-    """What the team does in each episode, and its steps."""
+    """Title of each episode, and its number of steps."""
 
     pictures: env_video.Frames
     """``[S]``, before each step."""
@@ -55,14 +63,14 @@ class Recording:
     """``[S, A, D]`` representation that each agent acts on, or the mean of its belief; or None."""
 
     infers: NDArray[np.float64] | None
-    """``[S, A, D]`` what it infers from its own transitions before each step."""
+    """``[S, A, D]`` representation inferred from its own transitions before each step."""
 
 
 class VideoRenderer:
-    """Makes the videos of one team, which is as it was afterwards.
+    """Renders videos of a team without changing its state.
 
     Args:
-        learner: the team.
+        learner: learner of the team.
         seed: the random seed; the videos of all tasks begin alike.
         deterministic: act on the most likely action instead of a sample.
     """
@@ -84,7 +92,7 @@ class VideoRenderer:
             trajectory = Trajectory(*self.known, names, acts_on, infers)
         draw = Drawing(trajectory)
         part = next(name for name, ids in self.tasks.parts.items() if task in ids)
-        kind = {"train": "training task", "test": "test task", "ood": "task beyond training"}[part]
+        kind = KINDS[part]
         title = f"{self.tasks.names[task]}  ({kind})"
         steps = [(name, step, length) for name, length in held.phases for step in range(length)]
         for index, moment in enumerate(shown):
@@ -95,13 +103,13 @@ class VideoRenderer:
 
     @torch.no_grad()
     def record(self, task: int) -> Recording:
-        """Record what happens in a video.
+        """Record the episodes of a video.
 
         Raises:
-            ConfigError: what draws the environment's pictures is missing.
+            ConfigError: a package that renders the environment is missing.
         """
         test = MetaTest(self.learner, [task], 1, self.seed, self.deterministic)
-        camera = test.collector.env = env_video.Filmed(test.env)
+        camera = test.collector.env = env_video.RecordedEnv(test.env)
         try:
             if test.infers:
                 return self._recognition(test, camera)
@@ -114,8 +122,8 @@ class VideoRenderer:
         finally:
             test.close()
 
-    def _recognition(self, test: MetaTest, camera: env_video.Filmed) -> Recording:
-        """Exploring, and acting on what was inferred."""
+    def _recognition(self, test: MetaTest, camera: env_video.RecordedEnv) -> Recording:
+        """Record exploration, then acting on the inferred representation."""
         with self.learner.isolated_rng(self.seed):
             explored = test.explore_once(0)
             pictures = list(camera.frames)
@@ -169,7 +177,7 @@ def write_videos(
     """Render the test tasks, or where there are none those of training: `TASKS` at most.
 
     Args:
-        learner: the team.
+        learner: learner of the team.
         folder: where each video is written as its task's number and name.
         kind: ``gif`` or ``mp4``.
         seed: the random seed.
@@ -179,7 +187,7 @@ def write_videos(
         Each video's path when it is written.
 
     Raises:
-        ConfigError: what draws or writes videos is missing.
+        ConfigError: a package that renders or writes videos is missing.
     """
     tasks, renderer = learner.env.tasks, VideoRenderer(learner, seed, deterministic)
     ids = tasks.test_ids if len(tasks.test_ids) else tasks.train_ids
@@ -190,14 +198,14 @@ def write_videos(
 
 
 def file_name(task: int, name: str) -> str:
-    """A name that every file system takes: ``3-landmark-0-1`` of task 3, ``landmark 0+1``.
+    """A name that every file system accepts: ``3-landmark-0-1`` of task 3, ``landmark 0+1``.
 
-    The number keeps apart what differs only in other characters.
+    The number distinguishes names that differ only in other characters.
     """
     return f"{task}-{re.sub(r'[^a-z0-9]+', '-', name.lower())[:80].strip('-')}".rstrip("-")
 
 
 def _team(rollout: Rollout) -> NDArray[np.float64]:
-    """``[T]`` rewards of one copy, mean over agents."""
+    """``[T]`` rewards of one sub-environment, mean over agents."""
     found: NDArray[np.float64] = rollout.rewards[:, 0].double().mean(1).cpu().numpy()
     return found

@@ -1,4 +1,4 @@
-"""What an algorithm is built from."""
+"""Specification of the problem that an algorithm is built for."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class ProblemSpec:
     """Width of the widest observation."""
 
     actions: ActionLayout
-    """Of the agents' action spaces; choices enter a transition one-hot."""
+    """Layout of the agents' actions; choices enter a transition one-hot."""
 
     noise: torch.Generator
     """Source of representations' noise, on the device."""
 
     draws: torch.Generator
-    """Source of contexts, on the CPU."""
+    """Source of contexts and minibatches, on the device."""
 
     backend: Backend
     """Operators to compute with."""

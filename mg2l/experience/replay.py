@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mg2l.core.distributed import world
+from mg2l.core.transfer import to_device
+
 
 @dataclass(frozen=True)
 class Context:
-    """B contexts of T transitions, which may still lie where they were drawn from."""
+    """B contexts of T transitions, which may be an index into the rows they were drawn from."""
 
     rows: Tensor
     """``[R, A, F]``, or ``[B, T, A, F]`` without an index."""
@@ -23,6 +26,12 @@ class Context:
         """The transitions, ``[B, T, A, F]``."""
         return self.rows if self.index is None else self.rows[self.index]
 
+    def own(self) -> Context:
+        """This process's part of contexts that are the same in all processes."""
+        if self.index is None:
+            return Context(world.own(self.rows))
+        return Context(self.rows, world.own(self.index))
+
 
 def as_context(context: Context | Tensor) -> Context:
     """Transitions ``[B, T, A, F]`` as a context."""
@@ -33,8 +42,8 @@ def active_transitions(transitions: Tensor, active: Tensor | None) -> Tensor:
     """Transitions without those of dead agents, for contexts.
 
     Where an agent was dead, the transitions in which it was alive are repeated in turn. A context
-    is a set drawn with replacement, each agent's on its own, so that this is to draw from its
-    living transitions alone. An agent that was never alive has transitions of zeros.
+    is a set drawn with replacement, each agent's on its own, so that only its living
+    transitions are drawn. An agent that was never alive has transitions of zeros.
 
     Args:
         transitions: ``[T, N, A, F]``.
@@ -56,7 +65,7 @@ class ContextReplay:
     Transitions are added a segment at a time: consecutive steps of one environment. A context is
     drawn from a few segments only. Drawn from the whole ring, contexts of one task would all
     share its average layout, by which an encoder can recognise the rings without learning
-    anything of the tasks.
+    anything about the tasks.
 
     Args:
         tasks: K.
@@ -64,10 +73,12 @@ class ContextReplay:
         segment: steps of a segment.
         agents: A.
         features: F, observation + action + 1 + observation.
-        device: where the transitions live.
+        device: device of the transitions.
+        memory: bytes that all tasks' transitions may take together, which lowers the capacity of
+            each where they would take more; None is no bound.
 
     Raises:
-        ValueError: ``capacity`` does not hold one segment.
+        ValueError: ``capacity`` does not hold one segment, or ``memory`` not one of every task.
     """
 
     def __init__(
@@ -78,13 +89,23 @@ class ContextReplay:
         agents: int,
         features: int,
         device: torch.device,
+        memory: int | None = None,
     ) -> None:
         if capacity < segment:
             raise ValueError(f"capacity must be at least one segment of {segment}, got {capacity}")
-        self.data = torch.zeros(
-            tasks, capacity // segment, segment, agents, features, device=device
-        )
+        slots = capacity // segment
+        if memory is not None:
+            needed = 4 * tasks * segment * agents * features
+            if memory < needed:
+                raise ValueError(
+                    f"memory must be at least {needed} bytes, one segment of {segment} transitions "
+                    f"of each of {tasks} tasks, got {memory}"
+                )
+            slots = min(slots, memory // needed)
+        # Not filled: on a CPU, pages that hold no transitions yet take no memory.
+        self.data = torch.empty(tasks, slots, segment, agents, features, device=device)
         self.added = torch.zeros(tasks, dtype=torch.int64)
+        self._sizes_there: Tensor | None = None
 
     @property
     def sizes(self) -> Tensor:
@@ -95,47 +116,79 @@ class ContextReplay:
         """Append a segment ``[segment, A, F]`` of one task, overwriting its oldest."""
         self.data[task, int(self.added[task]) % self.data.shape[1]] = transitions
         self.added[task] += 1
+        self._sizes_there = None
 
     def sample(
-        self, tasks: Tensor, length: int, segments: int, generator: Any, fewest: int = 0
+        self,
+        tasks: Tensor,
+        length: int,
+        segments: int,
+        generator: Any,
+        fewest: int = 0,
+        *,
+        seen: Tensor | None = None,
     ) -> Context:
-        """Draw contexts with replacement.
+        """Draw contexts with replacement, for the tasks of this process's rows.
 
         Args:
-            tasks: ``[B]`` int64 on the CPU.
+            tasks: ``[B]`` int64.
             length: T.
             segments: how many segments a context's transitions come from.
-            generator: source of randomness on the CPU.
+            generator: source of randomness, on the device of the transitions.
             fewest: if not 0, a context's transitions come from a number of segments that is
                 log-uniform between this and ``segments``.
+            seen: ``[B]`` int64, at least 1: transitions of a context come from the first as many of
+                its segments, one after the other; None is all of them.
 
         Returns:
-            Contexts ``[B, T, A, F]`` that still lie in the replay.
+            Contexts ``[B, T, A, F]``, as an index into the replay.
 
         Raises:
             ValueError: a task has no transitions yet.
         """
-        sizes = self.sizes[tasks]
-        if int(sizes.min()) == 0:
-            empty = sorted({int(task) for task in tasks[sizes == 0]})
-            raise ValueError(f"tasks {empty} have no transitions in the context replay yet")
+        if int(self.added.min()) == 0:
+            empty = sorted({task for task in tasks.tolist() if not self.added[task]})
+            if empty:
+                raise ValueError(f"tasks {empty} have no transitions in the context replay yet")
+        device = self.data.device
+        tasks = to_device(tasks, device) if tasks.device.type == "cpu" else tasks
+        if self._sizes_there is None:
+            self._sizes_there = to_device(self.sizes, device)
+        sizes = self._sizes_there[tasks]
         slots, steps = self.data.shape[1:3]
         batch = len(tasks)
-        held = torch.rand(batch, segments, generator=generator) * sizes.unsqueeze(1)
-        which = torch.randint(segments, (batch, length), generator=generator)
-        if fewest:
-            drawn = torch.rand(batch, 1, generator=generator)
-            which %= (fewest * (segments / fewest) ** drawn).round().long()
+
+        def uniform(shape: list[int]) -> Tensor:
+            return torch.rand(shape, generator=generator, device=device)
+
+        def integers(most: int) -> Tensor:
+            def draw(shape: list[int]) -> Tensor:
+                return torch.randint(most, shape, generator=generator, device=device)
+
+            return world.draw(draw, (batch, length))
+
+        held = world.draw(uniform, (batch, segments)) * sizes.unsqueeze(1)
+        if seen is None:
+            which = integers(segments)
+            if fewest:
+                drawn = world.draw(uniform, (batch, 1))
+                which %= (fewest * (segments / fewest) ** drawn).round().long()
+        else:
+            drawn = world.draw(uniform, (batch, length)).double() * seen.unsqueeze(1)
+            which, inside = drawn.long() // steps, drawn.long() % steps
         segment = held.long().gather(1, which) + (tasks * slots).unsqueeze(1)
-        step = torch.randint(steps, (batch, length), generator=generator)
-        index = (segment * steps + step).to(self.data.device)
-        return Context(self.data.flatten(0, 2), index)
+        step = integers(steps) if seen is None else inside
+        return Context(self.data.flatten(0, 2), segment * steps + step)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that a continuation bit for bit needs; only what is held."""
-        return {"data": self.data[:, : int(self.sizes.max())], "added": self.added}
+        """Everything needed to continue bit for bit, without empty rows."""
+        sizes = self.sizes
+        held = self.data[:, : int(sizes.max())]
+        held[(torch.arange(held.shape[1]) >= sizes.unsqueeze(1)).to(held.device)] = 0
+        return {"data": held, "added": self.added}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore `state_dict`."""
         self.data[:, : state["data"].shape[1]] = state["data"]
         self.added.copy_(state["added"])
+        self._sizes_there = None

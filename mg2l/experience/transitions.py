@@ -56,10 +56,10 @@ class Transitions:
         return torch.cat(parts, -1)
 
     def __call__(self, rollout: Rollout, episodes: int | None = None) -> Tensor:
-        """All transitions of a rollout, ``[T, N, A, F]``, none of them of the dead.
+        """All transitions of a rollout, ``[T, N, A, F]``, without those of dead agents.
 
-        With ``episodes`` of the first episodes of each environment alone, which are repeated where
-        they end early.
+        With ``episodes``, only those of the first episodes of each environment, which are repeated
+        where they end early.
         """
         transitions = self.join(
             rollout.observations[:-1], rollout.actions, rollout.rewards, rollout.final_observations

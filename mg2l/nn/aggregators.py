@@ -120,6 +120,17 @@ class Recurrent(nn.Module):
         return y
 
 
+def product_of_gaussians(means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and precision ``[*, D]`` of the normalised product of factors ``[*, T, D]``.
+
+    Precisions add up, and the mean is weighted by them (Rakelly et al., 2019, arXiv:1903.08254,
+    eq. 2).
+    """
+    precisions = 1 / variances
+    precision = precisions.sum(-2)
+    return (precisions * means).sum(-2) / precision, precision
+
+
 class GaussianProduct(nn.Module):
     """Each input is a Gaussian factor; mean and log-variance of the product are read out.
 
@@ -132,11 +143,9 @@ class GaussianProduct(nn.Module):
         self.output = nn.Linear(2 * width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, raw = self.factor(x).chunk(2, -1)
-        precision = 1 / (F.softplus(raw) + 1e-6)
-        total = precision.sum(-2)
-        product = torch.cat([(precision * mean).sum(-2) / total, -total.log()], -1)
-        y: Tensor = self.output(product)
+        means, raw = self.factor(x).chunk(2, -1)
+        mean, precision = product_of_gaussians(means, F.softplus(raw) + 1e-6)
+        y: Tensor = self.output(torch.cat([mean, -precision.log()], -1))
         return y
 
 

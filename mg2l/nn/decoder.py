@@ -1,4 +1,4 @@
-"""Networks that say what a representation means: rewards, observations."""
+"""Networks that decode rewards and observations from representations."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ class Decoder(nn.Module):
         self.output = StackedLinear(groups, sizes[-1], outputs, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        decoded: Tensor = self.output(self.mlp(x.flatten(1, -2)))
+        decoded: Tensor = self.mlp(x.flatten(1, -2), self.output)
         return decoded.view(*x.shape[:-1], -1)

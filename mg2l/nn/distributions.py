@@ -11,8 +11,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mg2l.core.distributed import world
 from mg2l.envs.actions import ActionLayout
 from mg2l.nn.stacked import StackedLinear
 
@@ -20,29 +22,31 @@ _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class Head(Protocol):
-    """What an actor draws from: a module that maps features of all agents to distributions."""
+    """An actor's output head: a module that maps features of all agents to distributions."""
 
     outputs: tuple[str, ...]
-    """Names of what `raw` returns."""
+    """Names of the outputs of `raw`."""
+
+    @property
+    def linear(self) -> StackedLinear | None:
+        """Layer whose outputs `act` and `evaluate` take; without one they take features."""
 
     def act(
-        self, hidden: Tensor, mask: Tensor | None, deterministic: bool, generator: Any
+        self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any
     ) -> tuple[Tensor, Tensor]:
         """Actions ``[A, rows]`` or ``[A, rows, W]`` and their log-probabilities ``[A, rows]``."""
 
-    def evaluate(
-        self, hidden: Tensor, action: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def evaluate(self, x: Tensor, action: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy ``[A, rows]`` [nats] of given actions."""
 
     def raw(self, hidden: Tensor) -> tuple[Tensor, ...]:
-        """What the distributions are made of, padding and all, ``[A, rows, *]`` each."""
+        """Parameters of the distributions with padding, ``[A, rows, *]`` each."""
 
     def own_raw(self, agent: int, raw: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """What is one agent's, without padding, of its part ``[rows, *]`` of what `raw` gave."""
+        """One agent's parameters without padding, from its rows ``[rows, *]`` of `raw`."""
 
     def of_agent(self, agent: int) -> nn.Module:
-        """A head of one agent alone, without padding: it shares no memory with this one."""
+        """A head of one agent, without padding, that shares no memory with this one."""
 
 
 def make_head(
@@ -51,10 +55,10 @@ def make_head(
     """The head for a team's action spaces.
 
     Args:
-        layout: of the team's actions.
+        layout: layout of the team's actions.
         groups: A where each agent has its own weights, 1 where they share them.
         hidden: H.
-        gain: of the output layers' initialisation.
+        gain: gain of the output layers' initialisation.
         orthogonal: initialise with orthogonal matrices.
     """
     size = (groups, hidden)
@@ -68,13 +72,36 @@ def make_head(
     return FactoredHead(*size, layout, gain, orthogonal)
 
 
+class NonFiniteProbabilityError(ValueError):
+    """There is no distribution to draw from."""
+
+
+def draw_categorical(probs: Tensor, generator: Any) -> Tensor:
+    """Draws ``[A, rows, *]`` from categorical distributions ``[A, rows, *, n]``.
+
+    ``argmax_k p_k / e_k`` with ``e_k ~ Exp(1)`` is ``k`` with probability ``p_k``: the exponential
+    race by which ``torch.multinomial`` draws, too, here for own rows alone.
+
+    Raises:
+        NonFiniteProbabilityError: a probability is NaN or infinite.
+    """
+    # A GPU would be waited for; there the log-probabilities of a rollout are checked at its end.
+    if probs.device.type == "cpu" and not bool(probs.isfinite().all()):
+        raise NonFiniteProbabilityError("a probability is NaN or infinite")
+
+    def exponential(shape: list[int]) -> Tensor:
+        return probs.new_empty(shape).exponential_(generator=generator)
+
+    return (probs / world.draw(exponential, probs.shape, dim=1)).argmax(-1)
+
+
 def _agents(values: Any) -> Tensor:
     """``[A, *]`` for ``[A, rows, *]``."""
     return torch.as_tensor(values).unsqueeze(1)
 
 
 def _slice(layer: StackedLinear, agent: int, outputs: int) -> StackedLinear:
-    """The first outputs of one agent's layer."""
+    """The first outputs of one agent's layer, as a layer."""
     one = StackedLinear(1, layer.weight.shape[2], outputs, 1.0, orthogonal=False)
     group = agent if len(layer.weight) > 1 else 0
     one.weight.data = layer.weight.data[group : group + 1, :outputs].clone()
@@ -91,7 +118,7 @@ class GaussianHead(nn.Module):
         groups: A, or 1 where agents share weights.
         hidden: H.
         size: numbers of the widest action.
-        gain: of the output layer's initialisation.
+        gain: gain of the output layer's initialisation.
         orthogonal: initialise with orthogonal matrices.
         own: ``[A, 1, size]`` bool, which numbers an agent has; None is all.
     """
@@ -113,29 +140,33 @@ class GaussianHead(nn.Module):
         self.log_std = nn.Parameter(torch.zeros(groups, 1, size))
         self.register_buffer("own", own, persistent=False)
 
+    @property
+    def linear(self) -> StackedLinear | None:
+        """See `Head.linear`."""
+        return self.mean
+
     def act(
-        self, hidden: Tensor, mask: Tensor | None, deterministic: bool, generator: Any
+        self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any
     ) -> tuple[Tensor, Tensor]:
         """Actions ``[A, rows, size]`` and their log-probabilities ``[A, rows]`` [nats]."""
-        mean = self.mean(hidden)
         if deterministic:
-            action = mean
+            action = x
         else:
-            noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-            action = mean + self.log_std.exp() * noise
+
+            def randn(shape: list[int]) -> Tensor:
+                return torch.randn(shape, generator=generator, device=x.device)
+
+            action = x + self.log_std.exp() * world.draw(randn, x.shape, dim=1)
         if self.own is not None:
             action = action * self.own
-        return action, self._log_prob(mean, action)
+        return action, self._log_prob(x, action)
 
-    def evaluate(
-        self, hidden: Tensor, action: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def evaluate(self, x: Tensor, action: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy ``[A, rows]`` [nats] of given actions."""
-        mean = self.mean(hidden)
         entropy = self.log_std + 0.5 + _LOG_SQRT_2PI
         if self.own is not None:
             entropy = entropy * self.own
-        return self._log_prob(mean, action), entropy.sum(-1).expand(mean.shape[:-1])
+        return self._log_prob(x, action), entropy.sum(-1).expand(x.shape[:-1])
 
     def raw(self, hidden: Tensor) -> tuple[Tensor, ...]:
         """Means and standard deviations, ``[A, rows, size]`` each."""
@@ -159,12 +190,34 @@ class GaussianHead(nn.Module):
         return one
 
     def _log_prob(self, mean: Tensor, action: Tensor) -> Tensor:
-        error = (action - mean) * torch.exp(-self.log_std)
-        if self.own is not None:
-            constant = ((self.log_std + _LOG_SQRT_2PI) * self.own).sum(-1)
-            return -0.5 * (error * self.own).square().sum(-1) - constant
-        constant = self.log_std.sum(-1) + mean.shape[-1] * _LOG_SQRT_2PI
-        return -0.5 * error.square().sum(-1) - constant
+        density: Tensor = _GaussianLogProb.apply(mean, self.log_std, action, self.own)  # type: ignore
+        return density
+
+
+class _GaussianLogProb(torch.autograd.Function):
+    """Log-density ``[A, rows]`` of actions, in fewer operations than autograd would take."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, mean: Tensor, log_std: Tensor, action: Tensor, own: Tensor | None
+    ) -> Tensor:
+        scale = torch.exp(-log_std)
+        error = (action - mean) * scale
+        constant = log_std + _LOG_SQRT_2PI
+        if own is not None:
+            error, constant = error * own, constant * own
+        ctx.save_for_backward(error, scale, own)
+        return error.square().sum(-1).mul_(-0.5).sub_(constant.sum(-1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        error, scale, own = ctx.saved_tensors
+        to_error = error * grad.unsqueeze(-1)
+        to_log_std = (to_error * error).sum(1, True) - grad.sum(1).view(-1, 1, 1)
+        if own is not None:
+            to_log_std = to_log_std * own
+        return to_error * scale, to_log_std.sum_to_size(scale.shape), None, None
 
 
 class CategoricalHead(nn.Module):
@@ -176,23 +229,25 @@ class CategoricalHead(nn.Module):
         super().__init__()
         self.logits = StackedLinear(groups, hidden, size, gain, orthogonal)
 
+    @property
+    def linear(self) -> StackedLinear | None:
+        """See `Head.linear`."""
+        return self.logits
+
     def act(
-        self, hidden: Tensor, mask: Tensor | None, deterministic: bool, generator: Any
+        self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any
     ) -> tuple[Tensor, Tensor]:
         """Actions ``[A, rows]`` int64 and their log-probabilities ``[A, rows]`` [nats]."""
-        log_probs = self._log_probs(hidden, mask)
+        log_probs = self._log_probs(x, mask)
         if deterministic:
             action = log_probs.argmax(-1)
         else:
-            flat = log_probs.exp().flatten(0, -2)
-            action = torch.multinomial(flat, 1, generator=generator).view(log_probs.shape[:-1])
+            action = draw_categorical(log_probs.exp(), generator)
         return action, log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
-    def evaluate(
-        self, hidden: Tensor, action: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def evaluate(self, x: Tensor, action: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy ``[A, rows]`` [nats] of given actions."""
-        log_probs = self._log_probs(hidden, mask)
+        log_probs = self._log_probs(x, mask)
         chosen = log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
         # A forbidden action has probability 0 and log-probability -inf; 0 * -inf counts as 0.
         entropy = -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(-1)
@@ -213,8 +268,7 @@ class CategoricalHead(nn.Module):
         one.logits = _slice(self.logits, agent, size)
         return one
 
-    def _log_probs(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        logits = self.logits(hidden)
+    def _log_probs(self, logits: Tensor, mask: Tensor | None) -> Tensor:
         if mask is not None:
             logits = logits.masked_fill(~mask, float("-inf"))
         return torch.log_softmax(logits, -1)
@@ -229,8 +283,8 @@ class FactoredHead(nn.Module):
     Args:
         groups: A, or 1 where agents share weights.
         hidden: H.
-        layout: of the team's actions.
-        gain: of the output layer's initialisation.
+        layout: layout of the team's actions.
+        gain: gain of the output layer's initialisation.
         orthogonal: initialise with orthogonal matrices.
     """
 
@@ -253,27 +307,29 @@ class FactoredHead(nn.Module):
         self.register_buffer("real", real, persistent=False)
         self.register_buffer("padding", padding.unsqueeze(-1) & first, persistent=False)
 
+    @property
+    def linear(self) -> StackedLinear | None:
+        """See `Head.linear`."""
+        return self.logits
+
     def act(
-        self, hidden: Tensor, mask: Tensor | None, deterministic: bool, generator: Any
+        self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any
     ) -> tuple[Tensor, Tensor]:
-        """Actions ``[A, rows, choices]`` int64, or ``[A, rows]`` where nobody has more than one.
+        """Actions ``[A, rows, choices]`` int64, or ``[A, rows]`` where no agent has more than one.
 
         Also their log-probabilities ``[A, rows]`` [nats].
         """
-        log_probs = self._log_probs(hidden, mask)
+        log_probs = self._log_probs(x, mask)
         if deterministic:
             action = log_probs.argmax(-1)
         else:
-            flat = log_probs.exp().flatten(0, -2)
-            action = torch.multinomial(flat, 1, generator=generator).view(log_probs.shape[:-1])
+            action = draw_categorical(log_probs.exp(), generator)
         chosen = log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1).sum(-1)
         return action.squeeze(-1) if self.single else action, chosen
 
-    def evaluate(
-        self, hidden: Tensor, action: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def evaluate(self, x: Tensor, action: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy ``[A, rows]`` [nats] of given actions."""
-        log_probs = self._log_probs(hidden, mask)
+        log_probs = self._log_probs(x, mask)
         action = action.unsqueeze(-1) if self.single else action
         action = action.masked_fill(self.padding[..., 0], 0).unsqueeze(-1)
         chosen = log_probs.gather(-1, action).squeeze(-1).sum(-1)
@@ -295,9 +351,9 @@ class FactoredHead(nn.Module):
         one.logits = _slice(self.logits, agent, layout.options)
         return one
 
-    def _log_probs(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    def _log_probs(self, logits: Tensor, mask: Tensor | None) -> Tensor:
         """``[A, rows, choices, largest count]``."""
-        logits = self._grid(self.logits(hidden), 0.0)
+        logits = self._grid(logits, 0.0)
         allowed = self.real if mask is None else self.real & self._grid(mask, False)
         return torch.log_softmax(logits.masked_fill(~(allowed | self.padding), float("-inf")), -1)
 
@@ -311,13 +367,13 @@ class FactoredHead(nn.Module):
 class MixedHead(nn.Module):
     """Numbers of some agents, choices of others.
 
-    Either part is padding alone for the others, so log-probabilities and entropies add up.
+    Each part is only padding for the other agents, so log-probabilities and entropies add up.
 
     Args:
         groups: A, or 1 where agents share weights.
         hidden: H.
-        layout: of the team's actions.
-        gain: of the output layers' initialisation.
+        layout: layout of the team's actions.
+        gain: gain of the output layers' initialisation.
         orthogonal: initialise with orthogonal matrices.
     """
 
@@ -332,25 +388,30 @@ class MixedHead(nn.Module):
         self.numbers = GaussianHead(groups, hidden, layout.numbers, gain, orthogonal, own)
         self.choices = FactoredHead(groups, hidden, layout, gain, orthogonal)
 
+    @property
+    def linear(self) -> StackedLinear | None:
+        """See `Head.linear`."""
+        return None
+
     def act(
-        self, hidden: Tensor, mask: Tensor | None, deterministic: bool, generator: Any
+        self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any
     ) -> tuple[Tensor, Tensor]:
         """Actions ``[A, rows, W]`` and their log-probabilities ``[A, rows]`` [nats]."""
-        numbers, of_numbers = self.numbers.act(hidden, mask, deterministic, generator)
-        choices, of_choices = self.choices.act(hidden, mask, deterministic, generator)
+        numbers, of_numbers = self.numbers.act(self.numbers.mean(x), mask, deterministic, generator)
+        choices, of_choices = self.choices.act(
+            self.choices.logits(x), mask, deterministic, generator
+        )
         numbers = F.pad(numbers, (0, self.width - numbers.shape[-1]))
         choices = F.pad(choices, (0, self.width - choices.shape[-1]))
         return numbers + choices, of_numbers + of_choices
 
-    def evaluate(
-        self, hidden: Tensor, action: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def evaluate(self, x: Tensor, action: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy ``[A, rows]`` [nats] of given actions."""
         numbers = action[..., : self.numbers.log_std.shape[-1]]
         choices = action[..., : self.choices.padding.shape[2]].long()
         found = (
-            self.numbers.evaluate(hidden, numbers, mask),
-            self.choices.evaluate(hidden, choices, mask),
+            self.numbers.evaluate(self.numbers.mean(x), numbers, mask),
+            self.choices.evaluate(self.choices.logits(x), choices, mask),
         )
         return found[0][0] + found[1][0], found[0][1] + found[1][1]
 

@@ -1,4 +1,4 @@
-"""What observations and value targets are divided by."""
+"""Normalisation of observations and value targets."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mg2l.nn.moments import RESOLUTION, RunningMoments, batch_moments
 from mg2l.nn.stacked import StackedLinear
 
 LAYER_NORM_WIDTH = 3
-"""Numbers of the narrowest observation that LayerNorm leaves something of: it makes 0 of one
-number, and of two only which of them is larger."""
+"""Narrowest observation that LayerNorm can be applied to: it maps one number to 0, and of two keeps
+only which is larger."""
 
 
 class RunningNorm(nn.Module):
-    """Standardises observations by the moments of all that were acted on, and clips them.
+    """Standardises observations by the moments of all observations acted on, and clips them.
 
     The moments are frozen until `update` is called: between iterations, so that a policy is trained
-    on what it has acted on.
+    on the inputs it has acted on.
 
     Args:
         groups: G, number of agents, each with moments of its own; 1 where all share a network.
@@ -36,14 +36,14 @@ class RunningNorm(nn.Module):
     @property
     def known(self) -> bool:
         """Whether there are any moments yet."""
-        return bool(self.moments.count.any())
+        return self.moments.known
 
     def update(self, observations: Tensor, active: Tensor | None) -> None:
-        """Take in observations.
+        """Add observations to the moments.
 
         Args:
             observations: ``[*, A, O]``.
-            active: ``[*, A]`` bool, who was alive to see them; None is all agents.
+            active: ``[*, A]`` bool, agents that were alive; None is all agents.
         """
         groups = len(self.moments.mean)
         rows = observations[..., self.image :].reshape(-1, groups, self.moments.mean.shape[1])
@@ -67,7 +67,7 @@ class LayerNorm(nn.Module):
             and do not count. None is all.
 
     Raises:
-        ConfigError: nothing of so few numbers would be left.
+        ConfigError: the observation is too narrow.
     """
 
     own: Tensor | None
@@ -101,9 +101,9 @@ class ValueNorm(nn.Module):
 
     Args:
         groups: G.
-        beta: what a batch of targets leaves of the weight of those before it.
-        floor: of the standard deviation (van Hasselt et al., 2016, arXiv:1602.07714, have the
-            same).
+        beta: factor by which a batch of targets scales the weight of earlier ones.
+        floor: lower bound of the standard deviation, as in van Hasselt et al. (2016,
+            arXiv:1602.07714).
     """
 
     weight: Tensor
@@ -118,17 +118,17 @@ class ValueNorm(nn.Module):
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation of the targets, ``[G]``; at least what float32 tells apart."""
+        """Standard deviation of the targets, ``[G]``; at least the resolution of float32."""
         std = self.variance.sqrt().clamp(min=self.floor)
         std = torch.maximum(std, RESOLUTION * self.mean.abs())
         return torch.where(self.weight > 0, std, torch.ones_like(std))
 
     @torch.no_grad()
     def update(self, targets: Tensor, predictions: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Fold in targets ``[A, rows]``, of which only those count that ``kept`` is true for.
+        """Add those targets ``[A, rows]`` for which ``kept`` is true.
 
         Returns:
-            The predictions ``[A, rows]`` as the critic would make them now.
+            The predictions ``[A, rows]`` that the critic now makes.
         """
         self.fold(targets, kept)
         return predictions

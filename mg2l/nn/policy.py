@@ -1,22 +1,48 @@
-"""Actors and critics of all agents."""
+"""Policies of all agents."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from mg2l.config.sections import PolicyConfig, PPOConfig
+from mg2l.config.sections import PolicyConfig
 from mg2l.envs.actions import ActionLayout
+from mg2l.nn.conditioning import FiLM, HyperHead
 from mg2l.nn.distributions import make_head
-from mg2l.nn.normaliser import LayerNorm, PopArt, RunningNorm, ValueNorm
+from mg2l.nn.normaliser import LayerNorm, RunningNorm
 from mg2l.nn.stacked import StackedGRU, StackedLinear, StackedMLP
 from mg2l.nn.vision import ImageEncoder, Vision
+from mg2l.ops.backend import NATIVE, Backend
 
 
-class _Body(nn.Module):
-    """Observation and representation -> features ``[A, rows, H]``, through a GRU if recurrent."""
+class Memory(Protocol):
+    """Memory of actors and critics, such as a `StackedGRU`; a module."""
+
+    state_shape: tuple[int, ...]
+    """Shape of a full-size state; before the first step it is zeros."""
+
+    keeps_states: bool
+    """Whether states are kept for every step of a rollout; else trials are read as a whole."""
+
+    def initial_state(self, agents: int, rows: int) -> Tensor:
+        """The state before the first step, ``[A, rows, ...]``."""
+
+    def __call__(self, x: Tensor, state: Tensor, reset: Tensor, /) -> tuple[Tensor, Tensor]:
+        """``[A, steps, rows, H]`` to the same, and the state after the last step.
+
+        ``reset`` ``[steps, rows]`` bool is where all that was before is forgotten.
+        """
+
+
+MakeMemory = Callable[[int, int], Memory | None]
+"""Makes the memory of G networks of width H, or none for what the configuration says."""
+
+
+class Body(nn.Module):
+    """Observation and latent to the features of a head ``[A, rows, width]``, through a memory."""
 
     identity: Tensor | None
     """``[A, 1, A]``: which agent rows are of, where all share a network."""
@@ -29,9 +55,11 @@ class _Body(nn.Module):
         task: int,
         vision: Vision | None,
         normalise: nn.Module,
+        backend: Backend,
+        make_memory: MakeMemory | None,
     ) -> None:
         super().__init__()
-        self.normalise = normalise
+        self.normalise, self.latent = normalise, task
         one_hot = torch.eye(agents).unsqueeze(1) if config.share_policy and agents > 1 else None
         self.register_buffer("identity", one_hot, persistent=False)
         groups = 1 if config.share_policy else agents
@@ -40,44 +68,123 @@ class _Body(nn.Module):
         if vision is not None:
             self.image = ImageEncoder(vision, groups, observation // vision.observation)
             inputs += self.image.gain
-        self.mlp = StackedMLP(
-            groups,
-            inputs,
-            config.algo_hidden_size,
-            config.layer_N,
-            config.use_ReLU,
-            config.use_orthogonal,
-        )
+        hidden = config.algo_hidden_size
+
+        def mlp(inputs: int) -> StackedMLP:
+            return StackedMLP(
+                groups,
+                inputs,
+                hidden,
+                config.layer_N,
+                config.use_ReLU,
+                config.use_orthogonal,
+                backend,
+            )
+
         recurrent = config.use_recurrent_policy or config.use_naive_recurrent_policy
-        self.gru = (
-            StackedGRU(groups, config.algo_hidden_size, config.recurrent_N, config.use_orthogonal)
-            if recurrent
-            else None
-        )
-        self.state_shape = (config.recurrent_N, config.algo_hidden_size) if recurrent else (0, 0)
+        beside = config.conditioning == "input" or not (task or recurrent)
+        self.mlp = mlp(inputs if beside or recurrent else inputs - task)
+        self.memory: Memory | None = None
+        if recurrent and make_memory is not None:
+            self.memory = make_memory(groups, hidden)
+        if recurrent and self.memory is None:
+            self.memory = StackedGRU(groups, hidden, config.recurrent_N, config.use_orthogonal)
         self.remembers_episodes = config.recurrent_reset == "task"
+        self.base: StackedMLP | None = None
+        self.condition: FiLM | HyperHead | None = None
+        self.width = hidden
+        if beside:
+            return
+        if recurrent:  # what is remembered conditions a network that does not remember
+            self.base = mlp(inputs - task)
+        source = hidden if recurrent else task
+        if config.conditioning == "film":
+            self.condition = FiLM(groups, source, hidden)
+        else:
+            self.condition = HyperHead(groups, source, hidden, config.hyper_dim)
+        self.width = self.condition.width
 
     def inputs(self, observation: Tensor, task: Tensor | None) -> Tensor:
-        """Join what a network reads.
+        """Concatenate the inputs of a network.
 
-        The observation is normalised apart from the rest, whose scale would otherwise swamp or
-        drown it.
+        The observation is normalised separately from the rest, whose scale could otherwise dominate
+        or vanish.
         """
         observation = self.normalise(observation)
         parts = [observation] if task is None else [observation, task]
         if self.identity is not None:
             parts.append(self.identity.expand(-1, observation.shape[1], -1))
-        return torch.cat(parts, -1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def forward(
-        self, inputs: Tensor, state: Tensor | None, first: Tensor | None
+        self,
+        inputs: Tensor,
+        state: Tensor | None,
+        reset: Tensor | None,
+        output: StackedLinear | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        features: Tensor = self.mlp(inputs if self.image is None else self.image(inputs))
-        if self.gru is None or state is None or first is None:
+        """Features, or what a linear layer ``output`` makes of them, and the next state."""
+        x: Tensor = inputs if self.image is None else self.image(inputs)
+        if self.condition is None:
+            if self.memory is None or state is None or reset is None:
+                return self.mlp(x, output), state
+            features, state = self._remember(self.mlp(x), state, reset)
+            return _apply(output, features), state
+        after = 0 if self.identity is None else self.identity.shape[-1]
+        sizes = [x.shape[-1] - self.latent - after, self.latent, after]
+        observation, latent, identity = x.split(sizes, -1)
+        features = torch.cat([observation, identity], -1)
+        if self.base is None:
+            features = self.condition(self.mlp(features), latent)
+        else:
+            remembered, state = self._remember(self.mlp(x), state, reset)
+            features = self.condition(self.base(features), remembered)
+        return _apply(output, features), state
+
+    def shared(
+        self,
+        observation: Tensor,
+        task: Tensor | None,
+        state: Tensor | None,
+        reset: Tensor | None,
+        output: StackedLinear | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`forward` where all agents read the same ``[rows, O]`` and ``[rows, D]``.
+
+        No row is copied per agent, but where convolutions of each agent's own read it.
+        """
+        if self.image is not None:
+            agents = max(self.image.groups, 1 if self.identity is None else len(self.identity))
+            rows = observation.expand(agents, *observation.shape)
+            if task is not None:
+                task = task.expand(agents, *task.shape)
+            return self.forward(self.inputs(rows, task), state, reset, output)
+        x, identity = self.normalise(observation), self.identity
+        if self.condition is None:
+            if self.memory is None or state is None or reset is None:
+                return self.mlp.shared(x, task, identity, output), state
+            features, state = self._remember(self.mlp.shared(x, task, identity), state, reset)
+            return _apply(output, features), state
+        if self.base is None:
+            assert task is not None
+            features = self.mlp.shared(x, None, identity)
+            features = self.condition(features, task.expand(len(features), *task.shape))
+        else:
+            remembered, state = self._remember(self.mlp.shared(x, task, identity), state, reset)
+            features = self.condition(self.base.shared(x, None, identity), remembered)
+        return _apply(output, features), state
+
+    def _remember(
+        self, features: Tensor, state: Tensor | None, reset: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.memory is None or state is None or reset is None:
             return features, state
-        steps, rows = first.shape
-        sequence, state = self.gru(features.unflatten(1, (steps, rows)), state, first)
+        sequence, state = self.memory(features.unflatten(1, reset.shape), state, reset)
         return sequence.flatten(1, 2), state
+
+
+def _apply(output: StackedLinear | None, features: Tensor) -> Tensor:
+    return features if output is None else output(features)
 
 
 class Actor(nn.Module):
@@ -88,9 +195,11 @@ class Actor(nn.Module):
         agents: A.
         observation: width of an observation.
         task: width of the latent that an actor is conditioned on; 0 for none.
-        layout: of the team's actions.
+        layout: layout of the team's actions.
         vision: where the image lies in an observation, if it is read as one.
         own: ``[A, 1, O]`` bool, which numbers an agent observes; None is all.
+        backend: operators to compute with.
+        make_memory: of recurrent policies, in place of a GRU.
     """
 
     def __init__(
@@ -102,6 +211,8 @@ class Actor(nn.Module):
         layout: ActionLayout,
         vision: Vision | None = None,
         own: Tensor | None = None,
+        backend: Backend = NATIVE,
+        make_memory: MakeMemory | None = None,
     ) -> None:
         super().__init__()
         groups = 1 if config.share_policy else agents
@@ -111,13 +222,11 @@ class Actor(nn.Module):
         elif config.observation_normalization == "running":
             image = 0 if vision is None else vision.pixels
             normalise = RunningNorm(groups, observation, config.observation_clip, image)
-        self.body = _Body(config, agents, observation, task, vision, normalise)
-        self.head = make_head(
-            layout, groups, config.algo_hidden_size, config.gain, config.use_orthogonal
-        )
+        self.body = Body(config, agents, observation, task, vision, normalise, backend, make_memory)
+        self.head = make_head(layout, groups, self.body.width, config.gain, config.use_orthogonal)
 
     def observe(self, observations: Tensor, active: Tensor | None) -> None:
-        """Take in observations that were acted on, and learned from, into their running moments.
+        """Add observations that were acted on and trained on to their running moments.
 
         Args:
             observations: ``[*, A, O]``.
@@ -139,14 +248,14 @@ class Actor(nn.Module):
         self,
         inputs: Tensor,
         state: Tensor | None,
-        first: Tensor | None,
+        reset: Tensor | None,
         mask: Tensor | None,
         generator: Any,
         deterministic: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Actions, log-probabilities ``[A, rows]`` and next recurrent state for one step."""
-        features, state = self.body(inputs, state, first)
-        action, log_prob = self.head.act(features, mask, deterministic, generator)
+        x, state = self.body(inputs, state, reset, self.head.linear)
+        action, log_prob = self.head.act(x, mask, deterministic, generator)
         return action, log_prob, state
 
     def evaluate(
@@ -154,45 +263,9 @@ class Actor(nn.Module):
         inputs: Tensor,
         action: Tensor,
         state: Tensor | None,
-        first: Tensor | None,
+        reset: Tensor | None,
         mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy ``[A, rows]`` [nats]."""
-        features, _ = self.body(inputs, state, first)
-        return self.head.evaluate(features, action, mask)
-
-
-class Critic(nn.Module):
-    """Values ``V^i(o, z)`` of all agents, in units of the normaliser's standard deviation.
-
-    With running moments of observations, it reads what `Actor.standardise` makes of them.
-    """
-
-    def __init__(
-        self,
-        config: PolicyConfig,
-        ppo: PPOConfig,
-        agents: int,
-        observation: int,
-        task: int,
-        vision: Vision | None = None,
-        own: Tensor | None = None,
-    ) -> None:
-        super().__init__()
-        layer = config.observation_normalization == "layer"
-        normalise = LayerNorm(observation, own) if layer else nn.Identity()
-        self.body = _Body(config, agents, observation, task, vision, normalise)
-        groups = 1 if config.share_policy else agents
-        self.value = StackedLinear(groups, config.algo_hidden_size, 1, 1.0, config.use_orthogonal)
-        self.normaliser: ValueNorm | None = None
-        if ppo.use_popart:
-            self.normaliser = PopArt(groups, self.value)
-        elif ppo.use_valuenorm:
-            self.normaliser = ValueNorm(groups)
-
-    def forward(
-        self, inputs: Tensor, state: Tensor | None, first: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Values ``[A, rows]`` and next recurrent state."""
-        features, state = self.body(inputs, state, first)
-        return self.value(features).squeeze(-1), state
+        x, _ = self.body(inputs, state, reset, self.head.linear)
+        return self.head.evaluate(x, action, mask)

@@ -14,7 +14,7 @@ _KERNEL = 3
 
 @dataclass(frozen=True)
 class Vision:
-    """Where the image lies in an observation.
+    """Position of the image within an observation.
 
     Raises:
         ValueError: the image is too small for two convolutions.
@@ -66,7 +66,7 @@ class StackedConv(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Turns the images of observations into features; what else there is passes by.
+    """Turns the images of observations into features, and passes on the other numbers.
 
     Args:
         vision: where the image lies.

@@ -15,10 +15,11 @@ if native.is_built():
     from mg2l.ops.gae import gae
     from mg2l.ops.pairwise_lse import pairwise_lse
     from mg2l.ops.pia_pool import pia_pool
+    from mg2l.ops.stacked_mlp import stacked_mlp
 else:
-    from mg2l.ops.reference import encode_context, gae, pairwise_lse, pia_pool
+    from mg2l.ops.reference import encode_context, gae, pairwise_lse, pia_pool, stacked_mlp
 
-NAMES = ("gae", "encode_context", "pia_pool", "pairwise_lse")
+NAMES = ("gae", "encode_context", "pia_pool", "pairwise_lse", "stacked_mlp")
 """Every operator, as it is called here and in the dispatcher."""
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "gae",
     "pairwise_lse",
     "pia_pool",
+    "stacked_mlp",
 ]

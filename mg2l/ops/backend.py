@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from mg2l.ops import encode_context, gae, native, pairwise_lse, pia_pool, reference
+from mg2l.ops import encode_context, gae, native, pairwise_lse, pia_pool, reference, stacked_mlp
 from mg2l.ops.results import GAE, EncodedContext, PairwiseScores, Pooled
 
 
@@ -18,12 +19,19 @@ class Backend(NamedTuple):
     encode_context: Callable[..., EncodedContext]
     pia_pool: Callable[..., Pooled]
     pairwise_lse: Callable[..., PairwiseScores]
+    stacked_mlp: Callable[..., Tensor]
 
 
-NATIVE = Backend(gae, encode_context, pia_pool, pairwise_lse)
+NATIVE = Backend(gae, encode_context, pia_pool, pairwise_lse, stacked_mlp)
 """Compiled operators; their definitions where nothing is compiled."""
 
-TORCH = Backend(reference.gae, reference.encode_context, reference.pia_pool, reference.pairwise_lse)
+TORCH = Backend(
+    reference.gae,
+    reference.encode_context,
+    reference.pia_pool,
+    reference.pairwise_lse,
+    reference.stacked_mlp,
+)
 """Their definitions in plain torch."""
 
 

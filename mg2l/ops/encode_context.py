@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mg2l.ops.once import differentiable_once
+from mg2l.ops.once import differentiable_once, without_autograd
 from mg2l.ops.results import EncodedContext
 
 
@@ -36,9 +36,9 @@ def encode_context(
     Args:
         context: ``[B, T, A, F]`` float32, float64 or bfloat16, transitions of every context; or,
             with ``index``, rows ``[R, A, F]`` that contexts are gathered from.
-        weights: of each hidden layer ``[H, F]``, shared by the agents, or ``[A, H, F]``, one per
+        weights: per hidden layer ``[H, F]``, shared by the agents, or ``[A, H, F]``, one per
             agent, F being the width of the layer before; like ``context``, as are the rest.
-        biases: of each hidden layer ``[H]`` or ``[A, H]``.
+        biases: per hidden layer ``[H]`` or ``[A, H]``.
         query: ``[H]`` or ``[A, H]``, scaled already.
         index: ``[B, T]`` int64 in ``[0, R)``.
         approximate: GELU: ``none`` is the exact one, or ``tanh``.
@@ -53,7 +53,7 @@ def encode_context(
     Raises:
         ValueError: ``approximate`` is neither ``none`` nor ``tanh``.
         RuntimeError: Shapes, dtypes or devices do not fit, a context is empty, an index is out of
-            range (on CUDA, where looking would wait for the device, what is made of it is NaN), or
+            range (on CUDA, where a check would wait for the device, its results are NaN), or
             gradients are wanted for rows that are gathered by ``index``; or a second derivative is
             asked for.
 
@@ -66,10 +66,54 @@ def encode_context(
         raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
     if index is not None and context.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("encode_context: rows gathered by index get no gradients; detach them")
-    pooled, _, pooling = torch.ops.mg2l.encode_context.default(
-        context, weights, biases, query, index, approximate == "tanh", return_weights
-    )
+    options = (index, approximate == "tanh", return_weights)
+    leaves = (context, query, *weights, *biases)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in leaves):
+        pooled, pooling = _Differentiable.apply(*options, *leaves)  # type: ignore[no-untyped-call]
+    else:
+        pooled, _, pooling = without_autograd(
+            torch.ops.mg2l.encode_context.default, context, weights, biases, query, *options
+        )
     return EncodedContext(pooled.to(context.dtype), pooling if return_weights else None)
+
+
+class _Differentiable(torch.autograd.Function):
+    """What is registered with the dispatcher below, without flattening lists in Python for it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        index: Tensor | None,
+        tanh_gelu: bool,
+        return_weights: bool,
+        context: Tensor,
+        query: Tensor,
+        *layers: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        count = len(layers) // 2
+        pooled, lse, pooling = without_autograd(
+            torch.ops.mg2l.encode_context.default,
+            context,
+            layers[:count],
+            layers[count:],
+            query,
+            index,
+            tanh_gelu,
+            return_weights,
+        )
+        ctx.tanh_gelu, ctx.layers = tanh_gelu, count
+        ctx.save_for_backward(context, query, index, pooled, lse, *layers)
+        ctx.mark_non_differentiable(pooling)
+        ctx.set_materialize_grads(False)
+        return pooled, pooling
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> Any:
+        if grad is None:
+            return (None,) * (5 + 2 * ctx.layers)
+        ctx.want_context = ctx.needs_input_grad[3]
+        to_context, weights, biases, to_query, *_rest = _backward(ctx, grad)
+        return (None, None, None, to_context, to_query, *weights, *biases)
 
 
 @torch.library.register_fake("mg2l::encode_context")
@@ -127,7 +171,8 @@ def _backward(ctx: Any, grad_pooled: Tensor | None, *_: Tensor | None) -> Any:
     if grad_pooled is None:
         return None, [None] * ctx.layers, [None] * ctx.layers, None, None, None, None
     context, query, index, pooled, lse, *layers = ctx.saved_tensors
-    grad_context, *grads = torch.ops.mg2l.encode_context_backward.default(
+    grad_context, *grads = without_autograd(
+        torch.ops.mg2l.encode_context_backward.default,
         grad_pooled,
         context,
         layers[: ctx.layers],

@@ -1,4 +1,4 @@
-"""Loads the compiled operators and knows how they were built."""
+"""Loads the compiled operators and reports how they were built."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 
 CPU_LIBRARY = Path(__file__).parents[1] / "_C.abi3.so"
 CUDA_LIBRARY = Path(__file__).parents[1] / "_C_cuda.abi3.so"
+CUDA_TORCH = (2, 13)
+"""The oldest torch that CUDA operators run with: its stable ABI hands out a CUDA stream."""
 REINSTALL = "pip install --force-reinstall mg2l, or in a clone: pip install -e ."
 
 
@@ -27,10 +29,15 @@ def devices(name: str) -> list[str]:
     return [device for device in ("cpu", "cuda") if has(f"mg2l::{name}", device.upper())]
 
 
+def takes_cuda() -> bool:
+    """Whether this torch can run CUDA operators."""
+    return torch.version.cuda is not None and torch.__version__ >= CUDA_TORCH  # type: ignore[operator]
+
+
 def load() -> None:
     """Load the operator libraries into ``torch.ops.mg2l``.
 
-    The CUDA library is loaded when torch itself has CUDA.
+    The CUDA library is loaded when torch itself has CUDA, and is not older than `CUDA_TORCH`.
 
     Where there are none, a line on stderr says so, once for a process and those it starts.
 
@@ -47,7 +54,7 @@ def load() -> None:
         )
         return
     _load(CPU_LIBRARY)
-    if CUDA_LIBRARY.exists() and torch.version.cuda is not None:
+    if CUDA_LIBRARY.exists() and takes_cuda():
         _load(CUDA_LIBRARY)
 
 
@@ -62,7 +69,7 @@ def _load(library: Path) -> None:
 
 
 def _describe(library: Path, function: str) -> str | None:
-    """What a library says of its own build, or None if there is no such library."""
+    """Build information of a library, or None if there is no such library."""
     if not library.exists():
         return None
     describe = getattr(ctypes.CDLL(str(library)), function)

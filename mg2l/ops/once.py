@@ -1,4 +1,4 @@
-"""Operators have first derivatives only."""
+"""Operators have first derivatives only, and calls that need none go straight to the kernel."""
 
 from __future__ import annotations
 
@@ -14,3 +14,14 @@ def differentiable_once(op: str) -> None:
         raise RuntimeError(f"{op}: there are first derivatives only, got a request for second ones")
 
     torch.library.register_autograd(f"mg2l::{op}_backward", refuse)
+
+
+def without_autograd(op: Any, *arguments: Any) -> Any:
+    """Call an operator where no gradients are recorded: in a forward pass, or under ``no_grad``.
+
+    What is registered for autograd is Python, and takes longer than the kernels on small inputs.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return op(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)

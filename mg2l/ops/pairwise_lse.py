@@ -23,7 +23,7 @@ def pairwise_lse(
     mask: Tensor | None = None,
     clip: float | None = None,
 ) -> PairwiseScores:
-    """What estimators of mutual information need of all pairs' scores.
+    """Statistics of all pairs' scores that estimators of mutual information need.
 
     ``s_ij = scale q_i . k_j``, or with ``std`` the diagonal Gaussian log-density ``s_ij = scale log
     N(q_i; k_j, diag std_j^2)``. Each query has one positive; its negatives are the keys that are
@@ -56,7 +56,7 @@ def pairwise_lse(
     Raises:
         ValueError: ``clip`` is not positive.
         RuntimeError: Shapes, dtypes or devices do not fit, ``scale`` is not finite, ``positive`` is
-            out of range (on CUDA, where looking would wait for the device, the query's results are
+            out of range (on CUDA, where a check would wait for the device, the query's results are
             NaN), there is no key, or only one of the labels is given; or a second derivative is
             asked for.
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mg2l.ops.once import differentiable_once
+from mg2l.ops.once import differentiable_once, without_autograd
 from mg2l.ops.results import Pooled
 
 
@@ -60,12 +60,35 @@ def pia_pool(
         sizes = (before.numel(), shape[axis], after.numel())
         x = x.reshape(*sizes, shape[-1])
         mask = None if mask is None else mask.reshape(sizes)
-    pooled, _, weights = torch.ops.mg2l.pia_pool.default(x, query, mask, return_weights)
+    if torch.is_grad_enabled() and (x.requires_grad or query.requires_grad):
+        pooled, weights = _Differentiable.apply(x, query, mask, return_weights)  # type: ignore
+    else:
+        pooled, _, weights = without_autograd(
+            torch.ops.mg2l.pia_pool.default, x, query, mask, return_weights
+        )
     if axes != 4 or axis != 1:
         pooled = pooled.view(*before, *after, *pooled.shape[2:])
         if return_weights:
             weights = weights.view(*before, *after, *weights.shape[2:])
     return Pooled(pooled, weights if return_weights else None)
+
+
+class _Differentiable(torch.autograd.Function):
+    """What is registered with the dispatcher below, without its Python."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, query: Tensor, mask: Tensor | None, return_weights: bool
+    ) -> tuple[Tensor, Tensor]:
+        pooled, lse, weights = without_autograd(
+            torch.ops.mg2l.pia_pool.default, x, query, mask, return_weights
+        )
+        _setup_context(ctx, (x, query, mask, return_weights), (pooled, lse, weights))
+        return pooled, weights
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> Any:
+        return _backward(ctx, grad)
 
 
 @torch.library.register_fake("mg2l::pia_pool")
@@ -100,7 +123,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> Any:
     if grad is None:
         return (None,) * 4
-    return (*torch.ops.mg2l.pia_pool_backward.default(grad, *ctx.saved_tensors), None, None)
+    op = torch.ops.mg2l.pia_pool_backward.default
+    return (*without_autograd(op, grad, *ctx.saved_tensors), None, None)
 
 
 torch.library.register_autograd("mg2l::pia_pool", _backward, setup_context=_setup_context)

@@ -1,9 +1,9 @@
-"""Every operator in plain torch: its definition, what tests compare with and benchmarks race.
+"""Every operator in plain torch: its definition, and the reference of tests and benchmarks.
 
 Same arguments and results as the functions of :mod:`mg2l.ops`, none of the checks.
 
 Attention over a set with a logit that is not finite is NaN throughout, and so are the log-sum-exps
-of a query with a score that is not finite: guards against losses that are not finite must see it.
+of a query with a score that is not finite: guards against non-finite losses must see it.
 """
 
 from __future__ import annotations
@@ -92,8 +92,10 @@ def pia_pool(
     x = x.movedim(dim, -2)
     if mask is not None:
         mask = mask.movedim(dim + 1 if dim < 0 else dim, -1).unsqueeze(-2)
-        x = torch.where(mask.transpose(-1, -2), x, 0)  # what is not there is not looked at
+        x = torch.where(mask.transpose(-1, -2), x, 0)  # masked inputs are never read
     logits = query @ x.transpose(-1, -2)
+    if mask is not None:  # a set without members reads no query either
+        logits = torch.where(mask.any(-1, keepdim=True), logits, 0)
     logits = logits * _one_if_finite(logits)
     if mask is not None:
         # Where a set has no member at all, infinities would be NaN in its gradients.
@@ -140,6 +142,23 @@ def pairwise_lse(
     clipped_positive = positive_score if clip is None else positive_score.clamp(-clip, clip)
     lse = torch.logaddexp(lse_negatives, clipped_positive * _one_if_finite(positive_score))
     return PairwiseScores(lse, lse_negatives, mean, positive_score, count, rank)
+
+
+def stacked_mlp(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    relu: bool = True,
+    plain_last: bool = False,
+) -> Tensor:
+    """See :func:`mg2l.ops.stacked_mlp`."""
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True), 1):
+        x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+        if not plain_last or layer < len(weights):
+            x = F.relu(x) if relu else torch.tanh(x)
+            x = F.layer_norm(x, x.shape[-1:])
+    return x
 
 
 def _one_if_finite(x: Tensor) -> Tensor:

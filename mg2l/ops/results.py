@@ -1,4 +1,4 @@
-"""What operators with several outputs return."""
+"""Results of operators with several outputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class GAE(NamedTuple):
-    """What :func:`mg2l.ops.gae` returns."""
+    """Result of :func:`mg2l.ops.gae`."""
 
     advantages: Tensor
     """``[T, *B]``: advantage of each step, unit of the reward."""
@@ -27,17 +27,17 @@ class GAE(NamedTuple):
 
 
 class EncodedContext(NamedTuple):
-    """What :func:`mg2l.ops.encode_context` returns."""
+    """Result of :func:`mg2l.ops.encode_context`."""
 
     pooled: Tensor
-    """``[B, A, H]``: hidden features of each context, weighted by what they say of the task."""
+    """``[B, A, H]``: hidden features of each context, pooled by attention."""
 
     weights: Tensor | None
     """``[B, A, T]`` when asked for: the transitions' priorities; sum to 1, no gradient."""
 
 
 class Pooled(NamedTuple):
-    """What :func:`mg2l.ops.pia_pool` returns."""
+    """Result of :func:`mg2l.ops.pia_pool`."""
 
     pooled: Tensor
     """``[*, heads, D]``: the inputs' weighted mean under each head; 0 for an empty set."""
@@ -47,7 +47,7 @@ class Pooled(NamedTuple):
 
 
 class PairwiseScores(NamedTuple):
-    """What :func:`mg2l.ops.pairwise_lse` returns: one number per query, ``[*G, B]`` each."""
+    """Result of :func:`mg2l.ops.pairwise_lse`: one number per query, ``[*G, B]`` each."""
 
     lse: Tensor
     """``log sum exp`` of the scores of the positive and all negatives."""

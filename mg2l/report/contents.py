@@ -1,4 +1,4 @@
-"""What a report says of each environment."""
+"""The sections of a report for each environment."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 
 import mg2l
 from mg2l.core.files import write_text
+from mg2l.evaluation.adaptation import PARTS, of_groups
 from mg2l.evaluation.groups import Group, different_steps, end, shown, student
 from mg2l.evaluation.results import Run, printable
-from mg2l.report import page, representation, testing, training
+from mg2l.report import adaptation, page, representation, testing, training
 from mg2l.report.panels import Section, Style, ordered, seeds
 from mg2l.report.training import Algorithms
 
 UNTOLD = ("seed", "main_save_path", "load_model", "load_model_path", "n_training_threads")
-"""Keys that say nothing of how algorithms differ."""
+"""Keys in which a difference says nothing about algorithms."""
 
 
 def write(
@@ -26,56 +27,62 @@ def write(
     last: int,
     window: int,
     env_steps: int | None,
-    film_bytes: int,
+    video_bytes: int,
 ) -> list[str]:
-    """Write the page; returns a line for each film that it does not hold.
+    """Write the page; returns a line for each video that is left out.
 
     Args:
-        path: of the page.
+        path: path of the page.
         groups: at least one.
         notes: lines on runs and files that are not in it.
         last: iterations that count as the end of a run.
         window: iterations of running means.
-        env_steps: where every run ends at the latest.
-        film_bytes: of films at most.
+        env_steps: environment steps at which every run is cut.
+        video_bytes: largest total size of videos.
 
     Raises:
         WriteError: the page cannot be written.
     """
     style = Style(ordered(group.algo for group in groups))
     parts: dict[str, Sequence[Section]] = {}
+    clocks: dict[str, training.Clocks] = {}
     without: list[str] = []
+    scored = of_groups(groups)
     for env in dict.fromkeys(group.env for group in groups):
         of_env = {group.algo: group.runs for group in groups if group.env == env}
         algos = {algo: of_env[algo] for algo in ordered(of_env)}
-        films, more = page.films([run for runs in algos.values() for run in runs], film_bytes)
+        videos, more = page.videos([run for runs in algos.values() for run in runs], video_bytes)
         without += more
         scores = testing.scores(algos, last, env_steps)
         parts[env] = [
             Section("Runs", html=overview(algos, last, env_steps)),
             training.returns(style, algos, last, window, env_steps),
             training.tasks(style, algos, window),
+            adaptation.section(style, [part for part in scored if part.env == env]),
             testing.few_shots(style, algos),
             testing.profiles(style, scores),
             testing.mismatches(algos),
             training.information(style, algos, window),
+            training.diagnostics(style, algos, window),
             representation.maps(algos),
             representation.priorities(style, algos),
             training.phases(algos),
             Section("How the configurations differ", html=differences(algos)),
-            Section("Films", html=films),
+            Section("Software and hardware", html=origins(algos)),
+            Section("Videos", html=videos),
         ]
+        clocks[env] = training.clocks(algos)
     if notes:
         parts["Left out"] = [Section("Runs and files", html=page.lines(notes))]
     count = sum(len(group.runs) for group in groups)
     about = f"{count} runs, written {time.strftime('%Y-%m-%d %H:%M')} by mg2l {mg2l.__version__}"
     title = f"MG2L: {', '.join(dict.fromkeys(group.env for group in groups))}"
-    write_text(path, page.html(title, about, style, parts))
+    write_text(path, page.html(title, about, style, parts, clocks))
     return without
 
 
 def overview(algos: Algorithms, last: int, env_steps: int | None) -> str:
-    """Table of what there is, with the return at the end, and lines on what does not count."""
+    """Table of the runs with their final returns, and remarks on those that do not count."""
     rows, notes = [], []
     ends = {algo: end(runs, last, env_steps) for algo, runs in algos.items()}
     for algo, found in ends.items():
@@ -109,14 +116,14 @@ def overview(algos: Algorithms, last: int, env_steps: int | None) -> str:
         f"return, last {last}",
         "95 %",
     ]
-    header += [f"{where}, most shots" for where in testing.SPLITS.values()]
+    header += [f"{where}, most shots" for where in PARTS.values()]
     table = page.table(header, rows)
     return table + page.lines(notes)
 
 
 def _tested(runs: Sequence[Run]) -> list[str]:
     cells = []
-    for split in testing.SPLITS:
+    for split in PARTS:
         shots = testing.shots_of(runs, split)
         found = [r for run in runs if shots and (r := testing.row(run, split, "shots", shots[-1]))]
         if not found:
@@ -125,6 +132,27 @@ def _tested(runs: Sequence[Run]) -> list[str]:
         value, _, high = student(r["return"] for r in found)
         cells.append(f"{value:.1f}" + ("" if len(found) < 2 else f" ± {high - value:.1f}"))
     return cells
+
+
+def origins(algos: Algorithms) -> str:
+    """Table of what the runs were made with, a row for each combination."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for algo, runs in algos.items():
+        for run in runs:
+            if run.origin:
+                started = run.origin["started"]
+                changed = " with changes" if started["uncommitted_changes"] else ""
+                commit = f"{(started['commit'] or 'unknown')[:10]}{changed}"
+                versions = (str(started["packages"].get(name) or "") for name in ("mg2l", "torch"))
+                machine = f"{started['cpu'] or 'unknown'}, {started['cores']} cores"
+                gpus = ", ".join(started["gpus"])
+                key = (commit, *versions, machine, str(started["threads"]), gpus)
+                rows.setdefault(tuple(map(printable, key)), []).append(algo)
+    header = ["algorithms", "commit", "mg2l", "torch", "processor", "threads", "GPUs", "runs"]
+    lines = [
+        [", ".join(dict.fromkeys(of_key)), *key, str(len(of_key))] for key, of_key in rows.items()
+    ]
+    return page.table(header, lines) if lines else ""
 
 
 def differences(algos: Algorithms) -> str:

@@ -1,19 +1,21 @@
-"""The page itself: one file that holds everything it shows."""
+"""The page itself: one self-contained file."""
 
 from __future__ import annotations
 
 import base64
+import gzip
+import json
 import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
 from mg2l.core.files import FileError, read_bytes
 from mg2l.evaluation.results import Run, printable
-from mg2l.report.panels import BANDS, Section, Style
+from mg2l.report.panels import BANDS, Panel, Section, Style
+from mg2l.report.training import AXES, Clocks
 
 FOLDER = Path(__file__).parent
 CONFIG = {
@@ -21,23 +23,33 @@ CONFIG = {
     "displaylogo": False,
     "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
 }
-"""Of every figure: nothing that leads to another page."""
+"""Options of every figure: no link to another page."""
 
 KINDS = {".gif": "image/gif", ".mp4": "video/mp4"}
 MAGIC = {".gif": rb"GIF8[79]a", ".mp4": rb"(?s:....)ftyp"}
-"""What the film of each ending is for a browser, and how its bytes begin."""
+"""MIME type and first bytes of a video with each ending."""
 
 
-def html(title: str, about: str, style: Style, parts: dict[str, Sequence[Section]]) -> str:
+def html(
+    title: str,
+    about: str,
+    style: Style,
+    parts: dict[str, Sequence[Section]],
+    clocks: dict[str, Clocks] | None = None,
+) -> str:
     """The page.
 
+    Plotly and the figures are held compressed, a third of their size, and unpacked by the browser.
+
     Args:
-        title: of the page.
+        title: title of the page.
         about: a line under it.
         style: colours of the algorithms.
         parts: sections by the environment that they are about.
+        clocks: the x-axes of curves by environment.
     """
     body, links = [], []
+    figures: list[str] = []
     for index, (name, sections) in enumerate(parts.items()):
         filled = [section for section in sections if section.html or section.panels]
         anchors = [(f"s{index}-{at}", section) for at, section in enumerate(filled)]
@@ -45,36 +57,53 @@ def html(title: str, about: str, style: Style, parts: dict[str, Sequence[Section
         links.append(f"<div><b>{escape(name)}</b>{items}</div>")
         body.append(f"<h2>{escape(name)}</h2>")
         body += [_section(at, section) for at, section in anchors]
+        figures += [_figure(panel, name) for _, section in anchors for panel in section.panels]
     chips = "".join(
         f'<button data-algo="{escape(algo)}" aria-pressed="true">'
-        f'<i style="background:{style.colour(algo)}"></i>{escape(algo)}</button>'
+        f'<svg aria-hidden="true">{style.sample(algo)}</svg>{escape(algo)}</button>'
         for algo in style.algos
     )
+    axes = "".join(f"<option>{axis}</option>" for axis in AXES)
+    chosen = f'<select id="axis" aria-label="x-axis of curves">{axes}</select>'
+    packed = (
+        f'<script type="text/plain" id="{name}">{_packed(text)}</script>'
+        for name, text in (("plotly", get_plotlyjs()), ("figures", f"[{','.join(figures)}]"))
+    )
+    constants = {"BANDS": BANDS, "CONFIG": CONFIG, "CLOCKS": clocks or {}}
     return (
         "<!doctype html>\n"
         '<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="icon" href="data:,">'
-        f"<title>{escape(title)}</title><style>{_asset('page.css')}</style>"
-        f"<script>{get_plotlyjs()}</script></head><body>"
+        f"<title>{escape(title)}</title><style>{_asset('page.css')}</style></head><body>"
         f"<header><h1>{escape(title)}</h1><p>{escape(about)}</p></header>"
-        f'<nav id="chips" aria-label="algorithms shown">{chips}</nav>'
+        f'<nav id="chips" aria-label="algorithms shown">{chosen}{chips}</nav>'
         f'<nav id="contents">{"".join(links)}</nav>'
-        f"<main>{''.join(body)}</main>"
-        f"<script>const BANDS = {BANDS};\n{_asset('page.js')}</script></body></html>\n"
+        f"<main>{''.join(body)}</main>{''.join(packed)}"
+        f"<script>{''.join(f'const {k} = {_script(v)};' for k, v in constants.items())}"
+        f"\n{_asset('page.js')}</script></body></html>\n"
     )
 
 
-def films(runs: Sequence[Run], most: int) -> tuple[str, list[str]]:
-    """Films as HTML, ``most`` bytes of them, and a line for each that is not held."""
+def _packed(text: str) -> str:
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+def _script(value: object) -> str:
+    """A value as JavaScript that cannot end the script that it is in."""
+    return json.dumps(value).replace("<", "\\u003c")
+
+
+def videos(runs: Sequence[Run], most: int) -> tuple[str, list[str]]:
+    """Videos as HTML, ``most`` bytes of them, and a line for each that is left out."""
     shown, lines, held = [], [], 0
     for run in runs:
-        for path in run.films:
+        for path in run.videos:
             try:
                 if held + path.stat().st_size > most:
-                    lines.append(f"left out, see --film-mb: {path}")
+                    lines.append(f"left out, see --video-mb: {path}")
                     continue
-                data = film(path, run.folder, most - held)
+                data = video(path, run.folder, most - held)
             except (FileError, OSError) as error:
                 lines.append(f"skipped: {error}")
                 continue
@@ -85,19 +114,19 @@ def films(runs: Sequence[Run], most: int) -> tuple[str, list[str]]:
             if path.suffix == ".mp4":
                 drawn = f'<video src="{source}" controls loop muted></video>'
             shown.append(f"<figure>{drawn}<figcaption>{name}</figcaption></figure>")
-    return f'<div class="films">{"".join(shown)}</div>' if shown else "", lines
+    return f'<div class="videos">{"".join(shown)}</div>' if shown else "", lines
 
 
-def film(path: Path, run: Path, most: int) -> bytes:
-    """What a film holds.
+def video(path: Path, run: Path, most: int) -> bytes:
+    """Content of a video file.
 
     Raises:
-        FileError: it is none by its first bytes, is no regular file, does not lie in ``run``, or
+        FileError: its first bytes are not a video's, it is no regular file or outside ``run``, or
             has more than ``most`` bytes.
     """
     data = read_bytes(path, inside=run, most=most)
     if not re.match(MAGIC[path.suffix], data):
-        raise FileError(f"{path}: is no film of kind {path.suffix[1:]}")
+        raise FileError(f"{path}: is not a video of kind {path.suffix[1:]}")
     return data
 
 
@@ -124,20 +153,20 @@ def lines(texts: Sequence[str]) -> str:
 def _section(anchor: str, section: Section) -> str:
     panels = []
     for panel in section.panels:
-        drawn = to_html(
-            panel.figure,
-            full_html=False,
-            include_plotlyjs=False,
-            config=CONFIG,
-        )
         caption = f"<p>{escape(panel.caption)}</p>" if panel.caption else ""
         kind = "panel wide" if panel.wide else "panel"
-        panels.append(f'<div class="{kind}"><h4>{escape(panel.title)}</h4>{caption}{drawn}</div>')
+        title = f"<h4>{escape(panel.title)}</h4>"
+        panels.append(f'<div class="{kind}">{title}{caption}<div class="plot"></div></div>')
     text = f"<p>{escape(section.text)}</p>" if section.text else ""
     return (
         f'<section id="{anchor}"><h3>{escape(section.title)}</h3>{text}{section.html}'
         f'<div class="panels">{"".join(panels)}</div></section>'
     )
+
+
+def _figure(panel: Panel, env: str) -> str:
+    """A figure as JSON, with the environment that it is about."""
+    return f'{{"env": {json.dumps(env)}, "drawn": {panel.figure.to_json()}}}'
 
 
 def _asset(name: str) -> str:

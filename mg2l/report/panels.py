@@ -1,6 +1,6 @@
-"""What a page is made of, and how its figures look.
+"""Parts of a page, and the style of its figures.
 
-Plotly reads tags in names and labels, so that what is written there is escaped as in HTML.
+Plotly interprets tags in names and labels, so these are escaped as in HTML.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from mg2l.config.files import DEFAULTS
 from mg2l.evaluation import statistics
 
 COLOURS = (
-    *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#7f7f7f", "#8c564b"),
-    *("#9467bd", "#b8a200", "#17375e", "#c44e52"),
+    *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8a8a8a", "#a0695c"),
+    *("#9467bd", "#a39a00"),
 )
-"""Those of Okabe and Ito first, which the colour-blind can tell apart."""
+"""Those of Okabe and Ito first, which the colour-blind can distinguish; on white and on black."""
 
-DASHES = ("solid", "dash", "dot")
+DASHES = {"solid": "", "dash": "7 4", "dot": "2 3", "dashdot": "7 3 2 3"}
+"""Dashes of lines by plotly's names, and as SVG has them."""
+
+SYMBOLS = ("circle", "diamond-open", "square", "triangle-up-open")
 
 BANDS = 8
 """Algorithms shown in a figure, at most, for intervals to be drawn along its curves."""
@@ -30,12 +33,12 @@ BANDS = 8
 
 @dataclass
 class Panel:
-    """A figure with what it shows.
+    """A figure with its title and caption.
 
     Attributes:
         title: in a few words.
         caption: how to read it.
-        figure: of plotly; traces with ``meta`` belong to the algorithm of that name.
+        figure: a plotly figure; traces with ``meta`` belong to the algorithm of that name.
         wide: takes the page's whole width.
     """
 
@@ -50,9 +53,9 @@ class Section:
     """Panels under one heading, or HTML before them.
 
     Attributes:
-        title: of the heading.
-        text: what all panels have in common, plain.
-        html: tables and films.
+        title: text of the heading.
+        text: plain text about all panels.
+        html: tables and videos.
     """
 
     title: str
@@ -75,38 +78,53 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 @dataclass
 class Style:
-    """How each algorithm looks, in all figures of a page alike.
+    """Style of each algorithm, the same in all figures of a page.
 
     Args:
-        algos: all of the page, `ordered`.
+        algos: all algorithms of the page, `ordered`.
     """
 
     algos: list[str]
 
     def colour(self, algo: str) -> str:
-        """As CSS knows it."""
+        """Colours as CSS."""
         return COLOURS[self.algos.index(algo) % len(COLOURS)]
 
     def dash(self, algo: str) -> str:
-        """Of lines, where colours are used again."""
-        return DASHES[self.algos.index(algo) // len(COLOURS) % len(DASHES)]
+        """Dashes of lines, where colours are used again."""
+        return list(DASHES)[self._turn(algo)]
+
+    def symbol(self, algo: str) -> str:
+        """Symbols of points, likewise."""
+        return SYMBOLS[self._turn(algo)]
+
+    def _turn(self, algo: str) -> int:
+        return self.algos.index(algo) // len(COLOURS) % len(DASHES)
+
+    def sample(self, algo: str) -> str:
+        """A piece of its line, as SVG."""
+        return (
+            f'<line x1="0" x2="26" y1="5" y2="5" stroke="{self.colour(algo)}" stroke-width="3" '
+            f'stroke-dasharray="{DASHES[self.dash(algo)]}"/>'
+        )
 
     def line(self, algo: str, x: Any, y: Any, **more: Any) -> go.Scatter:
         """A line, or points with ``mode``."""
         look = {"color": self.colour(algo), "dash": self.dash(algo), "width": 2}
-        values = {"x": x, "y": y, "mode": "lines", "line": look, "meta": algo, **more}
-        return go.Scatter(name=escape(algo), **values)
+        values = {"x": plain(x), "y": plain(y), "mode": "lines", "line": look, "meta": algo}
+        marker = {"symbol": self.symbol(algo), "size": 7}
+        return go.Scatter(name=escape(algo), **(values | {"marker": marker} | more))
 
     def band(self, algo: str, x: Any, low: Any, high: Any, among: int) -> go.Scatter:
-        """What lies between two lines, shown in a figure of not too many algorithms."""
+        """The band between two lines, in figures of not too many algorithms."""
         x, low, high = (np.asarray(values, float) for values in (x, low, high))
         gaps = np.flatnonzero(~np.isfinite(low))
         parts = [part for part in np.split(np.arange(len(x)), gaps) if np.isfinite(low[part]).any()]
         held = [part[np.isfinite(low[part])] for part in parts]
         nan = [float("nan")]  # between polygons
         return go.Scatter(
-            x=np.concatenate([[*x[part], *x[part[::-1]], *nan] for part in held] or [nan]),
-            y=np.concatenate([[*high[part], *low[part[::-1]], *nan] for part in held] or [nan]),
+            x=plain([at for p in held for at in (*x[p], *x[p[::-1]], *nan)] or nan),
+            y=plain([at for p in held for at in (*high[p], *low[p[::-1]], *nan)] or nan),
             fill="toself",
             fillcolor=_faint(self.colour(algo)),
             line={"width": 0},
@@ -118,6 +136,11 @@ class Style:
         )
 
 
+def plain(values: Any) -> list[Any]:
+    """Values as a list, numbers with six digits, which is all that a figure can show."""
+    return [float(f"{x:.6g}") if isinstance(x, float) else x for x in np.asarray(values).tolist()]
+
+
 def _faint(colour: str) -> str:
     red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.15)"
@@ -126,12 +149,15 @@ def _faint(colour: str) -> str:
 def figure(x: str, y: str, height: int = 340, **layout: Any) -> go.Figure:
     """An empty figure with named axes."""
     found = go.Figure()
-    axis = {"gridcolor": "#e8e8e8", "zerolinecolor": "#cccccc", "automargin": True}
+    axis = {"automargin": True}
     found.update_layout(
         template="none",
         height=height,
         margin={"l": 50, "r": 12, "t": 28, "b": 44},
-        font={"family": "system-ui, sans-serif", "size": 12, "color": "#222222"},
+        font={"family": "system-ui, sans-serif", "size": 12},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#8a8a8a"},
         showlegend=False,
         hovermode="closest",
         xaxis={"title": {"text": x}, **axis},
@@ -157,7 +183,7 @@ def forest(
                 [value],
                 [escape(name)],
                 mode="markers",
-                marker={"color": style.colour(name), "size": 9},
+                marker={"color": style.colour(name), "symbol": style.symbol(name), "size": 9},
                 error_x=error,
             )
         )

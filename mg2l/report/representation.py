@@ -1,4 +1,4 @@
-"""Figures of what ``mg2l.probe`` measured."""
+"""Figures of the measurements of ``mg2l.probe``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from mg2l.evaluation.results import Run
-from mg2l.report.panels import COLOURS, Panel, Section, Style, figure
-from mg2l.report.training import Algorithms
+from mg2l.report.panels import COLOURS, Panel, Section, Style, figure, plain
+from mg2l.report.training import Algorithms, named
 
-FIGURES = ("linear", "nearest", "silhouette", "r2")
+FIGURES = ("linear", "nearest", "silhouette", "r2/train", "r2/validation", "r2/test", "r2/ood")
+"""Columns of the table, of which only those with numbers are shown."""
+
+LEGEND = {"orientation": "h", "y": -0.05, "yanchor": "top", "itemsizing": "constant"}
 
 POINTS = 240
 """Contexts drawn in a map at most."""
@@ -25,7 +28,7 @@ def probed(runs: list[Run]) -> Run | None:
 
 def figures(algos: Algorithms) -> str:
     """Table of the figures, mean over seeds; empty where nothing was probed."""
-    lines = []
+    lines, shown = [], _measured(algos)
     for algo, runs in algos.items():
         held = [run.probe["contexts"] for run in runs if run.probe]
         if not held:
@@ -33,18 +36,26 @@ def figures(algos: Algorithms) -> str:
         for episodes in held[0]:
             cells = [f'<td class="name">{escape(algo)}</td>', f"<td>{escape(episodes)}</td>"]
             for level in ("global", "local"):
-                cells += [f"<td>{_mean(held, episodes, level, name)}</td>" for name in FIGURES]
+                cells += [f"<td>{_mean(held, episodes, level, name)}</td>" for name in shown]
             lines.append(f"<tr>{''.join(cells)}</tr>")
     if not lines:
         return ""
-    names = "".join(f"<th>{name}</th>" for name in FIGURES)
+    names = "".join(f"<th>{name}</th>" for name in shown)
     return (
         '<div class="scroll"><table><thead><tr><th rowspan="2">algorithm</th>'
         '<th rowspan="2">episodes</th>'
-        f'<th colspan="{len(FIGURES)}">z, everybody\'s</th>'
-        f'<th colspan="{len(FIGURES)}">z^i, mean over agents</th></tr>'
+        f'<th colspan="{len(shown)}">z, joint</th>'
+        f'<th colspan="{len(shown)}">z^i, mean over agents</th></tr>'
         f"<tr>{names}{names}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _measured(algos: Algorithms) -> list[str]:
+    """Those of `FIGURES` that any run has."""
+    probes = [run.probe for runs in algos.values() for run in runs if run.probe]
+    levels = [level for probe in probes for held in probe["contexts"].values()
+              for level in held.values() if isinstance(level, dict)]  # fmt: skip
+    return [name for name in FIGURES if any(name in level for level in levels)]
 
 
 def _mean(held: list[dict[str, Any]], episodes: str, level: str, name: str) -> str:
@@ -62,10 +73,11 @@ def _mean(held: list[dict[str, Any]], episodes: str, level: str, name: str) -> s
 def maps(algos: Algorithms) -> Section:
     """Representations laid out in a plane."""
     section = Section(
-        "What representations say of the task",
-        "From new episodes of the training tasks: shares of contexts whose task a linear model and "
-        "the nearest neighbours tell, silhouette, and R² of the task's features. Maps: each point "
-        "is a context, its colour the task; the first seed that was probed.",
+        "What representations know about the task",
+        "From new episodes of the training tasks: fractions of contexts whose task a linear model "
+        "and the nearest neighbours predict, and silhouette; from new episodes of training, "
+        "held-out and further tasks: R² of the task's features. Maps: each point is a context, its "
+        "colour the task; the first seed that was probed.",
         figures(algos),
     )
     for algo, runs in algos.items():
@@ -74,25 +86,27 @@ def maps(algos: Algorithms) -> Section:
             continue
         for level, ways in run.probe["maps"].items():
             for way, points in ways.items():
-                drawn = figure("", "", height=300)
+                few = len(run.probe["tasks"]) <= len(COLOURS)
+                drawn = figure("", "", height=340, showlegend=few, legend=LEGEND)
                 for index, (task, of_task) in enumerate(
                     zip(run.probe["tasks"], np.asarray(points, float), strict=True)
                 ):
                     shown = of_task[: max(2, POINTS // len(points))]
                     drawn.add_scatter(
-                        x=shown[:, 0],
-                        y=shown[:, 1],
+                        x=plain(shown[:, 0]),
+                        y=plain(shown[:, 1]),
                         mode="markers",
                         marker={"size": 5, "color": COLOURS[index % len(COLOURS)]},
-                        name=escape(str(task)),
+                        name=escape(named(algos, str(task))),
                     )
                 title = f"{algo}: {level.replace('_', ' ')}, {way.upper()}"
-                section.panels.append(Panel(title, "", drawn))
+                caption = "" if few else "Colours repeat; a point's name is its task."
+                section.panels.append(Panel(title, caption, drawn))
     return section
 
 
 def priorities(style: Style, algos: Algorithms) -> Section:
-    """Weight of each step in what is inferred."""
+    """Weight of each step in the inference."""
     section = Section(
         "Attention priorities",
         "Weight of each step of an episode in what an agent infers from it, where 1 is as much as "
@@ -116,5 +130,5 @@ def priorities(style: Style, algos: Algorithms) -> Section:
             weights = np.asarray(run.probe["priorities"], float)  # [K, A, T]
             mean = weights[tasks.index(task)].mean(0)
             drawn.add_trace(style.line(algo, np.arange(len(mean)), mean))
-        section.panels.append(Panel(f"Task {task}", "", drawn))
+        section.panels.append(Panel(named(algos, task), "", drawn))
     return section

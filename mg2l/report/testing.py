@@ -12,16 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mg2l.evaluation import statistics
+from mg2l.evaluation.adaptation import PARTS
 from mg2l.evaluation.groups import end, student
 from mg2l.evaluation.results import Run
 from mg2l.report.panels import Panel, Section, Style, figure, forest
 from mg2l.report.training import Algorithms, lines
 
-SPLITS = {
-    "test": "held-out tasks",
-    "train": "tasks of training",
-    "ood": "tasks beyond the training distribution",
-}
 Matrix = NDArray[np.float64]
 
 LEAST_GAIN = 1e-9
@@ -29,7 +25,7 @@ LEAST_GAIN = 1e-9
 
 
 def row(run: Run, split: str, mode: str, shots: int = 0) -> dict[str, Any] | None:
-    """What ``evaluation.json`` says of one way of acting, None where it does not."""
+    """The row of ``evaluation.json`` for one way of acting, None where there is none."""
     wanted = {"split": split, "mode": mode, "shots": shots}
     for found in (run.evaluation or {}).get("results", []):
         ways = {key: found[key] for key in wanted}
@@ -55,7 +51,7 @@ class Scores:
 
     Attributes:
         by_algo: ``[R, K]`` each.
-        what: what they are, for an axis.
+        what: title of an axis of scores.
         normalised: 0 is random behaviour and 1 the oracle.
     """
 
@@ -65,13 +61,13 @@ class Scores:
 
 
 def scores(algos: Algorithms, last: int, cut: int | None) -> Scores:
-    """Of meta-tests where every algorithm has one, else of the end of training.
+    """Scores of meta-tests where every algorithm has one, else of the end of training.
 
     Meta-tests count on held-out tasks, where there are any, after as many shots as all were given;
     normalised by task between random behaviour and the mean of the oracle's runs, where these have
     been tested and are better everywhere.
     """
-    for split in SPLITS:
+    for split in PARTS:
         runs = [run for held in algos.values() for run in held if run.evaluation]
         shots = shots_of(runs, split)
         if not shots or not all(any(run.evaluation for run in held) for held in algos.values()):
@@ -85,7 +81,7 @@ def scores(algos: Algorithms, last: int, cut: int | None) -> Scores:
         random = found.pop("", None)
         if not found:
             continue
-        what = f"return on {SPLITS[split]}, {shots[-1]} shots"
+        what = f"return on {PARTS[split]}, {shots[-1]} shots"
         bounds = [name for name in found if all(run.knows_task for run in algos[name])]
         if len(bounds) == 1 and random is not None:
             floor, gain = random.mean(0), found[bounds[0]].mean(0) - random.mean(0)
@@ -129,7 +125,7 @@ def few_shots(style: Style, algos: Algorithms) -> Section:
         "After K episodes of exploration under the prior, each agent infers the task from its own "
         "transitions alone. Intervals: 95 %, Student's t over seeds.",
     )
-    for split, where in SPLITS.items():
+    for split, where in PARTS.items():
         found, means = figure("episodes of exploration", "return"), []
         for algo, runs in algos.items():
             shots = shots_of(runs, split)
@@ -142,10 +138,22 @@ def few_shots(style: Style, algos: Algorithms) -> Section:
             mean, low, high = np.asarray(points).T
             if np.isfinite(low).all():
                 found.add_trace(style.band(algo, shots, low, high, len(algos)))
-            means.append(style.line(algo, shots, mean, mode="lines+markers"))
+            fixed = all(run.ignores_task or run.knows_task for run in runs)
+            if fixed and len(shots) == 1:  # the same after any number of episodes
+                means.append(_level(style, algo, _most(algos, split), float(mean[0])))
+            else:
+                means.append(style.line(algo, shots, mean, mode="lines+markers"))
         found.add_traces(means)
         if means:
-            caption = "Measured after training, by mg2l.evaluate."
+            random = [r["return"] for runs in algos.values() for run in runs
+                      if (r := row(run, split, "random"))]  # fmt: skip
+            if random:
+                found.add_hline(
+                    float(np.mean(random)),
+                    line={"color": "#8a8a8a", "dash": "dot", "width": 1},
+                    annotation={"text": "random", "font": {"color": "#8a8a8a"}},
+                )
+            caption = "Measured after training, by mg2l.evaluate. Dotted: an untrained team."
             section.panels.append(Panel(f"On {where}", caption, found))
         for count in _logged_shots(algos, split):
             curve = lines(style, algos, f"eval/{split}_{count}_shots", "return", 1)
@@ -154,8 +162,18 @@ def few_shots(style: Style, algos: Algorithms) -> Section:
     return section
 
 
+def _most(algos: Algorithms, split: str) -> int:
+    """The most episodes of exploration of any algorithm, at least 1."""
+    return max([1, *(max(shots_of(runs, split), default=0) for runs in algos.values())])
+
+
+def _level(style: Style, algo: str, most: int, value: float) -> Any:
+    """A line at one height."""
+    return style.line(algo, [0, most], [value, value], mode="lines")
+
+
 def _logged_shots(algos: Algorithms, split: str) -> list[int]:
-    """The least and the most shots that were tested while training."""
+    """The fewest and the most shots of the meta-tests during training."""
     logged = re.compile(rf"eval/{split}_(0|[1-9][0-9]{{0,8}})_shots")
     counts = {
         int(found[1])
@@ -172,7 +190,7 @@ def profiles(style: Style, found: Scores) -> Section:
     """Aggregates of scores over runs and tasks (Agarwal et al., 2021)."""
     section = Section(
         "Aggregates over runs and tasks",
-        f"Scores: {found.what}. Intervals: 95 % bootstrap, runs drawn anew within each task; with "
+        f"Scores: {found.what}. Intervals: 95 % bootstrap, runs resampled within each task; with "
         "few seeds they are too narrow. Agarwal et al., NeurIPS 2021.",
     )
     if not found.by_algo:
@@ -204,7 +222,7 @@ def profiles(style: Style, found: Scores) -> Section:
         )
     everything = np.concatenate([held.ravel() for held in found.by_algo.values()])
     thresholds = np.linspace(everything.min(), everything.max(), 101)
-    drawn = figure(f"{found.what}: threshold", "share of scores above", yaxis_range=[-0.02, 1.02])
+    drawn = figure(f"{found.what}: threshold", "fraction scoring above", yaxis_range=[-0.02, 1.02])
     for algo, held in found.by_algo.items():
         share = statistics.profile(held, thresholds)
         drawn.add_trace(style.line(algo, thresholds, share, line_shape="hv"))
@@ -215,14 +233,14 @@ def profiles(style: Style, found: Scores) -> Section:
 
 
 def mismatches(algos: Algorithms) -> Section:
-    """What the wrong context costs."""
+    """The cost of a context of the wrong task."""
     section = Section(
         "The wrong context",
         "Return of acting in one task (columns) on what another task has shown (rows), mean over "
         "seeds.",
     )
     for algo, runs in algos.items():
-        for split, where in SPLITS.items():
+        for split, where in PARTS.items():
             held = [
                 run.evaluation["mismatch"][split]
                 for run in runs

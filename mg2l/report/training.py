@@ -1,4 +1,4 @@
-"""Figures of what training logs."""
+"""Figures of the metrics of training."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mg2l.evaluation.groups import curve, end
+from mg2l.evaluation.groups import POINTS, curve, end
 from mg2l.evaluation.results import Run
-from mg2l.report.panels import BANDS, Panel, Section, Style, figure, forest, seeds
+from mg2l.report.panels import BANDS, Panel, Section, Style, figure, forest, plain, seeds
 
 Algorithms = dict[str, list[Run]]
 """Runs of one environment, by the name of their group."""
@@ -18,23 +18,68 @@ Algorithms = dict[str, list[Run]]
 TASKS = 12
 """Tasks with a figure of their own at most."""
 
+AXES = ("environment steps", "iterations", "minutes")
+"""What curves are drawn over."""
+
+Clocks = dict[str, dict[str, list[float]]]
+"""By algorithm, `AXES` of its mean run at the same moments."""
+
 INFORMATION = {
-    "mi/global": ("Global information", "nats that z tells of the task, at least (InfoNCE)"),
-    "mi/local": ("Local information", "nats that each agent's own z^i tells, at least"),
-    "mi/gap": ("Gap from global to local", "L1Out bound minus the local objective, in nats"),
+    "mi/global": (
+        "Global information",
+        "information [nats]",
+        "lower bound on the nats of z about the task (InfoNCE)",
+    ),
+    "mi/local": (
+        "Local information",
+        "information [nats]",
+        "lower bound on the nats of each agent's own z^i",
+    ),
+    "mi/gap": (
+        "Gap from global to local",
+        "information [nats]",
+        "L1Out bound minus the local objective",
+    ),
     "accuracy/fresh_global": (
         "Recognised by z",
-        "share of contexts from new episodes, before anything was trained on them",
+        "fraction of contexts",
+        "from new episodes, before anything was trained on them",
     ),
-    "accuracy/fresh_local": ("Recognised by each z^i", "the same, from one agent's transitions"),
+    "accuracy/fresh_local": (
+        "Recognised by each z^i",
+        "fraction of contexts",
+        "the same, from one agent's transitions",
+    ),
 }
+
+DIAGNOSTICS = {
+    "explained_variance": (
+        "Explained variance",
+        "fraction of the variance",
+        "of returns that the critics' values explain; 1 is perfect, below 0 worse than a constant",
+    ),
+    "clip_fraction": (
+        "Clip fraction",
+        "fraction of steps",
+        "whose probability ratio is beyond the trust interval",
+    ),
+    "kl": (
+        "Policy change",
+        "KL divergence [nats]",
+        "from the policy that acted to the updated one",
+    ),
+    "entropy": ("Entropy", "entropy [nats]", "of the policies, mean over agents"),
+    "grad_norm/actor": ("Gradient of actors", "norm", "before clipping"),
+    "grad_norm/critic": ("Gradient of critics", "norm", "before clipping"),
+}
+"""Metrics of PPO: title, y-axis, and what they are."""
 
 PHASES = ("rollout", "ppo", "encoder", "explore", "eval")
 
 
 def lines(style: Style, algos: Algorithms, name: str, y: str, window: int) -> Any:
-    """A metric over environment steps, mean and interval over seeds; None where nobody logs it."""
-    shown, means = figure("environment steps", y), []
+    """A metric over environment steps, mean and interval over seeds; None where no run logs it."""
+    shown, means = figure(AXES[0], y), []
     drawn = {algo: curve(runs, name, window) for algo, runs in algos.items()}
     held = {algo: found for algo, found in drawn.items() if found is not None}
     for algo, of_algo in held.items():
@@ -47,7 +92,7 @@ def lines(style: Style, algos: Algorithms, name: str, y: str, window: int) -> An
                 algo,
                 of_algo.env_steps,
                 mean,
-                customdata=of_algo.counts,
+                customdata=plain(of_algo.counts),
                 hovertemplate=f"{hover}<extra>{escape(algo)}</extra>",
             )
         )
@@ -56,7 +101,7 @@ def lines(style: Style, algos: Algorithms, name: str, y: str, window: int) -> An
 
 
 def returns(style: Style, algos: Algorithms, last: int, window: int, cut: int | None) -> Section:
-    """Learning curves, and where they end."""
+    """Learning curves, and final returns."""
     ends = {algo: end(runs, last, cut) for algo, runs in algos.items()}
     finals = {
         algo: found.interval for algo, found in ends.items() if found is not None and found.returns
@@ -70,8 +115,8 @@ def returns(style: Style, algos: Algorithms, last: int, window: int, cut: int | 
     )
     drawn = lines(style, algos, "return", "return", window)
     caption = (
-        "Mean over seeds at the same environment steps, as far as half of the seeds have come. "
-        "Where one ends, the line is broken, and goes on as the mean of the others."
+        "Mean over seeds at the same environment steps, up to where half of the seeds have come. "
+        "Where one ends, the line is broken, and continues as the mean of the others."
     )
     if drawn is not None:
         section.panels.append(Panel("Learning curves", caption, drawn, wide=True))
@@ -101,25 +146,72 @@ def tasks(style: Style, algos: Algorithms, window: int) -> Section:
     for task in sorted(names, key=lambda name: (len(name), name))[:TASKS]:
         found = lines(style, algos, f"return_by_task/{task}", "return", window)
         if found is not None:
-            section.panels.append(Panel(f"Task {task}", "", found))
+            section.panels.append(Panel(named(algos, task), "", found))
     return section
+
+
+def named(algos: Algorithms, task: str) -> str:
+    """Name of a task, by its number where that is what is logged."""
+    names = next((run.tasks for runs in algos.values() for run in runs if run.tasks), [])
+    if not task.isdecimal():
+        return task
+    return names[int(task)] if int(task) < len(names) else f"Task {task}"
 
 
 def information(style: Style, algos: Algorithms, window: int) -> Section:
-    """Bounds on information, and recognition of new episodes."""
+    """Bounds on information, and task recognition on new episodes."""
     section = Section(
-        "What representations know, over time",
+        "Information in representations over time",
         "Logged by algorithms that infer the task from contexts.",
     )
-    for name, (title, caption) in INFORMATION.items():
-        found = lines(style, algos, name, name, window)
-        if found is not None:
-            section.panels.append(Panel(title, f"{caption[0].upper()}{caption[1:]}.", found))
+    section.panels += _metrics(style, algos, INFORMATION, window)
     return section
 
 
+def diagnostics(style: Style, algos: Algorithms, window: int) -> Section:
+    """How the policy updates went."""
+    section = Section("PPO", "Of the updates of actors and critics, mean over agents and epochs.")
+    section.panels += _metrics(style, algos, DIAGNOSTICS, window)
+    return section
+
+
+def _metrics(
+    style: Style, algos: Algorithms, named: dict[str, tuple[str, str, str]], window: int
+) -> list[Panel]:
+    panels = []
+    for name, (title, y, caption) in named.items():
+        found = lines(style, algos, name, y, window)
+        if found is not None:
+            panels.append(Panel(title, f"{caption[0].upper()}{caption[1:]}.", found))
+    return panels
+
+
+def clocks(algos: Algorithms) -> Clocks:
+    """Iterations and minutes of training at environment steps, mean over an algorithm's runs."""
+    found: Clocks = {}
+    for algo, runs in algos.items():
+        grid = np.unique(np.concatenate([run.env_steps for run in runs]))
+        grid = grid[np.unique(np.linspace(0, len(grid) - 1, POINTS).astype(int))]
+        iterations = [[row["iteration"] for row in run.rows] for run in runs]
+        held = {"environment steps": grid, "iterations": _mean(runs, iterations, grid)}
+        spent = [
+            [r.get("time/iteration", 0) + r.get("time/eval", 0) for r in run.numbers]
+            for run in runs
+        ]
+        if all(any(times) for times in spent):
+            held["minutes"] = _mean(runs, [np.cumsum(times) / 60 for times in spent], grid)
+        found[algo] = {name: plain(values) for name, values in held.items()}
+    return found
+
+
+def _mean(runs: Sequence[Run], values: Sequence[Any], grid: Any) -> Any:
+    return np.mean(
+        [np.interp(grid, run.env_steps, of) for run, of in zip(runs, values, strict=True)], axis=0
+    )
+
+
 def phases(algos: Algorithms) -> Section:
-    """Where the time of an iteration goes."""
+    """Time of an iteration by phase."""
     found = figure("seconds per iteration", "", 110 + 22 * max(3, len(algos)), barmode="stack")
     found.update_layout(
         showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}
@@ -136,6 +228,6 @@ def phases(algos: Algorithms) -> Section:
 
 
 def _seconds(runs: Sequence[Run], name: str) -> float:
-    """Mean over all iterations, also those that spent none."""
+    """Mean over all iterations, including those that spent none."""
     spent = sum(float(run.curve(name)[1].sum()) for run in runs)
     return spent / sum(len(run.rows) for run in runs)

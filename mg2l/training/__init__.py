@@ -1,1 +1,1 @@
-"""The training loop and what a run leaves on disk."""
+"""The training loop and the files of a run."""

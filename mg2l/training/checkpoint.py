@@ -21,12 +21,13 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError
 
-from mg2l.config.files import upgrade
+from mg2l.config.saved import upgrade
+from mg2l.core.errors import UserError
 from mg2l.core.files import FileError, MissingFileError, parse_json, read_bytes, require
-from mg2l.training import tree
+from mg2l.training import older, tree
 
 FORMAT = 2
-"""1 kept moments as means of numbers and of their squares."""
+"""Version of the format; `mg2l.training.older` converts the networks of earlier ones."""
 
 TENSORS, STRUCTURE = "state.safetensors", "state.json"
 
@@ -49,13 +50,13 @@ CONTENT = {
     "tensors_sha256": str,
     "state": dict,
 }
-"""Of ``state.json``."""
+"""Schema of ``state.json``."""
 
 FINITE = ("networks", "optimisers")
-"""Parts of a state that hold no NaN and no infinity, unless somebody made it so."""
+"""Parts of a state that never hold NaN or infinity, unless they were tampered with."""
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint that cannot be used; its message is one line that says which and why."""
 
 
@@ -69,7 +70,7 @@ class Checkpoint:
 
     state: dict[str, Any]
     about: dict[str, Any] = field(default_factory=dict)
-    """What was stated of the run: ``mg2l.config.files.flat(config)`` or the like."""
+    """Description of the run: ``mg2l.config.saved.flat(config)`` or the like."""
 
     version: str = ""
     """Version of mg2l that wrote it."""
@@ -79,7 +80,8 @@ def _canonical(content: Any) -> str:
     return json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
-def _document(content: Any) -> bytes:
+def to_document(content: Any) -> bytes:
+    """Bytes of a JSON file that holds ``content`` and its hash."""
     digest = hashlib.sha256(_canonical(content).encode()).hexdigest()
     return (_canonical({"sha256": digest, "content": content}) + "\n").encode()
 
@@ -115,12 +117,12 @@ def last_iteration(folder: Path | str) -> int:
 
 
 def path_of(folder: Path | str, iteration: int) -> Path:
-    """Where the checkpoint of an iteration lies."""
+    """Path of the checkpoint of an iteration."""
     return Path(folder) / f"{iteration:08d}"
 
 
 def _delete(path: Path) -> None:
-    """Remove a folder, or whatever else lies there; what a link leads to stays."""
+    """Remove a folder, file or link at a path; the target of a link stays."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -128,7 +130,7 @@ def _delete(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint so that it is never seen half removed."""
+    """Remove a checkpoint atomically."""
     trash = path.with_name(_TRASH + path.name)
     _delete(trash)
     path.rename(trash)
@@ -136,7 +138,7 @@ def _remove(path: Path) -> None:
 
 
 def clean(folder: Path | str) -> None:
-    """Clear what writes that were cut short left behind. Only for the process that owns the run."""
+    """Remove the remains of interrupted writes. Only for the process that owns the run."""
     folder = Path(folder)
     if not folder.is_dir():
         return
@@ -166,7 +168,7 @@ def save(
         iteration: iterations that are complete.
         state: nested dictionaries, lists and tuples of tensors, arrays and plain values.
         keep: latest checkpoints that stay, this one among them.
-        about: what the run is, as plain values; ``load`` compares it.
+        about: description of the run, as plain values; ``load`` compares it.
 
     Returns:
         The folder of the checkpoint, complete and on the disk.
@@ -225,7 +227,7 @@ def _write_checkpoint(
             "tensors_sha256": hashlib.sha256(data).hexdigest(),
             "state": structure,
         }
-        _write(partial / STRUCTURE, _document(content))
+        _write(partial / STRUCTURE, to_document(content))
         _sync(partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -281,15 +283,14 @@ def _read_structure(path: Path) -> dict[str, Any]:
     try:
         document = parse_json(raw, STRUCTURE, surrogates=True)
         content = require(document, {"content": dict}, STRUCTURE)["content"]
-        whole = _document(content) == raw
+        whole = to_document(content) == raw
     except ValueError as error:
         raise ValueError(f"{STRUCTURE} is damaged, or not a checkpoint of mg2l") from error
     if not whole:
         raise ValueError(f"{STRUCTURE} is damaged: its hash does not agree")
-    if content.get("format") != FORMAT:
-        raise ValueError(
-            f"{STRUCTURE} has format {content.get('format')}, this version of mg2l reads {FORMAT}"
-        )
+    if (written := content.get("format")) not in older.FORMATS:
+        known = " and ".join(map(str, older.FORMATS))
+        raise ValueError(f"{STRUCTURE} has format {written}, this version of mg2l reads {known}")
     found: dict[str, Any] = require(content, CONTENT, STRUCTURE)
     if path_of(path.parent, content["iteration"]).name != path.name and path.name.isdecimal():
         raise ValueError(f"{STRUCTURE} is of iteration {content['iteration']}, not of this one")
@@ -308,7 +309,7 @@ def _read(path: Path, most: int) -> bytes:
 
 
 def _advice(path: Path) -> str:
-    """What else there is to go on with."""
+    """Other checkpoints to resume from, as advice."""
     if not path.name.isdecimal():
         return ""
     older = [number for number in iterations(path.parent) if number < int(path.name)]
@@ -327,7 +328,7 @@ def load(
 
     Args:
         path: folder of the checkpoint.
-        about: what this run is; every key must agree with what the checkpoint says of its own.
+        about: description of this run; every key must agree with that of the checkpoint.
         template: state of a freshly built run; keys, shapes and dtypes below each of its keys
             must agree (an empty dictionary in it accepts anything).
 
@@ -346,6 +347,7 @@ def load(
         tensors = safetensors.torch.load(data)
         state = tree.unflatten(content["state"], tensors)
         said = upgrade(tree.unflatten(content["about"], {}))
+        state = older.convert(state, content["format"], said.get("algo_name"))
         for key in FINITE:
             if bad := tree.first_not_finite(state.get(key), key):
                 raise ValueError(f"{bad} holds NaN or infinity")
@@ -358,8 +360,8 @@ def load(
                 f"checkpoint {path} is of another run: it has {theirs}, this run {key}={value}"
             )
     if template is not None:
-        judged = {key: value for key, value in state.items() if key in template}
-        difference = tree.first_difference(judged, template)
+        compared = {key: value for key, value in state.items() if key in template}
+        difference = tree.first_difference(compared, template)
         if difference:
             raise CheckpointError(f"checkpoint {path} does not fit this run: {difference}")
     return Checkpoint(path, content["iteration"], state, said, content["mg2l"])
@@ -372,7 +374,7 @@ def load_last(
     about: Mapping[str, Any] | None = None,
     template: Mapping[str, Any] | None = None,
 ) -> Checkpoint | None:
-    """Read the last checkpoint of a run that is to go on, and clear what lies after it.
+    """Read the last checkpoint of a run to resume, and remove later ones.
 
     Args:
         folder: where the run's checkpoints lie.

@@ -10,16 +10,17 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from mg2l.core.errors import RunError
 from mg2l.core.files import WriteError, replacing
 from mg2l.training import tree
 
 
-class NonFiniteError(FloatingPointError):
+class NonFiniteError(RunError, FloatingPointError):
     """A loss that is NaN or infinite.
 
     Attributes:
-        iteration: when.
-        term: which.
+        iteration: iteration in which it occurred.
+        term: name of the loss.
         path: the safetensors file that holds the batch.
     """
 

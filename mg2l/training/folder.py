@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import importlib.metadata
 import os
 import platform
@@ -12,20 +11,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
-from mg2l.config.files import config_from_yaml, config_to_yaml
 from mg2l.config.options import Options
+from mg2l.config.saved import about, config_from_yaml, config_to_yaml
 from mg2l.config.sections import Config
-from mg2l.core.files import WriteError, read_json, write_json, write_text
+from mg2l.core.distributed import world
+from mg2l.core.files import WriteError, read_bytes, read_json, write_json, write_text
 from mg2l.core.schema import ConfigError
-from mg2l.training import spaces
+from mg2l.training import checkpoint, spaces
+from mg2l.training.checkpoint import Checkpoint
+from mg2l.training.metrics import MAX_METRICS, truncate
+from mg2l.training.seat import EXPIRES, LOCK, Seat
 
-LOCK = ".lock"
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
-"""What a disk says that is full, broken or not to be written: no mistake of a command line."""
+"""Errors of a full, broken or read-only disk, as opposed to a user's mistake."""
 
 PACKAGES = ("mg2l", "torch", "numpy", "gymnasium", "safetensors", "tensorboard", "rich")
 
@@ -39,10 +41,10 @@ def _cpu_model() -> str:
 
 
 def _git(*words: str) -> str | None:
-    """What git says of the source that is running; None where it is not a checkout."""
+    """Commit and state of the running source; None where it is not a git checkout."""
     source = Path(__file__).resolve().parents[2]
     if not (source / ".git").exists():
-        return None  # an installed copy inside somebody else's repository
+        return None  # an installed copy inside another repository
     try:
         done = subprocess.run(
             ["git", "-C", str(source), *words], capture_output=True, text=True, timeout=10
@@ -60,7 +62,7 @@ def _version(package: str) -> str | None:
 
 
 def environment() -> dict[str, Any]:
-    """What the process runs on: versions, commit, command line, processor, devices, time."""
+    """Description of the process: versions, commit, command line, processor, devices, time."""
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
@@ -78,28 +80,10 @@ def environment() -> dict[str, Any]:
     }
 
 
-def take_lock(path: Path) -> IO[bytes]:
-    """Lock a file, made where there is none, until it is closed or the process ends.
-
-    Raises:
-        BlockingIOError: another process holds it.
-        OSError: it cannot be made, or is a link.
-    """
-    # Never followed nor emptied: a folder that came from elsewhere may hold any link.
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise
-    except OSError:
-        pass  # a file system without locks
-    return file
-
-
 class RunFolder:
     """A run's folder, owned by this process until ``close`` or its end.
+
+    Of several processes of a run, the main one owns it; the others know where it is.
 
     Attributes:
         path: the folder.
@@ -108,6 +92,7 @@ class RunFolder:
         metrics_path: one JSON object per iteration.
         spaces_path: spaces and tasks of the environment.
         checkpoints: folder of the checkpoints.
+        csv: the same as a table (``log_csv``).
         tensorboard: folder of the TensorBoard events.
 
     Raises:
@@ -122,15 +107,17 @@ class RunFolder:
         self.metrics_path = path / "metrics.jsonl"
         self.spaces_path = path / spaces.FILE
         self.checkpoints = path / "checkpoints"
+        self.csv = path / "metrics.csv"
         self.tensorboard = path / "tensorboard"
-        self._lock: IO[bytes] | None = None
-        self._check()
-        self._own()
+        self._seat: Seat | None = None
+        if world.is_main:
+            self._check()
+            self._own()
 
     def _check(self) -> None:
-        """Refuse a folder that would have something written elsewhere, or to a pipe or a device."""
+        """Refuse a folder with links, pipes or devices in place of files to write."""
         files = {self.config_path, self.environment_path, self.metrics_path, self.spaces_path}
-        files.add(self.path / LOCK)
+        files |= {self.csv, self.path / LOCK}
         for path in (*sorted(files), self.checkpoints, self.tensorboard):
             fits = path.is_file() if path in files else path.is_dir()
             if path.is_symlink() or (path.exists() and not fits):
@@ -138,16 +125,28 @@ class RunFolder:
                 raise ConfigError(f"{path}: must be {what} of the run, and no link")
 
     def _own(self) -> None:
-        """Take the lock, which the system frees however the process ends."""
+        """Take the seat, which is free again however the process ends."""
         try:
-            self._lock = take_lock(self.path / LOCK)
+            self._seat = Seat(self.path)
         except BlockingIOError:
             raise ConfigError(f"{self.path}: another process is at work in this run") from None
 
     def close(self) -> None:
         """Give the folder up."""
-        if self._lock is not None:
-            self._lock.close()
+        if self._seat is not None:
+            self._seat.close()
+
+    def require_seat(self) -> None:
+        """Refuse to write into a run that another process has taken over.
+
+        Raises:
+            WriteError: one has, as this one was silent for too long.
+        """
+        if self._seat is not None and self._seat.lost:
+            raise WriteError(
+                f"{self.path}: another process has taken over this run, as this one had not been "
+                f"seen for {EXPIRES:.0f} s"
+            )
 
     def __enter__(self) -> RunFolder:
         return self
@@ -156,11 +155,18 @@ class RunFolder:
         self.close()
 
     @classmethod
-    def create(cls, config: Config, options: Options) -> RunFolder:
+    def create(
+        cls, config: Config, options: Options, origin: Checkpoint | None = None
+    ) -> RunFolder:
         """Make the folder of a new run, with ``config.yaml`` and ``environment.json`` in it.
 
-        The folder appears at once with both files; two runs that start in the same second get
-        different ones.
+        The folder appears at once with all files; two runs that start in the same second get
+        different ones. A fork starts with its parent's checkpoint, and the metrics up to it.
+
+        Args:
+            config: of the run.
+            options: names of its files, and of the run it is forked from.
+            origin: what it is forked from; named in ``environment.json``.
 
         Raises:
             ConfigError: the folder cannot be made, or the env of ``config`` is not registered.
@@ -168,12 +174,17 @@ class RunFolder:
         """
         parent = Path(config.main_save_path) / options.env / options.algo
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-sd{config.seed}"
+        if options.folder is not None:
+            parent, name = options.folder.absolute().parent, options.folder.name
         partial = parent / f".{name}.{os.getpid()}.{time.monotonic_ns()}"
         names = {"expt": options.expt, "algo": options.algo, "env": options.env}
         try:
             partial.mkdir(parents=True)
             write_text(partial / "config.yaml", config_to_yaml(config))
             started = {"names": names, "started": environment(), "resumed": []}
+            if origin is not None:
+                started["parent"] = {"run": str(options.fork), "iteration": origin.iteration}
+                _inherit(partial, origin, config)
             write_json(partial / "environment.json", started)
             path, attempt = parent / name, 1
             while True:
@@ -183,6 +194,8 @@ class RunFolder:
                 except OSError:
                     if not path.exists():
                         raise
+                    if options.folder is not None:
+                        raise
                     attempt += 1
                     path = parent / f"{name}-{attempt}"
         except (OSError, WriteError) as error:
@@ -191,15 +204,17 @@ class RunFolder:
             assert isinstance(cause, OSError)
             if cause.errno in REFUSED:
                 raise WriteError(f"{parent / name}: cannot be written: {cause.strerror}") from None
+            where = f"main_save_path={config.main_save_path}"
+            if options.folder is not None:
+                where = f"--folder={options.folder}"
             raise ConfigError(
-                f"main_save_path={config.main_save_path}: cannot make {parent / name}: "
-                f"{cause.strerror or cause}"
+                f"{where}: cannot make {parent / name}: {cause.strerror or cause}"
             ) from None
         return cls(path)
 
     @classmethod
     def resume(cls, config: Config, options: Options) -> RunFolder:
-        """Take up the folder of an earlier run: ``options.resume``, with ``config`` from ``parse``.
+        """Open the folder of an earlier run: ``options.resume``, with ``config`` from ``parse``.
 
         Writes ``config`` where it differs from the one in the folder, and a note of the
         resumption into ``environment.json``.
@@ -212,16 +227,40 @@ class RunFolder:
         if options.resume is None or not (options.resume / "config.yaml").is_file():
             raise ConfigError(f"--resume={options.resume}: no run lies there")
         folder = cls(options.resume)
-        notes = read_json(folder.environment_path, {"resumed": list})
-        if config_from_yaml(folder.config_path, options.trust) != config:
-            write_text(folder.config_path, config_to_yaml(config))
-        notes["resumed"].append(environment())
-        write_json(folder.environment_path, notes)
+        try:
+            notes = read_json(folder.environment_path, {"resumed": list})
+            if config_from_yaml(folder.config_path, options.trust) != config:
+                write_text(folder.config_path, config_to_yaml(config))
+            notes["resumed"].append(environment())
+            write_json(folder.environment_path, notes)
+        except BaseException:
+            folder.close()
+            raise
         return folder
 
     @classmethod
-    def open(cls, config: Config, options: Options) -> RunFolder:
-        """``resume`` where ``options`` ask for it, else ``create``."""
-        if options.resume is not None:
-            return cls.resume(config, options)
-        return cls.create(config, options)
+    def open(cls, config: Config, options: Options, origin: Checkpoint | None = None) -> RunFolder:
+        """``resume`` where ``options`` ask for it, else ``create``; in the main process."""
+        opened: RunFolder | None = None
+
+        def make() -> str:
+            nonlocal opened
+            if options.resume is not None:
+                opened = cls.resume(config, options)
+            else:
+                opened = cls.create(config, options, origin)
+            return str(opened.path)
+
+        path = world.from_main(make)
+        return cls(Path(path)) if opened is None else opened
+
+
+def _inherit(folder: Path, origin: Checkpoint, config: Config) -> None:
+    """Put what a fork takes from its parent into its folder: a checkpoint, and its metrics."""
+    saved, state = origin.iteration, origin.state
+    checkpoint.save(folder / "checkpoints", saved, state, about=about(config))
+    source = origin.path.parents[1] / "metrics.jsonl"
+    if source.is_file():
+        data = read_bytes(source, inside=source.parent, most=MAX_METRICS)
+        (folder / "metrics.jsonl").write_bytes(data)
+        truncate(folder / "metrics.jsonl", saved)

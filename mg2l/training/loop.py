@@ -1,37 +1,54 @@
-"""The training loop: what happens in an iteration, and how a run is built, restored and saved."""
+"""The training loop: one iteration, and how a run is built, restored and saved."""
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from mg2l.config.files import about
 from mg2l.config.options import Options
+from mg2l.config.saved import about
 from mg2l.config.sections import Config
+from mg2l.core.distributed import world
+from mg2l.core.errors import out_of_memory
 from mg2l.core.files import WriteError
 from mg2l.core.schema import ConfigError
 from mg2l.envs.base import EnvError
 from mg2l.experience.finite import NonFiniteLossError
 from mg2l.experience.rollout import Rollout
-from mg2l.training import checkpoint
+from mg2l.training import checkpoint, env_actors
 from mg2l.training.checkpoint import Checkpoint, CheckpointError
-from mg2l.training.device import out_of_memory
 from mg2l.training.finite import check_finite
 from mg2l.training.folder import RunFolder
 from mg2l.training.learner import Learner
-from mg2l.training.random_state import random_state, set_random_state
+from mg2l.training.random_state import (
+    gather_random_state,
+    own_random_state,
+    random_state,
+    set_random_state,
+)
+
+_NEW = ("random", "env", "explore_env")
+"""Parts of a run's state that are new in a fork."""
+
+_MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What loading a state raises that is not of this run."""
 
 
 class Evaluator(Protocol):
     """Meta-tests in the course of training, such as `mg2l.evaluation.meta_test.PeriodicTest`."""
 
     def measure(self) -> dict[str, float]:
-        """Metrics of the learner as it is; they change nothing of its training."""
+        """Metrics of the learner as it is; measuring them does not affect training.
+
+        All processes of a run call it.
+        """
 
 
 def iterate(learner: Learner, iteration: int, evaluator: Evaluator | None = None) -> dict[str, Any]:
@@ -48,10 +65,12 @@ def iterate(learner: Learner, iteration: int, evaluator: Evaluator | None = None
         metrics |= learner.update_inference()
     if (iteration + 1) % config.rollout.sample_ae_interval == 0:
         metrics |= learner.explore()
-    metrics |= returns_of(rollout, tasks)
+    metrics |= returns_of(rollout, tasks, learner.tasks)
     metrics |= learner.take_times()
     seconds = time.perf_counter() - start
     metrics["time/iteration"] = seconds
+    if world.size > 1:
+        metrics |= world.take_counts()
     metrics["env_steps"] = learner.env_steps
     metrics["env_steps_per_s"] = (learner.env_steps - steps_before) / seconds
     if evaluator and config.eval_interval and (iteration + 1) % config.eval_interval == 0:
@@ -59,19 +78,24 @@ def iterate(learner: Learner, iteration: int, evaluator: Evaluator | None = None
     return metrics
 
 
-def returns_of(rollout: Rollout, tasks: np.ndarray) -> dict[str, Any]:
+def returns_of(rollout: Rollout, tasks: np.ndarray, n_tasks: int) -> dict[str, Any]:
     """Mean return and length of the rollout's complete episodes, and the return on each task.
 
-    Also the fraction of its steps that lie in episodes which it cut off, and count nowhere.
+    Also the fraction of its steps in episodes that it cut off, which are counted nowhere.
     """
     episodes = rollout.episodes()
-    returns, own = episodes.returns.mean(1).cpu().numpy(), tasks[episodes.envs.cpu().numpy()]
-    steps = rollout.episode_start[:-1].numel()
+    returns, own = episodes.returns.mean(1).numpy(), tasks[episodes.envs.numpy()]
+    steps, ended = rollout.episode_start[:-1].numel(), int(episodes.lengths.sum())
+    # Sum and number of returns, of all episodes and of those on each task, in all processes.
+    chosen = [slice(None), *(own == task for task in range(n_tasks))]
+    sums = [[returns[which].sum(), len(returns[which])] for which in chosen]
+    totals = world.sum(torch.tensor([*sums, [ended, steps]], dtype=torch.float64)).tolist()
+    (total, count), *by_task, (whole_steps, all_steps) = totals
     return {
-        "return": float(returns.mean()),
-        "return_by_task": {str(k): float(returns[own == k].mean()) for k in np.unique(own)},
-        "episode_length": float(episodes.lengths.double().mean()),
-        "unfinished": 1 - int(episodes.lengths.sum()) / steps,
+        "return": total / count,
+        "return_by_task": {str(k): x / n for k, (x, n) in enumerate(by_task) if n},
+        "episode_length": whole_steps / count,
+        "unfinished": 1 - whole_steps / all_steps,
     }
 
 
@@ -79,7 +103,7 @@ def exploration_steps(learner: Learner) -> int:
     """Environment steps of one exploration rollout."""
     if learner.explorer is None:
         return 0
-    return learner.explorer.env.num_envs * learner.config.env.max_ep_len
+    return learner.config.rollout.n_ae_rollout_threads * learner.config.env.max_ep_len
 
 
 def plan_iterations(learner: Learner, done: int) -> int:
@@ -104,13 +128,14 @@ def plan_iterations(learner: Learner, done: int) -> int:
 
 
 def build(config: Config, device: torch.device) -> Learner:
-    """The learner of a run, before there is a folder: what the environment refuses is said first.
+    """Build the learner of a run, before its folder, so that errors of the environment come first.
 
     Raises:
         ConfigError: values with which nothing can be built, or more than memory holds.
     """
     try:
-        learner = Learner(config, device)
+        hosted = config.rollout.env_actors > 0
+        learner = env_actors.build(config, device) if hosted else Learner(config, device)
     except (MemoryError, RuntimeError) as error:
         reason = out_of_memory(error)
         if reason is None:
@@ -131,6 +156,56 @@ def build(config: Config, device: torch.device) -> Learner:
     return learner
 
 
+def exempt_from_gc() -> None:
+    """Exempt all that is built from garbage collection, until ``gc.unfreeze``.
+
+    Going through it, again and again, takes a tenth of a short iteration.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def fork(learner: Learner, options: Options) -> Checkpoint | None:
+    """Bring a learner to a checkpoint of another run, with new streams of random numbers.
+
+    Args:
+        learner: freshly built.
+        options: say which run, and which of its checkpoints.
+
+    Returns:
+        The checkpoint that the new run begins with; None where ``options`` name no run.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or its networks are of other sizes.
+        ConfigError: the new run is to end before it.
+    """
+    if options.fork is None:
+        return None
+    template = {k: v for k, v in learner.state_dict().items() if k not in _NEW}
+    folder = options.fork / "checkpoints"
+    while True:
+        saved = checkpoint.last_iteration(folder)
+        name = options.checkpoint or checkpoint.path_of(folder, saved).name
+        try:
+            found = checkpoint.load(folder / name, template=template)
+            break
+        except CheckpointError:  # the run may be at work, and have replaced its last one
+            if options.checkpoint or checkpoint.last_iteration(folder) == saved:
+                raise
+    config = learner.config
+    if not config.n_env_steps and config.n_iters <= found.iteration:
+        raise ConfigError(
+            f"n_iters={config.n_iters} must be more than {found.iteration}, the iteration of the "
+            f"checkpoint of --from={options.fork}"
+        )
+    try:
+        learner.load_learnt(found.state)
+    except _MISFITS as error:
+        raise _misfit(found, error) from None
+    learner.reseed(found.iteration)
+    return replace(found, state=snapshot(learner))
+
+
 def restore(
     learner: Learner, folder: RunFolder, options: Options, note: Callable[[str], object] = print
 ) -> int:
@@ -138,34 +213,45 @@ def restore(
 
     Args:
         learner: freshly built.
-        folder: of the run.
-        options: say which checkpoint: a named one, or the last, or the newest that is intact.
-        note: called with a line on what is not as it was.
+        folder: folder of the run.
+        options: choose the checkpoint: a named one, or the last, or the newest that is intact.
+        note: called with a message about state that could not be restored.
 
     Raises:
         CheckpointError: it is damaged, or of another run.
     """
     is_of, template = about(learner.config), learner.state_dict()
-    found: Checkpoint | None
-    if options.checkpoint:
-        path = folder.checkpoints / options.checkpoint
-        found = checkpoint.load(path, about=is_of, template=template)
-        checkpoint.roll_back(folder.checkpoints, found)
-    else:
-        found = checkpoint.load_last(
-            folder.checkpoints, previous=options.resume_previous, about=is_of, template=template
-        )
-    if found is None:
+    found: Checkpoint | None = None
+
+    def choose() -> str | None:
+        nonlocal found
+        if options.checkpoint:
+            path = folder.checkpoints / options.checkpoint
+            found = checkpoint.load(path, about=is_of, template=template)
+            checkpoint.roll_back(folder.checkpoints, found)
+        else:
+            found = checkpoint.load_last(
+                folder.checkpoints, previous=options.resume_previous, about=is_of, template=template
+            )
+        checkpoint.remove_best_after(folder.checkpoints, 0 if found is None else found.iteration)
+        return None if found is None else str(found.path)
+
+    chosen = world.from_main(choose)
+    if chosen is None:
         return 0
+    if found is None:
+        found = checkpoint.load(chosen, about=is_of, template=template)
     seed = learner.config.seed
     try:
         learner.load_state_dict(found.state)
         renewed = set_random_state(
-            found.state["random"], learner.generators, fresh=(seed, found.iteration)
+            own_random_state(found.state["random"]),
+            learner.generators,
+            learner.device,
+            fresh=(seed, found.iteration),
         )
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-        reason = f"{type(e).__name__}: {e}"
-        raise CheckpointError(f"checkpoint {found.path} does not fit this run: {reason}") from None
+    except _MISFITS as error:
+        raise _misfit(found, error) from None
     if renewed:
         note(
             f"continuing on {learner.device}, not where the checkpoint was written: fresh random "
@@ -174,27 +260,38 @@ def restore(
     return found.iteration
 
 
+def _misfit(found: Checkpoint, error: Exception) -> CheckpointError:
+    reason = f"{type(error).__name__}: {error}"
+    return CheckpointError(f"checkpoint {found.path} does not fit this run: {reason}")
+
+
 def snapshot(learner: Learner) -> dict[str, Any]:
-    """State that a checkpoint holds: the learner's, and that of every random stream."""
-    return learner.state_dict() | {"random": random_state(learner.generators)}
+    """State that a checkpoint holds: the learner's, and that of every random stream.
+
+    All processes of a run must call it.
+    """
+    random = gather_random_state(random_state(learner.generators, learner.device))
+    return learner.state_dict() | {"random": random}
 
 
 def save(learner: Learner, folder: RunFolder, iteration: int) -> None:
     """Write the checkpoint of an iteration."""
-    checkpoint.save(
-        folder.checkpoints,
-        iteration,
-        snapshot(learner),
-        keep=learner.config.keep_checkpoints,
-        about=about(learner.config),
-    )
+    state = snapshot(learner)
+    if world.is_main:
+        checkpoint.save(
+            folder.checkpoints,
+            iteration,
+            state,
+            keep=learner.config.keep_checkpoints,
+            about=about(learner.config),
+        )
 
 
 @contextmanager
 def error_context(iteration: int, folder: RunFolder) -> Iterator[None]:
     """Add the iteration to errors of a block, and save the batch of a loss that is not finite.
 
-    Iteration 0 is what comes before the first.
+    Iteration 0 is the exploration before the first.
 
     Raises:
         NonFiniteError: there was one; the message says which, when, and where the batch is.
@@ -211,11 +308,12 @@ def error_context(iteration: int, folder: RunFolder) -> Iterator[None]:
 
 @contextmanager
 def write_error_context(folder: RunFolder) -> Iterator[None]:
-    """Say what a run can be resumed from where the disk refuses.
+    """Name the checkpoint to resume from in errors of writing.
 
     Raises:
-        WriteError: it did.
+        WriteError: it did, or another process has taken over the run.
     """
+    folder.require_seat()
     try:
         yield
     except OSError as error:

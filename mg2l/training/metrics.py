@@ -1,4 +1,4 @@
-"""Metrics of each iteration, to ``metrics.jsonl``, TensorBoard and Weights & Biases."""
+"""Metrics of each iteration, to ``metrics.jsonl`` and trackers."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import errno
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mg2l.core import files
 from mg2l.core.files import parse_json, read_bytes, write_all
-from mg2l.training.events import EventFile
-from mg2l.training.wandb_run import WandbRun
+from mg2l.training.trackers.base import Tracker
 
 MAX_METRICS = 2**30
 """Bytes of a ``metrics.jsonl`` at most."""
@@ -49,7 +48,7 @@ def read_metrics(path: Path | str, inside: Path | None = None) -> list[dict[str,
     """The objects of a ``metrics.jsonl``; a last line that was cut short is left out.
 
     Args:
-        path: of the file.
+        path: path of the file.
         inside: folder that it must lie in.
 
     Raises:
@@ -97,18 +96,15 @@ def truncate(path: Path | str, iteration: int) -> int:
 
 
 class MetricsLogger:
-    """Writes metrics; each line of ``metrics.jsonl`` is with the system before ``log`` returns.
+    """Writes metrics; each line of ``metrics.jsonl`` is with the system when ``log`` returns.
 
     Args:
         folder: the run's folder.
-        start: iterations already done, of the checkpoint that a run goes on from; whatever was
-            logged after it is dropped from ``metrics.jsonl`` and hidden in TensorBoard.
-        tensorboard: also write events to ``folder/tensorboard``.
-        wandb: also log to Weights & Biases, offline unless a key for it is found.
-        config: what Weights & Biases shows as the run's config.
+        start: iterations of the checkpoint that a run resumes from; metrics
+            logged after it are dropped from ``metrics.jsonl``.
+        trackers: what else shows the metrics; closed with this.
 
     Raises:
-        ConfigError: ``wandb`` is asked for and not installed, or cannot start.
         FileError: a line of ``metrics.jsonl`` that should remain is none.
         OSError: something cannot be written; so do all methods.
 
@@ -118,24 +114,14 @@ class MetricsLogger:
     """
 
     def __init__(
-        self,
-        folder: Path | str,
-        *,
-        start: int = 0,
-        tensorboard: bool = True,
-        wandb: bool = False,
-        config: Mapping[str, Any] | None = None,
+        self, folder: Path | str, *, start: int = 0, trackers: Sequence[Tracker] = ()
     ) -> None:
         self.path = Path(folder) / "metrics.jsonl"
-        self._wandb = WandbRun(Path(folder), config or {}) if wandb else None
+        self._trackers = trackers
         before = self.path.stat().st_size if self.path.exists() else 0
         self.kept = truncate(self.path, start)
         self._file = self.path.open("ab", buffering=0)
         self.dropped = self._file.tell() < before
-        self._events: EventFile | None = None
-        if tensorboard:
-            purge_step = start + 1 if start else None
-            self._events = EventFile(Path(folder) / "tensorboard", purge_step)
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Write the metrics of one iteration.
@@ -153,11 +139,8 @@ class MetricsLogger:
         iteration = row["iteration"]
         self._append(json.dumps(row, allow_nan=False).encode() + b"\n")
         numbers = scalars(row)
-        if self._events is not None:
-            shown = {name: value for name, value in numbers.items() if name != "iteration"}
-            self._events.add(shown, iteration)
-        if self._wandb is not None:
-            self._wandb.log(numbers, iteration)
+        for tracker in self._trackers:
+            tracker.log(numbers, iteration)
 
     def _append(self, line: bytes) -> None:
         """Write a whole line or nothing."""
@@ -171,16 +154,14 @@ class MetricsLogger:
             raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     def flush(self) -> None:
-        """Bring every line to the disk: call it before the checkpoint of the same iteration."""
+        """Flush every line to the disk: call it before the checkpoint of the same iteration."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Write what is left and close."""
+        """Flush and close."""
         self._file.close()
-        if self._events is not None:
-            self._events.close()
-        if self._wandb is not None:
-            self._wandb.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def __enter__(self) -> MetricsLogger:
         return self

@@ -2,80 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mg2l.algorithms.base import CriticLatent
 from mg2l.config.sections import PolicyConfig, PPOConfig
+from mg2l.core.distributed import world
 from mg2l.experience.finite import require_finite
 from mg2l.experience.rollout import Rollout
+from mg2l.nn.adam import Adam, clip_grad_norm, clip_grad_norm_per_agent
+from mg2l.nn.critic import Critic
 from mg2l.nn.moments import batch_moments
-from mg2l.nn.policy import Actor, Critic
+from mg2l.nn.policy import Actor
 from mg2l.ops.backend import Backend
+from mg2l.training.batch import Batch
+from mg2l.training.clipped import mean_per_agent, surrogate, value_loss
+
+Step = Callable[[], dict[str, Tensor]]
+"""Steps on gradients that are computed already; returns their norms, by metric."""
 
 
-@dataclass
-class Batch:
-    """A rollout in the layout that stacked networks read: ``[A, T, N, ...]``.
+class Trained(NamedTuple):
+    """Parameters, and how they are stepped on."""
 
-    Values and returns are in units of the value normaliser.
-    """
+    norm: str
+    """Metric of their gradients' norm."""
 
-    actor_inputs: Tensor
-    critic_observations: Tensor
-    actions: Tensor
-    log_probs: Tensor
-    advantages: Tensor
-    returns: Tensor
-    values: Tensor
-    first: Tensor
-    actor_states: Tensor | None
-    critic_states: Tensor | None
-    action_mask: Tensor | None
-    active: Tensor | None
+    parameters: list[nn.Parameter]
+    optimiser: Adam
 
-
-def clip_grad_norm_per_agent(parameters: list[nn.Parameter], limit: float) -> Tensor:
-    """Scale the gradients of stacked parameters ``[G, ...]`` to norms of at most ``limit`` each.
-
-    Returns:
-        The norms before, ``[G]``.
-    """
-    squares = [p.grad.flatten(1).square().sum(1) for p in parameters if p.grad is not None]
-    norms = torch.stack(squares).sum(0).sqrt()
-    scale = (limit / (norms + 1e-6)).clamp(max=1.0)
-    for p in parameters:
-        if p.grad is not None:
-            p.grad.mul_(scale.view(-1, *[1] * (p.dim() - 1)))
-    return norms
-
-
-def value_loss(prediction: Tensor, old: Tensor, target: Tensor, config: PPOConfig) -> Tensor:
-    """Elementwise value loss; all arguments in normalised units."""
-
-    def loss(value: Tensor) -> Tensor:
-        if config.use_huber_loss:
-            return F.huber_loss(value, target, reduction="none", delta=config.huber_delta)
-        return 0.5 * (value - target).square()
-
-    plain = loss(prediction)
-    if not config.use_clipped_value_loss:
-        return plain
-    clipped = old + (prediction - old).clamp(-config.clip_param, config.clip_param)
-    return torch.maximum(plain, loss(clipped))
-
-
-def mean_per_agent(x: Tensor, weight: Tensor | None) -> Tensor:
-    """``[A, *] -> [A]``, over the entries that ``weight`` keeps."""
-    if weight is None:
-        return x.flatten(1).mean(1)
-    kept = weight.flatten(1).to(x.dtype)
-    return (x.flatten(1) * kept).sum(1) / kept.sum(1).clamp(min=1)
+    clip: Callable[[list[nn.Parameter], float], Tensor]
+    """Limits norms of their gradients, and returns what they were."""
 
 
 def _latent_at_steps(latent: Tensor | None, steps: int) -> Tensor | None:
@@ -113,7 +73,7 @@ class PPO:
         actor: Actor,
         critic: Critic,
         encoder_parameters: list[nn.Parameter],
-        encoder_optimiser: torch.optim.Optimizer | None,
+        encoder_optimiser: Adam | None,
         generator: torch.Generator,
         backend: Backend,
     ) -> None:
@@ -122,48 +82,45 @@ class PPO:
         self.encoder_parameters = encoder_parameters
         self.encoder_optimiser = encoder_optimiser
         self.generator = generator
-        common: dict[str, Any] = {
-            "eps": config.opti_eps,
-            "weight_decay": config.weight_decay,
-            "fused": True,
-        }
-        self.actor_optimiser = torch.optim.Adam(actor.parameters(), config.actor_lr, **common)
-        self.critic_optimiser = torch.optim.Adam(critic.parameters(), config.critic_lr, **common)
+        common = config.opti_eps, config.weight_decay
+        self.actor_optimiser = Adam(actor.parameters(), config.actor_lr, *common)
+        self.critic_optimiser = Adam(critic.parameters(), config.critic_lr, *common)
+        self.trained_actor = Trained(
+            "grad_norm/actor",
+            list(actor.parameters()),
+            self.actor_optimiser,
+            clip_grad_norm_per_agent,
+        )
+        self.trained_critic = Trained(
+            "grad_norm/critic",
+            list(critic.parameters()),
+            self.critic_optimiser,
+            clip_grad_norm if critic.trained_together else clip_grad_norm_per_agent,
+        )
 
     # Preparing a batch.
-
-    def _critic_observations(self, observations: Tensor) -> Tensor:
-        """``[*, N, A, O] -> [A, *, N, O or A O]``, standardised as for the actors."""
-        observations = self.actor.standardise(observations)
-        if not self.policy.use_centralized_V:
-            return observations.movedim(-2, 0)
-        joint = observations.flatten(-2)
-        return joint.expand(observations.shape[-2], *joint.shape)
-
-    def _critic_inputs(self, observations: Tensor, latent: Tensor | None) -> Tensor:
-        """Rows ``[A, rows, O]`` with the latent of their environments ``[rows, D]`` beside them."""
-        if latent is not None:
-            latent = latent.expand(len(observations), *latent.shape)
-        return self.critic.body.inputs(observations, latent)
 
     @torch.no_grad()
     def prepare(self, rollout: Rollout, latent: Tensor | None) -> Batch:
         """Values of all steps at once, then advantages and returns.
 
         Args:
-            rollout: what happened.
-            latent: of the critic, as `CriticLatent` gives it.
+            rollout: the rollout.
+            latent: latent of the critic, as `CriticLatent` gives it.
         """
         config = self.config
         steps, envs, agents = rollout.rewards.shape
-        observations = self._critic_observations(rollout.observations)
-        finals = self._critic_observations(rollout.final_observations)
-        ended = rollout.truncated.any(-1)
-        first = rollout.episode_start
+        observations = self.critic.reads(self.actor.standardise(rollout.observations))
+        finals = self.critic.reads(self.actor.standardise(rollout.final_observations))
+        terminated, truncated, gamma = rollout.terminated, rollout.truncated, config.gamma
+        if config.trial_gamma:  # the task continues with its next episode
+            terminated, truncated = torch.zeros_like(terminated), torch.zeros_like(truncated)
+            gamma = config.trial_gamma
+        ended = truncated.any(-1)
+        reset = rollout.episode_start
         if self.actor.body.remembers_episodes:
-            first = torch.cat([first[:1], torch.zeros_like(first[1:])])
-        values, final_values, states = self._values(observations, finals, ended, first, latent)
-        terminated, truncated = rollout.terminated, rollout.truncated
+            reset = torch.cat([reset[:1], torch.zeros_like(reset[1:])])
+        values, final_values, states = self._values(observations, finals, ended, reset, latent)
         if not config.use_proper_time_limits:
             terminated, truncated = terminated | truncated, torch.zeros_like(truncated)
         normaliser = self.critic.normaliser
@@ -172,7 +129,9 @@ class PPO:
         mean = std = None
         if normaliser is not None:
             if not bool(normaliser.weight.any()):
-                returns = self._returns_of_constant(rollout.rewards, terminated, truncated, kept)
+                returns = self.returns_of_constant(
+                    rollout.rewards, terminated, truncated, gamma, kept
+                )
                 normaliser.fold(returns.flatten(1), kept)
             mean, std = (
                 x.to(values.dtype).expand(agents).contiguous()
@@ -183,7 +142,7 @@ class PPO:
             values.movedim(0, -1),
             terminated,
             truncated,
-            config.gamma,
+            gamma,
             config.gae_lambda if config.use_gae else 1.0,
             final_values=final_values.movedim(0, -1),
             value_mean=mean,
@@ -200,6 +159,11 @@ class PPO:
         if normaliser is not None:
             values = normaliser.update(returns.flatten(1), values.flatten(1), kept).view_as(returns)
             returns = normaliser.normalise(returns.flatten(1)).view_as(returns)
+        actor_states, memory = None, self.actor.body.memory
+        if rollout.states is not None:
+            actor_states = rollout.states.movedim(0, 1)
+        elif memory is not None:
+            actor_states = memory.initial_state(agents, envs).unsqueeze(1)
         acted_on = None if rollout.latent is None else rollout.latent.permute(2, 0, 1, 3)
         rows = rollout.observations[:-1].permute(2, 0, 1, 3)
         inputs = self.actor.body.inputs(
@@ -213,22 +177,28 @@ class PPO:
             advantages=advantages.contiguous(),
             returns=returns.contiguous(),
             values=values.contiguous(),
-            first=first[:-1],
-            actor_states=None if rollout.states is None else rollout.states.movedim(0, 1),
+            reset=reset[:-1],
+            actor_states=actor_states,
             critic_states=states,
             action_mask=None if rollout.action_mask is None else rollout.action_mask.movedim(2, 0),
             active=active,
+            everyone=None if active is None else world.gather(active, dim=2),
         )
 
-    def _returns_of_constant(
-        self, rewards: Tensor, terminated: Tensor, truncated: Tensor, kept: Tensor | None
+    def returns_of_constant(
+        self,
+        rewards: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
+        gamma: float,
+        kept: Tensor | None,
     ) -> Tensor:
         """Returns ``[A, T, N]`` at the constant value of all states that is the best initial guess.
 
         It is the one that equals its own mean return: TD's fixed point with a bias for the only
         feature (LSTD(lambda): Boyan, 2002, doi:10.1023/A:1017936530646). A critic that began at 0
-        would take in the mean reward over ``1 - gamma`` a rollout at a time, and until then say
-        little but how many steps of the rollout are left.
+        would take in the mean reward over ``1 - gamma`` a rollout at a time, and until then encode
+        little but the number of steps left in the rollout.
         """
         config = self.config
         lam = config.gae_lambda if config.use_gae else 1.0
@@ -236,7 +206,7 @@ class PPO:
         def returns(rewards: Tensor, value: float) -> Tensor:
             values = torch.full((len(rewards) + 1, *rewards.shape[1:]), value).to(rewards)
             found = self.backend.gae(
-                rewards, values, terminated, truncated, config.gamma, lam, final_values=values[1:]
+                rewards, values, terminated, truncated, gamma, lam, final_values=values[1:]
             ).returns
             return found.movedim(-1, 0)
 
@@ -256,7 +226,7 @@ class PPO:
         observations: Tensor,
         finals: Tensor,
         ended: Tensor,
-        first: Tensor,
+        reset: Tensor,
         latent: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Values of all steps.
@@ -266,28 +236,31 @@ class PPO:
             episode was cut, 0 elsewhere; recurrent states before each step
             ``[A, T, N, layers, H]``.
         """
-        agents, rows, envs, _ = observations.shape
+        _, rows, envs, _ = observations.shape
+        agents = self.critic.agents
         at_steps = _latent_at_steps(latent, rows)
         final_values = observations.new_zeros(agents, rows - 1, envs)
         t, n = ended.nonzero(as_tuple=True)
-        final_inputs = self._critic_inputs(finals[:, t, n], _latent_at(latent, (t, n)))
-        if self.critic.body.gru is None:
-            values, _ = self.critic(
-                self._critic_inputs(observations.flatten(1, 2), at_steps), None, None
-            )
-            final_values[:, t, n], _ = self.critic(final_inputs, None, None)
+        final = finals[:, t, n], _latent_at(latent, (t, n))
+        memory = self.critic.body.memory
+        if memory is None:
+            values, _ = self.critic(observations.flatten(1, 2), at_steps, None, None)
+            final_values[:, t, n], _ = self.critic(*final, None, None)
             return values.view(agents, rows, envs), final_values, None
-        inputs = self._critic_inputs(observations.flatten(1, 2), at_steps)
-        inputs = inputs.view(agents, rows, envs, -1)
-        state = inputs.new_zeros(agents, envs, *self.critic.body.state_shape)
+        state = self.critic.initial_state(envs)
+        if self.policy.use_naive_recurrent_policy and not len(t):  # as one sequence
+            values, _ = self.critic(observations.flatten(1, 2), at_steps, state, reset)
+            return values.view(agents, rows, envs), final_values, state.unsqueeze(1)
         values, states = [], []
         for step in range(rows):
             states.append(state)
-            value, state = self.critic(inputs[:, step], state, first[step : step + 1])
+            at_step = None if at_steps is None else at_steps[step * envs : (step + 1) * envs]
+            begins = reset[step : step + 1]
+            value, state = self.critic(observations[:, step], at_step, state, begins)
             values.append(value)
         stacked = torch.stack(states, 1)
         restart = torch.zeros(1, len(t), dtype=torch.bool, device=t.device)
-        final_values[:, t, n], _ = self.critic(final_inputs, stacked[:, t + 1, n], restart)
+        final_values[:, t, n], _ = self.critic(*final, stacked[:, t + 1, n], restart)
         return torch.stack(values, 1), final_values, stacked[:, :-1]
 
     # Updating.
@@ -296,144 +269,151 @@ class PPO:
         """All epochs over one batch; returns the mean of each metric.
 
         The critic's latent is inferred again in every epoch. The value losses of an epoch's
-        minibatches reach the encoder together, in one step at its end.
+        minibatches reach the encoder together, in one step at its end. With
+        `CriticLatent.every_minibatch` each of them does on its own.
+
+        While the actors' gradients are summed over processes, those of the critics are computed,
+        and the other way round.
         """
-        metrics: dict[str, list[Tensor]] = {}
+        metrics: dict[str, list[Tensor]] = {}  # of all agents
+
+        def note(found: dict[str, Tensor]) -> None:
+            for name, value in found.items():
+                metrics.setdefault(name, []).append(value.detach())
+
+        parts = 1 if critic_latent.every_minibatch else self.config.num_mini_batch
+        step_actor: Step = dict
+        step_critic: Step = dict
         for _ in range(self.config.ppo_epoch):
-            inferred = critic_latent()
-            latent = None
-            if inferred is not None:
-                latent = inferred.detach().requires_grad_(inferred.requires_grad)
-            found = [
-                self._update_actor(part) | self._update_critic(part, where, latent)
-                for part, where in self._minibatches(batch)
-            ]
-            if latent is not None and latent.grad is not None:
-                penalty = critic_latent.penalty()
-                found.append(self._update_encoder(inferred, latent.grad / len(found), penalty))
-            for one in found:
-                for name, value in one.items():
-                    metrics.setdefault(name, []).append(value.detach())
+            for number, (part, where) in enumerate(self.minibatches(batch)):
+                note(step_actor())
+                note(self.actor_gradients(part))
+                step_actor = self.start_step(self.trained_actor)
+                note(step_critic())
+                if number % parts == 0:
+                    inferred, latent = self.infer(critic_latent)
+                note(self.critic_gradients(part, where, latent))
+                trained = [self.trained_critic]
+                if (number + 1) % parts == 0 and latent is not None and latent.grad is not None:
+                    gradient, penalty = latent.grad / parts, critic_latent.penalty()
+                    trained.append(self.encoder_gradients(inferred, gradient, penalty))
+                step_critic = self.start_step(*trained)
+        note(step_actor())
+        note(step_critic())
         means = {name: torch.stack(values).mean() for name, values in metrics.items()}
+        # Norms are of gradients that are summed already.
+        world.start_sum(x for name, x in means.items() if not name.startswith("grad_norm/"))()
         for name, value in means.items():
             if name.startswith("grad_norm/"):  # the next policies would act on NaN
                 require_finite(name, value, vars(batch))
-        return means
+        return means | {"explained_variance": batch.explained_variance}
 
-    def _update_actor(self, part: Batch) -> dict[str, Tensor]:
+    def infer(self, critic_latent: CriticLatent) -> tuple[Tensor | None, Tensor | None]:
+        """The critics' latent, and a leaf of the same values that collects its gradients."""
+        inferred = critic_latent()
+        if inferred is None:
+            return None, None
+        return inferred, inferred.detach().requires_grad_(inferred.requires_grad)
+
+    def actor_gradients(self, part: Batch) -> dict[str, Tensor]:
+        """Compute the actors' gradients on a minibatch; returns its metrics, of each agent."""
         config = self.config
-        weight = part.active if config.use_policy_active_masks else None
         log_probs, entropy = self.actor.evaluate(
             part.actor_inputs.flatten(1, 2),
             part.actions.flatten(1, 2),
             part.actor_states,
-            part.first,
+            part.reset,
             None if part.action_mask is None else part.action_mask.flatten(1, 2),
         )
-        log_ratio = log_probs - part.log_probs.flatten(1)
-        ratio = log_ratio.exp()
-        advantages = part.advantages.flatten(1)
-        surrogate = torch.minimum(
-            ratio * advantages,
-            ratio.clamp(1 - config.clip_param, 1 + config.clip_param) * advantages,
-        )
-        policy_loss = -mean_per_agent(surrogate, weight)
-        entropies = mean_per_agent(entropy, weight)
-        loss = policy_loss - config.entropy_coef * entropies
+        weights = part.weights(config.use_policy_active_masks)
+        before, advantages = part.log_probs.flatten(1), part.advantages.flatten(1)
+        found = surrogate(log_probs, before, advantages, weights, config.clip_param)
+        entropies = mean_per_agent(entropy, weights)
+        loss = found.loss - config.entropy_coef * entropies
         require_finite("loss/policy", loss, vars(part))
-        norms = self._step(self.actor_optimiser, self.actor, loss)
-        with torch.no_grad():
-            outside = ((ratio - 1).abs() > config.clip_param).float()
-            return {
-                "loss/policy": policy_loss.mean(),
-                "entropy": entropies.mean(),
-                "kl": mean_per_agent(ratio - 1 - log_ratio, weight).mean(),
-                "clip_fraction": mean_per_agent(outside, weight).mean(),
-                "grad_norm/actor": norms.mean(),
-            }
+        self.backward(self.trained_actor, loss)
+        metrics = {
+            "loss/policy": found.loss,
+            "entropy": entropies,
+            "kl": found.kl,
+            "clip_fraction": found.clip_fraction,
+        }
+        return {name: value.detach() for name, value in metrics.items()}
 
-    def _update_critic(
+    def critic_gradients(
         self, part: Batch, where: tuple[Tensor, Tensor] | None, latent: Tensor | None
     ) -> dict[str, Tensor]:
-        """``latent``: of the critic for each environment, as `CriticLatent` gives it."""
+        """Compute the critics' gradients on a minibatch, and add to the latent's.
+
+        Args:
+            part: the minibatch.
+            where: step and environment of its rows; None where it is the whole batch.
+            latent: latent of the critic for each environment, as `CriticLatent` gives it.
+
+        Returns:
+            The metrics of the minibatch, of each agent.
+        """
         config = self.config
         steps = part.critic_observations.shape[1]
         latent = _latent_at_steps(latent, steps) if where is None else _latent_at(latent, where)
-        inputs = self._critic_inputs(part.critic_observations.flatten(1, 2), latent)
-        values, _ = self.critic(inputs, part.critic_states, part.first)
-        elementwise = value_loss(values, part.values.flatten(1), part.returns.flatten(1), config)
-        weight = part.active if config.use_value_active_masks else None
-        losses = mean_per_agent(elementwise, weight)
+        rows = part.critic_observations.flatten(1, 2)
+        values, _ = self.critic(rows, latent, part.critic_states, part.reset)
+        weights = part.weights(config.use_value_active_masks)
+        before, returns = part.values.flatten(1), part.returns.flatten(1)
+        losses = value_loss(values, before, returns, weights, config)
         require_finite("loss/value", losses, vars(part))
-        norms = self._step(self.critic_optimiser, self.critic, config.value_loss_coef * losses)
-        return {"loss/value": losses.mean(), "grad_norm/critic": norms.mean()}
+        self.backward(self.trained_critic, config.value_loss_coef * losses)
+        return {"loss/value": losses.detach()}
 
-    def _update_encoder(
-        self, inferred: Any, gradient: Tensor, penalty: Tensor | None
-    ) -> dict[str, Tensor]:
-        """One step on the value losses, whose gradient by what was inferred is given."""
+    def encoder_gradients(self, inferred: Any, gradient: Tensor, penalty: Tensor | None) -> Trained:
+        """Compute the encoder's gradients on the value losses, given those of the latent."""
         assert self.encoder_optimiser is not None
         self.encoder_optimiser.zero_grad()
         if penalty is None:
             inferred.backward(gradient)
         else:
-            torch.autograd.backward([inferred, penalty], [gradient, torch.ones_like(penalty)])
-        norm = nn.utils.clip_grad_norm_(self.encoder_parameters, self._max_norm)
-        self.encoder_optimiser.step()
-        return {"grad_norm/encoder_from_critic": norm}
+            each = torch.full_like(penalty, 1 / world.size)  # a mean over own environments
+            torch.autograd.backward([inferred, penalty], [gradient, each])
+        return Trained(
+            "grad_norm/encoder_from_critic",
+            self.encoder_parameters,
+            self.encoder_optimiser,
+            clip_grad_norm,
+        )
 
     @property
-    def _max_norm(self) -> float:
+    def max_norm(self) -> float:
+        """Norm that gradients are clipped to; infinite without clipping."""
         return self.config.max_grad_norm if self.config.use_max_grad_norm else float("inf")
 
-    def _step(self, optimiser: torch.optim.Optimizer, module: nn.Module, losses: Tensor) -> Tensor:
-        """One step on the agents' losses ``[A]``; agents with own networks do not mix."""
-        optimiser.zero_grad()
-        loss = losses.mean() if self.policy.share_policy else losses.sum()
-        loss.backward()
-        norms = clip_grad_norm_per_agent(list(module.parameters()), self._max_norm)
-        optimiser.step()
-        return norms
+    def backward(self, trained: Trained, losses: Tensor) -> None:
+        """Gradients of the agents' losses ``[A]``; agents with own networks do not mix."""
+        trained.optimiser.zero_grad()
+        averaged = self.policy.share_policy or trained.clip is clip_grad_norm
+        losses.backward(torch.full_like(losses, 1 / len(losses) if averaged else 1.0))
 
-    def _minibatches(self, batch: Batch) -> Iterator[tuple[Batch, tuple[Tensor, Tensor] | None]]:
+    def start_step(self, *trained: Trained) -> Step:
+        """Begin to sum gradients over processes, those of all ``trained`` in one message."""
+        parameters = [p for each in trained for p in each.parameters]
+        finish = world.start_sum(p.grad for p in parameters if p.grad is not None)
+
+        def step() -> dict[str, Tensor]:
+            finish()
+            norms = {}
+            for norm, parameters, optimiser, clip in trained:
+                norms[norm] = clip(parameters, self.max_norm)
+                optimiser.step()
+            return norms
+
+        return step
+
+    def minibatches(self, batch: Batch) -> Iterator[tuple[Batch, tuple[Tensor, Tensor] | None]]:
         """Parts of a batch and, unless it is the whole, step and environment of its rows."""
-        parts = self.config.num_mini_batch
-        recurrent = batch.critic_states is not None
-        if parts == 1 and not recurrent:
-            yield batch, None
+        parts, chunk = self.config.num_mini_batch, 1
+        if batch.critic_states is not None:
+            whole = self.policy.use_naive_recurrent_policy
+            chunk = batch.advantages.shape[1] if whole else self.policy.data_chunk_length
+        elif parts == 1:
+            yield batch.whole(), None
             return
-        _, steps, envs = batch.advantages.shape
-        chunk = 1
-        if recurrent:
-            chunk = (
-                steps if self.policy.use_naive_recurrent_policy else self.policy.data_chunk_length
-            )
-        chunks = steps // chunk * envs
-        order = torch.randperm(chunks, generator=self.generator)
-        for picked in order.to(batch.advantages.device).tensor_split(parts):
-            start, env = picked // envs * chunk, picked % envs
-            time = start + torch.arange(chunk, device=start.device).unsqueeze(1)
-
-            def take(x: Tensor | None, time: Tensor = time, env: Tensor = env) -> Any:
-                return None if x is None else x[:, time, env.expand_as(time)]
-
-            def take_first(x: Tensor | None, time: Tensor = time, env: Tensor = env) -> Any:
-                return None if x is None else x[:, time[0], env]
-
-            yield (
-                Batch(
-                    actor_inputs=take(batch.actor_inputs),
-                    critic_observations=take(batch.critic_observations),
-                    actions=take(batch.actions),
-                    log_probs=take(batch.log_probs),
-                    advantages=take(batch.advantages),
-                    returns=take(batch.returns),
-                    values=take(batch.values),
-                    first=batch.first[time, env.expand_as(time)],
-                    actor_states=take_first(batch.actor_states),
-                    critic_states=take_first(batch.critic_states),
-                    action_mask=take(batch.action_mask),
-                    active=take(batch.active),
-                ),
-                (time.flatten(), env.expand_as(time).flatten()),
-            )
+        yield from batch.split(parts, chunk, self.generator)

@@ -1,4 +1,4 @@
-"""What a command shows while it works: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of a command: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import Progress, ProgressColumn, Task
+from rich.text import Text
 
 LINE_INTERVAL = 10.0
 """Seconds between two plain lines of a `Bar`."""
+
+BAR = 20
+"""Width of a live bar; a narrow terminal has a shorter one, or none below `SHORTEST`."""
+
+SHORTEST = 5
 
 
 _Bar = TypeVar("_Bar", bound="Bar")
@@ -24,7 +30,7 @@ def clock(seconds: float) -> str:
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
-    """Return, mutual information (global and local) [nats] and speed, as far as they are known."""
+    """Return, mutual information (global and local) [nats] and speed, where they are known."""
     parts = []
     for name, keys, form in [
         ("return", ["return"], "{:.1f}"),
@@ -38,11 +44,12 @@ def summary(metrics: Mapping[str, Any]) -> str:
 
 
 def tested_return(metrics: Mapping[str, Any]) -> float | None:
-    """Return of the meta-test in these metrics: on held-out tasks, after the most shots.
+    """Return of the meta-test in these metrics: on validation tasks, after the most shots.
 
-    On training tasks where none are held out; None where there was no meta-test.
+    On held-out tasks where there are none of these, and else on training tasks; None where there
+    was no meta-test.
     """
-    for part in ("test", "train"):
+    for part in ("validation", "test", "train"):
         found = {}
         for name, value in metrics.items():
             if name.startswith(f"eval/{part}_") and value is not None:
@@ -52,6 +59,45 @@ def tested_return(metrics: Mapping[str, Any]) -> float | None:
     return None
 
 
+class _Line(ProgressColumn):
+    """One live line that fits into the terminal."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def render(self, task: Task) -> Text:
+        count = f"{task.completed:,.0f}/{task.total or 0:,.0f} {task.fields['unit']}".strip()
+        fraction = task.completed / task.total if task.total else 0.0
+        fields = (task.fields["text"], clock(task.elapsed or 0.0))
+        shown = live_line(task.description, count, fraction, *fields, self.console.width)
+        return Text(shown, no_wrap=True, overflow="ellipsis")
+
+
+def live_line(title: str, count: str, fraction: float, text: str, time: str, width: int) -> str:
+    """A line of progress of at most ``width`` characters.
+
+    Where these are too few, parts of the text (two spaces are between them) are left out, the
+    second first and the first last, then the bar, then the end of the title.
+
+    >>> live_line("iteration", "3/9", 1 / 3, "return 1.5  test 2.0", "0:07", 60)
+    'iteration 3/9  ━━━━━━───────────  return 1.5  test 2.0  0:07'
+    >>> live_line("iteration", "3/9", 1 / 3, "return 1.5  test 2.0", "0:07", 32)
+    'iteration 3/9  return 1.5  0:07'
+    """
+    parts = [part for part in text.split("  ") if part]
+    while parts and len("  ".join([f"{title} {count}", *parts, time])) > width:
+        parts.pop(1 if len(parts) > 1 else 0)
+    bar = min(BAR, width - len("  ".join([f"{title} {count}", "", *parts, time])))
+    if bar >= SHORTEST:
+        done = round(fraction * bar)
+        parts.insert(0, "━" * done + "─" * (bar - done))
+    room = width - len("  ".join([f" {count}", *parts, time]))
+    if room < len(title):
+        title = f"{title[: max(room - 1, 0)]}…"
+    return "  ".join([f"{title} {count}", *parts, time])
+
+
 class Bar:
     """Progress of some work, to be used in a ``with`` block, which leaves the terminal as it was.
 
@@ -59,9 +105,9 @@ class Bar:
     `LINE_INTERVAL` seconds and at the end.
 
     Args:
-        title: what is done.
+        title: name of the work.
         total: units in all; `update` may change it.
-        unit: of what is counted, such as ``steps``.
+        unit: name of a unit, such as ``steps``.
         console: where to write; by default standard output.
         done: units at the start.
     """
@@ -76,15 +122,7 @@ class Bar:
         self._began = self._shown = time.monotonic()
         self._bar: Progress | None = None
         if self.live:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
-                BarColumn(bar_width=20),
-                TextColumn("{task.fields[text]}"),
-                console=self.console,
-                refresh_per_second=4,
-            )
-            self._task = self._bar.add_task(title, total=total, completed=done, text="", unit=unit)
+            self._bar = Progress(_Line(self.console), console=self.console, refresh_per_second=4)
 
     @property
     def elapsed(self) -> float:
@@ -95,6 +133,9 @@ class Bar:
         """Show it; in a ``with`` block, this is done."""
         self._began = self._shown = time.monotonic()
         if self._bar is not None:
+            self._task = self._bar.add_task(
+                self.title, total=self.total, completed=self.done, text=self.text, unit=self.unit
+            )
             self._bar.start()
         else:
             self._show_line()
@@ -118,8 +159,7 @@ class Bar:
         self.done, self.text = done, text
         self.total = max(self.total if total is None else total, done)
         if self._bar is not None:
-            shown = f"{self.text}  {clock(self.elapsed)}".strip()
-            self._bar.update(self._task, completed=done, total=self.total, text=shown)
+            self._bar.update(self._task, completed=done, total=self.total, text=text)
         elif time.monotonic() - self._shown >= LINE_INTERVAL:
             self._show_line()
 

@@ -1,4 +1,4 @@
-"""What a run's networks need to know of its environment, written beside them.
+"""The environment's spaces and tasks, written beside a run's networks.
 
 With it a trained team is loaded and acts where the environment itself is not installed.
 """
@@ -33,7 +33,14 @@ SHAPE = {
         }
     ],
     "image": ([int], None),
-    "tasks": {"names": [str], "features": [[float]], "n_train": int, "n_test": int},
+    "shared_reward?": bool,
+    "tasks": {
+        "names": [str],
+        "features": [[float]],
+        "n_train": int,
+        "n_test": int,
+        "n_validation?": int,
+    },
 }
 
 
@@ -50,11 +57,13 @@ def write(path: Path, env: VectorEnv) -> None:
             "observations": [int(space.shape[0]) for space in env.observation_spaces],
             "actions": [_describe(space) for space in env.action_spaces],
             "image": None if env.image is None else list(env.image),
+            "shared_reward": env.shared_reward,
             "tasks": {
                 "names": list(tasks.names),
                 "features": np.asarray(tasks.features, float).tolist(),
                 "n_train": tasks.n_train,
                 "n_test": len(tasks.test_ids),
+                "n_validation": tasks.n_validation,
             },
         },
     )
@@ -78,11 +87,11 @@ def _describe(space: spaces.Space[Any]) -> dict[str, Any]:
 
 
 class SpacesOnly(VectorEnv):
-    """Spaces and tasks of an environment that is not there: it can be neither reset nor stepped.
+    """Spaces and tasks of an environment that is not installed: it cannot be reset or stepped.
 
     Args:
         path: what `write` wrote, which may come from anywhere.
-        config: of the environment.
+        config: config of the environment.
         num_envs: sub-environments N.
 
     Raises:
@@ -102,9 +111,10 @@ class SpacesOnly(VectorEnv):
                 raise ValueError("needs a space of observations and of actions for each agent")
             features = np.asarray(tasks["features"], np.float32)
             params: list[dict[str, Any]] = [{} for _ in tasks["names"]]
-            names, counts = tasks["names"], (tasks["n_train"], tasks["n_test"])
-            self.tasks = TaskSet(params, features, names, *counts)
+            counts = (tasks["n_train"], tasks["n_test"], tasks.get("n_validation", 0))
+            self.tasks = TaskSet(params, features, tasks["names"], *counts)
             image = found["image"]
+            self.shared_reward = found.get("shared_reward", False)
             self.image = None if image is None else (image[0], image[1], image[2])
         except (ValueError, LookupError) as error:
             raise ConfigError(f"{path}: describes no environment: {error}") from None

@@ -1,4 +1,4 @@
-"""How a process is asked to end: signals, and an output that nobody reads any more."""
+"""How a process is asked to end: signals, and a closed output."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, TextIO
 
+from mg2l.core.distributed import world
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGTERM or SIGHUP came, where nothing waits for a good moment to end."""
+    """SIGTERM or SIGHUP came outside a block that ends gracefully."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -49,7 +51,7 @@ def _give_back(before: dict[int, Any]) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """A block in which SIGTERM and SIGHUP are raised, as Ctrl-C is, so that it can tidy up.
+    """A block in which SIGTERM and SIGHUP are raised like Ctrl-C, so that it can clean up.
 
     Raises:
         Interrupted: one came.
@@ -68,11 +70,11 @@ def interruptible() -> Iterator[None]:
 class Output:
     """Standard output that never raises: where it breaks, the rest goes nowhere.
 
-    Whoever reads it may have seen enough (``| head``), the terminal may have been closed, the disk
-    that it goes to may be full. Work that is under way is then brought to a good end.
+    Its reader may have ended (``| head``), the terminal may have been closed, the disk may be full.
+    Work that is under way is then finished.
 
     Attributes:
-        broken: what came of writing to it, None while it works.
+        broken: error of writing to it, None while it works.
     """
 
     def __init__(self, file: TextIO) -> None:
@@ -80,7 +82,7 @@ class Output:
         self.broken: OSError | None = None
 
     def write(self, text: str) -> int:
-        """As of a file."""
+        """See ``io.TextIOBase``."""
         try:
             self._file.write(text)
         except UnicodeEncodeError:  # such as a file's name that is not UTF-8
@@ -91,7 +93,7 @@ class Output:
         return len(text)
 
     def flush(self) -> None:
-        """As of a file."""
+        """See ``io.TextIOBase``."""
         try:
             self._file.flush()
         except OSError as error:
@@ -109,19 +111,19 @@ class Output:
 
 
 def broken_output() -> OSError | None:
-    """Why standard output is one that nobody reads any more, None while it works."""
+    """Why standard output is closed, None while it works."""
     error = getattr(sys.stdout, "broken", None)
     return error if isinstance(error, OSError) else None
 
 
 def output_status(error: OSError) -> int:
-    """Exit status after it: 141 as of SIGPIPE where nobody reads it, 1 where a disk is full."""
+    """Exit status after it: 141 as after SIGPIPE where it was closed, 1 where a disk is full."""
     gone = error.errno in (errno.EPIPE, errno.EIO)
     return 128 + signal.SIGPIPE if gone else 1
 
 
 class GracefulStop:
-    """Turns the first signal to end, or a broken output, into a request; a second one acts at once.
+    """Turns the first signal to end, or a broken output, into a request; a second acts at once.
 
     The signals are SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal). The training loop looks
     at ``requested`` after each iteration, writes a checkpoint and ends with ``exit_code``. Outside
@@ -170,6 +172,8 @@ class GracefulStop:
             os.kill(os.getpid(), number)  # now with the handler from before
             return
         self.signal_number = number
+        if not world.is_main:
+            return
         with contextlib.suppress(OSError):  # of a terminal that is closed
             # os.write, as a handler may interrupt a print that is under way
             os.write(2, b"\nstopping after this iteration; once more stops at once\n")

@@ -30,7 +30,7 @@ _FLOAT, _TUPLE, _DICT = "$float", "$tuple", "$dict"
 
 
 def flatten(tree: Tree) -> tuple[Json, dict[str, Tensor]]:
-    """Take a state apart.
+    """Flatten a state.
 
     Args:
         tree: the state; it is neither changed nor kept.
@@ -89,10 +89,10 @@ def flatten(tree: Tree) -> tuple[Json, dict[str, Tensor]]:
 
 
 def unflatten(json: Json, tensors: Mapping[str, Tensor]) -> Tree:
-    """Put together what ``flatten`` took apart; tensors are on the CPU, tuples are plain.
+    """Rebuild what ``flatten`` returned; tensors are on the CPU, tuples are plain.
 
     Raises:
-        ValueError: the structure is none that ``flatten`` makes, or a tensor is missing.
+        ValueError: the structure is not one of ``flatten``, or a tensor is missing.
     """
     if isinstance(json, list):
         return [unflatten(item, tensors) for item in json]
@@ -124,7 +124,7 @@ def unflatten(json: Json, tensors: Mapping[str, Tensor]) -> Tree:
 
 
 def _check_tag(tag: str, value: Json) -> None:
-    """Raise ValueError where a tag holds what `flatten` never puts there."""
+    """Raise ValueError where a tag holds what `flatten` never writes."""
     if not isinstance(value, list if tag in (_TUPLE, _DICT) else str):
         raise ValueError(f"{tag} holds a {type(value).__name__}")
     if tag == _FLOAT and len(value) != 16:

@@ -14,6 +14,7 @@ from cuda_host.library import Library
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 KERNELS = ROOT / "csrc" / "cuda"
+PARTICLE = sorted((ROOT / "csrc" / "particle").glob("*.h"))
 CACHE = ROOT / "build" / "cuda_host"
 
 COMPILER = "g++"  # not $CXX: which accesses are instrumented, and some flags, are GCC's own
@@ -71,7 +72,7 @@ def build(
     folder = CACHE if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
     runtime = _build_runtime()
-    shared_headers = [path.read_text() for path in sorted(KERNELS.glob("*h"))]
+    shared_headers = [path.read_text() for path in [*sorted(KERNELS.glob("*h")), *PARTICLE]]
     contraction = f"-ffp-contract={'fast' if contract else 'off'}"
     flags = [*KERNEL_FLAGS, contraction, *(["-w"] if edits else WARNINGS)]
     key = _hash(runtime.name, *flags, *files, *files.values(), *shared_headers)

@@ -63,6 +63,6 @@ def largest_errors(case: Case) -> dict[str, tuple[float, float]]:
 
 
 def _distance(a: Array, b: Array) -> Array:
-    """Absolute difference; equal infinities are no distance apart."""
+    """Absolute difference; equal infinities have no difference."""
     with np.errstate(invalid="ignore"):
         return np.where(a == b, 0, np.abs(a - b))

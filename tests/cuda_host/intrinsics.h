@@ -6,7 +6,7 @@
 
 namespace cuda_host {
 
-// Where a kernel waits, for reports and to tell one barrier from another.
+// Where a kernel waits, for reports and to distinguish barriers.
 struct Site {
   const char* file;
   int line;

@@ -1,4 +1,4 @@
-"""Sizes and places in the buffers of ``encode_context``, asked of the binding's own header."""
+"""Sizes and places in the buffers of operators, asked of the bindings' own headers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from cuda_host.build import CACHE, COMMON_FLAGS, COMPILER, HERE, KERNELS, WARNIN
 
 @cache
 def _library() -> ctypes.CDLL:
-    source, header = HERE / "boundary" / "layout.cpp", KERNELS / "encode_context_layout.h"
-    key = hashlib.sha256(source.read_bytes() + header.read_bytes()).hexdigest()[:16]
+    source = HERE / "boundary" / "layout.cpp"
+    files = [source, *sorted(KERNELS.glob("*_layout.h"))]
+    key = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
     path = CACHE / f"layout-{key}.so"
     if not path.exists():
         CACHE.mkdir(parents=True, exist_ok=True)

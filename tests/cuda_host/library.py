@@ -32,7 +32,7 @@ SCALARS = {
 }
 ALIGNMENT = 256  # what cudaMalloc promises
 MAX_SHARED = 64 * 1024  # bytes a block can have on the smallest GPU, 7.5
-UNDEFINED = 0xFF  # every byte of what nobody wrote: NaN as a floating-point number
+UNDEFINED = 0xFF  # every byte of uninitialised memory: NaN as a floating-point number
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ class Field(NamedTuple):
     is_pointer: bool
     is_const: bool
     is_optional: bool
+    length: int
+    """Length of an array of such numbers or pointers; 0 for a single one."""
 
 
 class Launcher(NamedTuple):
@@ -162,21 +164,14 @@ class Library:
         for field in launcher.fields:
             given = arguments.get(field.name)
             if not field.is_pointer:
-                values[field.name] = given
-            elif given is not None or not field.is_optional:
-                defined = field.is_const or field.name in in_out
-                copy = memory.place(_as_type(field, given), is_output=not field.is_const)
-                if not defined:
-                    copy.view(np.uint8).fill(UNDEFINED)
-                values[field.name] = copy.ctypes.data
-                self._dll.cuda_host_add_buffer(
-                    field.name.encode(),
-                    ctypes.c_void_p(copy.ctypes.data),
-                    ctypes.c_size_t(copy.nbytes),
-                    ctypes.c_size_t(copy.itemsize),
-                    int(not field.is_const),
-                    int(defined),
+                values[field.name] = tuple(given or ()) if field.length else given
+            elif field.length:
+                values[field.name] = tuple(
+                    None if one is None else self._place(memory, field, one, in_out)
+                    for one in given or ()
                 )
+            elif given is not None or not field.is_optional:
+                values[field.name] = self._place(memory, field, given, in_out)
         struct = launcher.struct()
         _fill(struct, values)
         status = getattr(self._dll, function)(ctypes.byref(struct), None)
@@ -185,6 +180,22 @@ class Library:
         if status and not report:
             return Report([Finding("launch", f"{function} returned status {status}", 1)])
         return report
+
+    def _place(self, memory: _Memory, field: Field, given: Any, in_out: Collection[str]) -> int:
+        """Address of a copy of an array."""
+        defined = field.is_const or field.name in in_out
+        copy = memory.place(_as_type(field, given), is_output=not field.is_const)
+        if not defined:
+            copy.view(np.uint8).fill(UNDEFINED)
+        self._dll.cuda_host_add_buffer(
+            field.name.encode(),
+            ctypes.c_void_p(copy.ctypes.data),
+            ctypes.c_size_t(copy.nbytes),
+            ctypes.c_size_t(copy.itemsize),
+            int(not field.is_const),
+            int(defined),
+        )
+        return int(copy.ctypes.data)
 
     @property
     def last_launch(self) -> Launch:
@@ -214,7 +225,7 @@ class Library:
                 capture_output=True,
                 check=True,
             ).stdout.splitlines()
-            # "gae.cuh:81 (discriminator 2)": the discriminator tells copies of a line apart.
+            # "gae.cuh:81 (discriminator 2)": the discriminator distinguishes instances of a line.
             places = dict(zip(addresses, (line.split(" ")[0] for line in lines), strict=True))
             text = re.sub(r"\+0x[0-9a-f]+", lambda match: places[match.group()], text)
         counts: Counter[tuple[str, str]] = Counter()
@@ -225,7 +236,8 @@ class Library:
 
 
 STRUCT = re.compile(r"(?:template <([^>]*)>\s*)?struct (\w+) {\n(.*?)\n};", re.DOTALL)
-FIELD = re.compile(r"\s*(const )?(\w+)(?:<([^>]*)>)?(\*?) (\w+);\s*(//.*)?")
+FIELD = re.compile(r"\s*(const )?(\w+)(?:<([^>]*)>)?(\*?) (\w+)(?:\[(\w+)\])?;\s*(//.*)?")
+CONSTANT = re.compile(r"constexpr int (\w+) = (\d+);")
 LAUNCHER = re.compile(r"MG2L_API int (\w+)\(const (\w+)(?:<([^>]*)>)?\* args,\s*void\* stream\);")
 
 
@@ -240,8 +252,9 @@ def parse_launchers(text: str) -> dict[str, Launcher]:
         name: (re.findall(r"typename (\w+)", parameters), body)
         for parameters, name, body in STRUCT.findall(text)
     }
+    constants = {name: int(value) for name, value in CONSTANT.findall(text)}
     launchers = {
-        function: Launcher(*_read_struct(structs, name, _words(types)))
+        function: Launcher(*_read_struct(structs, constants, name, _words(types)))
         for function, name, types in LAUNCHER.findall(text)
     }
     for function in re.findall(r"MG2L_API int (\w+)\(", text):
@@ -255,7 +268,10 @@ def _words(types: str) -> list[str]:
 
 
 def _read_struct(
-    structs: Mapping[str, tuple[list[str], str]], name: str, types: list[str]
+    structs: Mapping[str, tuple[list[str], str]],
+    constants: Mapping[str, int],
+    name: str,
+    types: list[str],
 ) -> tuple[type[ctypes.Structure], tuple[Field, ...]]:
     """A struct for ctypes, and its fields with those of structs inside it."""
     parameters, body = structs[name]
@@ -264,20 +280,22 @@ def _read_struct(
     fields: list[Field] = []
     for line in body.splitlines():
         match = FIELD.fullmatch(line)
-        if not match:
+        if not match or (match.group(6) and match.group(6) not in constants):
             raise ValueError(f"{name}: cannot read the field {line.strip()!r}")
-        const, type_name, inner, star, field, comment = match.groups()
+        const, type_name, inner, star, field, count, comment = match.groups()
         type_name = known.get(type_name, type_name)
         if type_name in structs and not star:
             nested, its_fields = _read_struct(
-                structs, type_name, [known[word] for word in _words(inner)]
+                structs, constants, type_name, [known[word] for word in _words(inner)]
             )
             members.append((field, nested))
             fields += its_fields
             continue
-        members.append((field, ctypes.c_void_p if star else SCALARS[type_name]))
+        length = constants[count] if count else 0
+        one: Any = ctypes.c_void_p if star else SCALARS[type_name]
+        members.append((field, one * length if length else one))
         optional = "or null" in (comment or "")
-        fields.append(Field(field, type_name, bool(star), bool(const), optional))
+        fields.append(Field(field, type_name, bool(star), bool(const), optional, length))
     return type(name, (ctypes.Structure,), {"_fields_": members}), tuple(fields)
 
 
@@ -334,7 +352,7 @@ def _static_shared(path: Path, dll: ctypes.CDLL) -> dict[int, int]:
 
 
 class _Memory:
-    """Copies of arrays far from each other, so that to leave one is never to enter another."""
+    """Copies of arrays far from each other, so that leaving one never enters another."""
 
     def __init__(self) -> None:
         self._outputs: list[tuple[NDArray[np.generic], NDArray[np.generic]]] = []

@@ -8,10 +8,8 @@ import numpy as np
 import torch
 
 from cuda_host.cases import Array, Case
+from cuda_host.layout import ask
 from mg2l.ops import reference
-
-QUERY_PARTS = 64
-"""Parts of the sets in the sum for the gradient of the query."""
 
 
 def case(
@@ -70,13 +68,17 @@ def case(
         "lse": np.empty(rows, dtype),
         "weights": np.empty((*rows, length), dtype),
     }
+    count = outer * inner * heads
+    splits = ask("pool_splits", count, length)
+    if splits > 1:
+        outputs["partial"] = np.empty((count * splits, ask("pool_partial_width", width)), dtype)
     if backward:
         inputs |= {"grad": grad, **{k: exact[k].astype(dtype) for k in ("pooled", "lse")}}
         names = ["grad_x", "grad_query"]
         outputs = {
             "weights": np.empty((*rows, length), dtype),
             "grad_logits": np.empty((*rows, length), dtype),
-            "partial": np.empty((QUERY_PARTS, heads, width), dtype),
+            "partial": np.empty((ask("query_parts"), heads, width), dtype),
             "grad_x": np.empty(shape, dtype),
             "grad_query": np.empty((heads, width), dtype),
         }

@@ -13,7 +13,7 @@ ALWAYS = 7  # the predicate that is always true
 
 
 class Instruction(NamedTuple):
-    """One instruction, as far as anybody asks."""
+    """The parts of an instruction that are needed here."""
 
     name: str
     """One of ``NAMES``, else empty."""

@@ -1,4 +1,4 @@
-"""What runs in a worker process of ``mg2l.envs.adapters``: sub-environments of another package.
+"""The worker process of ``mg2l.envs.adapters``, which runs sub-environments of another package.
 
 It imports NumPy and what the environment's factory needs: no torch, no mg2l.
 """

@@ -1,4 +1,4 @@
-"""Messages between a worker and who has started it."""
+"""Messages between a worker and the process that started it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class ChannelClosedError(EOFError):
 
 
 class BrokenChannelError(OSError):
-    """What came is no message: something else has written into the socket."""
+    """Received something that is not a message: something else has written into the socket."""
 
 
 class Channel:
-    """Pickled messages through a socket; each begins with a token that others do not know.
+    """Pickled messages through a socket; each starts with a token that others do not know.
 
     Args:
-        end: of a pair of connected sockets.
+        end: one end of a pair of connected sockets.
         token: ``TOKEN`` bytes, the same at both ends.
         wait: called whenever the socket is not ready; without it the socket blocks.
         dumps: turns a message into bytes that ``pickle.loads`` reads.
@@ -60,7 +60,7 @@ class Channel:
 
         Raises:
             ChannelClosedError: the other end is closed.
-            BrokenChannelError: what came is no message.
+            BrokenChannelError: what was received is not a message.
         """
         head = self._bytes(TOKEN + _LENGTH)
         if head[:TOKEN] != self.token:

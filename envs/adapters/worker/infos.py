@@ -115,12 +115,12 @@ def _beside(seen: Any, otherwise: Any) -> Any:
 
 
 def _reported(info: Any, names: Sequence[str], agents: Sequence[Any], rows: bool) -> list[Any]:
-    """What infos say of each agent under the first of ``names`` that they have, or None.
+    """Each agent's value in infos, under the first of ``names`` that they have, or None.
 
     Args:
         info: one ``Mapping`` for all, which holds values for all or for each, or infos of each
             agent by its name or number; or a sequence of the agents' infos.
-        names: of the value.
+        names: names of the value.
         agents: names or numbers of the agents.
         rows: an agent's value is a row of numbers, not a number.
     """

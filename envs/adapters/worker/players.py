@@ -15,10 +15,10 @@ _TURNS = "an environment in turns (AEC) becomes parallel by pettingzoo.utils.aec
 
 
 class Outcome(NamedTuple):
-    """What a step gave, one entry for each agent."""
+    """Result of a step, one entry per agent."""
 
     seen: list[Any]
-    """Observations; None of who has none."""
+    """Observations; None for an agent without one."""
 
     rewards: list[Any]
     terminated: list[bool]
@@ -30,7 +30,7 @@ class Player:
     """One foreign environment, whatever its interface; agents are numbered.
 
     Attributes:
-        names: of the agents, for messages and for values by agent.
+        names: names of the agents, for messages and for values by agent.
     """
 
     names: Sequence[Any]
@@ -50,11 +50,11 @@ class Player:
         raise NotImplementedError
 
     def present(self) -> list[bool]:
-        """Which agents are there to act."""
+        """Which agents are present and can act."""
         return [True] * len(self.actions)
 
     def render(self) -> Any:
-        """What the environment's ``render`` gives.
+        """Result of the environment's ``render``.
 
         Raises:
             InterfaceError: it has none.
@@ -65,14 +65,14 @@ class Player:
         return render(mode="rgb_array") if _takes(render, "mode") else render()
 
     def _reset(self, seed: int) -> Any:
-        """What ``reset`` gives, after everything is seeded that takes a seed."""
+        """Result of ``reset``, after seeding everything that takes a seed."""
         for index, space in enumerate(self._spaces()):
             if hasattr(space, "seed"):
                 space.seed(seed + index)
         resets = [layer.reset for layer in self.layers if hasattr(layer, "reset")]
         takers = [_takes(reset, "seed") or _takes_anything(reset) for reset in resets]
         if all(takers):
-            # Who takes anything may leave the seed unread.
+            # A reset that takes any argument may ignore the seed.
             if hasattr(self.env, "seed") and not _takes(resets[-1], "seed"):
                 self.env.seed(seed)
             return self.env.reset(seed=seed)
@@ -163,10 +163,10 @@ class Parallel(Player):
         return [name in living for name in self.names]
 
     def _seen(self, seen: Mapping[Any, Any], known: Mapping[Any, bool]) -> list[Any]:
-        """Observations of those who are known, None of the others.
+        """Observations of the agents that have one, None for the others.
 
         Raises:
-            InterfaceError: somebody has none who is there.
+            InterfaceError: an agent that is present has none.
         """
         found = [seen.get(name) if name in known else None for name in self.names]
         for one, name, there in zip(found, self.names, self.present()):  # noqa: B905
@@ -230,10 +230,10 @@ class Together(Player):
 
 
 def player(env: Any) -> Player:
-    """Tell the interface of an environment.
+    """Detect the interface of an environment.
 
     Raises:
-        InterfaceError: it has none of those that are known.
+        InterfaceError: it is none of those supported.
     """
     if hasattr(env, "agent_iter"):
         raise InterfaceError(f"make(params) returned {type(env).__name__}; {_TURNS}")

@@ -24,16 +24,16 @@ from .spaces import Act, InterfaceError
 from .team import Team
 
 
-class Copy:
-    """One sub-environment: what it is, and how far its episode is.
+class SubEnv:
+    """One sub-environment and the state of its episode.
 
     Attributes:
         task: number of its task.
         player: the environment.
-        acts: of each agent.
-        randomness: of the episode.
-        step: of the episode.
-        gone: ``[A]`` bool, who has left.
+        acts: each agent's conversion of shared actions.
+        randomness: the episode's random state.
+        step: steps of the episode so far.
+        gone: ``[A]`` bool, agents that have left.
     """
 
     def __init__(self, task: int, made: Player) -> None:
@@ -51,12 +51,12 @@ class Worker:
         make: the pickled factory.
         team: names of the agents that are the team; None is all.
         others: the pickled policy of the others.
-        index: of the worker.
+        index: index of the worker.
     """
 
     def __init__(self, make: bytes, team: Sequence[Any] | None, others: bytes, index: int) -> None:
         self._make, self._team, self._others, self.index = make, team, others, index
-        self.copies: dict[int, Copy] = {}
+        self.envs: dict[int, SubEnv] = {}
         self.spaces: Any = None
         self.shared: Arrays = {}
 
@@ -79,7 +79,7 @@ class Worker:
         """Widths of the agents' observations and their action spaces."""
         with Randomness(0).used():
             made = self._made(params)
-            described = _spaces(made)
+            described = describe_spaces(made)
             _close(made)
         return described
 
@@ -88,29 +88,29 @@ class Worker:
         self.shared, self.spaces = arrays_in(memory, layout), described
         self.shared["pids"][self.index] = os.getpid()
 
-    def begin(self, copies: Sequence[tuple[int, int, dict[str, Any], int]]) -> None:
+    def begin(self, episodes: Sequence[tuple[int, int, dict[str, Any], int]]) -> None:
         """Begin episodes: sub-environment, number of its task, the task's parameters, seed."""
-        for index, task, params, seed in copies:
+        for index, task, params, seed in episodes:
             self._turn_to(index)
-            copy = self.copies.get(index)
-            if copy is None or copy.task != task:
+            env = self.envs.get(index)
+            if env is None or env.task != task:
                 # By the task's number, not by the episode: a resumed run makes it again.
                 with Randomness(task).used():
-                    if copy is not None:
-                        _close(copy.player)
+                    if env is not None:
+                        _close(env.player)
                     made = self._made(params)
-                if _spaces(made) != self.spaces:
+                if describe_spaces(made) != self.spaces:
                     raise InterfaceError(
-                        f"its spaces differ from those of the first task: {_spaces(made)}, "
+                        f"its spaces differ from those of the first task: {describe_spaces(made)}, "
                         f"expected {self.spaces}"
                     )
-                copy = self.copies[index] = Copy(task, made)
-            copy.randomness, copy.step = Randomness(seed), 0
-            copy.gone[:] = False
-            with self._about(copy), copy.randomness.used():
-                seed_unseeded(copy.player.layers, seed)
-                seen, masks = copy.player.reset(seed)
-                there = copy.player.present()
+                env = self.envs[index] = SubEnv(task, made)
+            env.randomness, env.step = Randomness(seed), 0
+            env.gone[:] = False
+            with self._about(env), env.randomness.used():
+                seed_unseeded(env.player.layers, seed)
+                seen, masks = env.player.reset(seed)
+                there = env.player.present()
             for name in ("rewards", "terminated", "truncated"):
                 self.shared[name][index] = 0
             self.shared["alive"][index] = there
@@ -120,18 +120,18 @@ class Worker:
     def step(self) -> None:
         """Step the sub-environments that are marked, with the shared actions."""
         shared = self.shared
-        for index, copy in self.copies.items():
+        for index, env in self.envs.items():
             if not shared["stepping"][index]:
                 continue
             self._turn_to(index)
-            copy.step += 1
-            actions = [act(row) for act, row in zip(copy.acts, shared["actions"][index])]  # noqa: B905
-            with self._about(copy), copy.randomness.used():
-                outcome = copy.player.step(actions)
-                there = np.array(copy.player.present())
+            env.step += 1
+            actions = [act(row) for act, row in zip(env.acts, shared["actions"][index])]  # noqa: B905
+            with self._about(env), env.randomness.used():
+                outcome = env.player.step(actions)
+                there = np.array(env.player.present())
             acted = shared["alive"][index] != 0
             for agent in range(len(acted)):
-                with self._about(copy, agent):
+                with self._about(env, agent):
                     reward = infos.number(outcome.rewards[agent]) if acted[agent] else 0.0
                 shared["rewards"][index, agent] = reward
             self._flag(index, outcome, there)
@@ -145,7 +145,7 @@ class Worker:
         """Picture of a sub-environment, or why there is none."""
         with Randomness(0).used():
             try:
-                picture = self.copies[index].player.render()
+                picture = self.envs[index].player.render()
             except InterfaceError as error:
                 return str(error)
             except Exception as error:
@@ -160,16 +160,16 @@ class Worker:
             return f"render() gave an array {array.shape}, expected [height, width, 3]"
         return array.astype(np.uint8)
 
-    def _turn_to(self, copy: int) -> None:
+    def _turn_to(self, index: int) -> None:
         """Report which sub-environment is at work, and that the worker is alive."""
-        self.shared["at"][self.index] = copy
+        self.shared["at"][self.index] = index
         self.shared["beats"][self.index] += 1
 
     def _flag(self, index: int, outcome: Outcome, there: NDArray[Any]) -> None:
         """Set the flags of a step; an agent's stay until the episode ends, with the last agent's.
 
-        Who has left without a flag came to the end of the task, and when nobody is left, so did
-        those who never came.
+        An agent that left without a flag has terminated; when none is left, so have those that
+        never joined.
         """
         terminated, truncated = np.array(outcome.terminated), np.array(outcome.truncated)
         rows = {name: self.shared[name][index] for name in ("terminated", "truncated", "alive")}
@@ -182,45 +182,46 @@ class Worker:
         if not rows["alive"].any():
             rows["terminated"] |= ~over
             return
-        copy = self.copies[index]
-        copy.gone |= over & ~there
-        if (copy.gone & there).any():
-            with self._about(copy, int((copy.gone & there).argmax())):
+        env = self.envs[index]
+        env.gone |= over & ~there
+        if (env.gone & there).any():
+            with self._about(env, int((env.gone & there).argmax())):
                 raise InterfaceError("back in the episode that it has left")
 
     def _write(self, index: int, seen: list[Any], masks: list[Any]) -> None:
-        """Observations, of None the one before, and masks."""
-        copy = self.copies[index]
-        made = copy.player
+        """Write observations, where one is None the one before, and masks."""
+        env = self.envs[index]
+        made = env.player
         for agent, (space, value) in enumerate(zip(made.observations, seen)):  # noqa: B905
             if value is not None:
-                with self._about(copy, agent, "an observation of "):
+                with self._about(env, agent, "an observation of "):
                     numbers = spaces.flat(space, value)
                 self.shared["obs"][index, agent, : len(numbers)] = numbers
         if "mask" not in self.shared:
             return
-        for agent, (act, mask) in enumerate(zip(copy.acts, masks)):  # noqa: B905
+        for agent, (act, mask) in enumerate(zip(env.acts, masks)):  # noqa: B905
             row = self.shared["mask"][index, agent, : sum(act.choices)]
             if mask is None or not self.shared["alive"][index, agent]:
                 row[:] = 1
                 continue
-            with self._about(copy, agent):
+            with self._about(env, agent):
                 row[:] = infos.allowed(mask, act.choices) if act.choices else 1
 
     @contextlib.contextmanager
-    def _about(self, copy: Copy, agent: int | None = None, what: str = "") -> Iterator[None]:
-        """Say of which agent and step an error is."""
+    def _about(self, env: SubEnv, agent: int | None = None, what: str = "") -> Iterator[None]:
+        """Add the agent and the step to an error's message."""
         try:
             yield
         except InterfaceError as error:
-            where = f"at step {copy.step}" if copy.step else "at the reset"
+            where = f"at step {env.step}" if env.step else "at the reset"
             if agent is not None:
-                name = copy.player.names[agent]
+                name = env.player.names[agent]
                 where = f"agent {agent}{'' if name == agent else f' ({name!r})'}, {where}"
             raise InterfaceError(f"{where}: {what}{error}") from None
 
 
-def _spaces(made: Player) -> list[Any]:
+def describe_spaces(made: Player) -> list[Any]:
+    """Describe the spaces of an environment's agents in numbers and words."""
     described = []
     for name, seen, acting in zip(made.names, made.observations, made.actions):  # noqa: B905
         with _named(name):
@@ -246,8 +247,8 @@ def serve(socket: int, memory_file: int, index: int) -> None:
 
     Args:
         socket: descriptor of the socket.
-        memory_file: of the shared memory.
-        index: of the worker.
+        memory_file: descriptor of the shared memory.
+        index: index of the worker.
     """
     end = sockets.socket(fileno=hidden(socket))
     memory_file = hidden(memory_file)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-_MARK = 0x6D67326C << 96  # begins the entropy of generators that were made without a seed
+_MARK = 0x6D67326C << 96  # prefix of the entropy of generators that were made without a seed
 _real_seed = random.Random.seed
 
 
@@ -22,7 +22,7 @@ class Randomness:
     Each sub-environment has its own: those in one process do not disturb each other.
 
     Args:
-        seed: of all of them.
+        seed: random seed of all of them.
     """
 
     active: Randomness | None = None  # of the sub-environment at work

@@ -15,7 +15,7 @@ from .spaces import InterfaceError, choices
 
 
 class Team(Player):
-    """A player of which the team are only some agents.
+    """A player whose team is a subset of its agents.
 
     Args:
         whole: the environment with all of its agents.
@@ -84,7 +84,7 @@ class Team(Player):
 
 
 def _sample_mask(space: Any, allowed: NDArray[Any], counts: list[int]) -> Any:
-    """What gymnasium's ``sample`` takes: a mask, one per component, or per bit 0, 1 or 2 (both)."""
+    """Mask for gymnasium's ``sample``: an array, one per component, or per bit 0, 1 or 2."""
     parts = [part.astype(np.int8) for part in np.split(allowed, np.cumsum(counts)[:-1])]
     if hasattr(space, "nvec"):
         return tuple(parts)

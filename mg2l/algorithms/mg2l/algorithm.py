@@ -1,4 +1,4 @@
-"""MG2L: critics know the task by the team's joint experience, each actor by its agent's own.
+"""MG2L: critics infer the task from the team's joint experience, each actor from its agent's own.
 
 Zhao, Fu, Chai, Zhu, Zhao, *Meta Learning Task Representation in Multiagent Reinforcement
 Learning: From Global Inference to Local Inference*, IEEE TNNLS 36(8), 2025.
@@ -7,6 +7,7 @@ Learning: From Global Inference to Local Inference*, IEEE TNNLS 36(8), 2025.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,14 @@ from torch.nn import functional as F
 from mg2l.algorithms.agent import ContextAgent, slice_agent
 from mg2l.algorithms.base import CriticLatent, Encoding
 from mg2l.algorithms.context import DRIFT_CONTEXTS, ContextInference, InferredCriticLatent
+from mg2l.algorithms.growing import GrowingContexts, PooledContexts
 from mg2l.algorithms.mg2l.config import MG2LConfig
 from mg2l.algorithms.mg2l.encoder import TaskEncoder
 from mg2l.algorithms.mg2l.objective import Objective
 from mg2l.algorithms.mg2l.prediction import RewardPrediction
 from mg2l.algorithms.transition_encoder import TransitionMoments
-from mg2l.config.algorithms import register_algorithm
+from mg2l.core.distributed import world
+from mg2l.core.transfer import to_device
 from mg2l.estimators.gaussian import Gaussian
 from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import Context
@@ -32,8 +35,8 @@ from mg2l.experience.rollout import Rollout
 class MG2L(ContextInference):
     """Multi-level task encoder and its training.
 
-    Decentralised: at meta-test each agent infers from its own transitions alone. Not so with
-    ``actor_latent: global``, where all share what is inferred from joint transitions.
+    Decentralised: at meta-test each agent infers from its own transitions only, except with
+    ``actor_latent: global``, where all share a representation of their joint transitions.
     """
 
     config_class = MG2LConfig
@@ -61,6 +64,8 @@ class MG2L(ContextInference):
         self.train_with([p for part in trained for p in part.parameters() if p.requires_grad])
         if options.critic_latent == "local":
             self.critic_latent_dim = self.agents * options.context_dim
+        if options.critic_latent == "both":
+            self.critic_latent_dim = (1 + self.agents) * options.context_dim
         if options.bounded_by == "sphere":
             self.prior = "sphere"
         # Mean representation of each task at the last update, global first: [K, 1 + A, D].
@@ -85,21 +90,42 @@ class MG2L(ContextInference):
     def project(self, z: Tensor) -> Tensor:
         return self.encoder.project(z)
 
+    def growing_latent(
+        self,
+        num_envs: int,
+        earlier: Tensor | None = None,
+        seen: Tensor | None = None,
+        seed: int | None = None,
+    ) -> GrowingContexts:
+        if not self.acting.aggregator.pools_as_it_goes:
+            return super().growing_latent(num_envs, earlier, seen, seed)
+        return PooledContexts(self, self.acting, self.unknown(num_envs), earlier, seen, seed)
+
     def latent_for_actors(self, encoding: Encoding) -> Tensor:
         if self.decentralised:
             return super().latent_for_actors(encoding)
         return self.latent_of(encoding.task).unsqueeze(1).expand(-1, self.agents, -1)
 
     def latent_for_critic(self, encoding: Encoding) -> Tensor:
-        if self.options.critic_latent == "global":
-            return super().latent_for_critic(encoding)
-        return self.latent_of(encoding.local).flatten(1)
+        if self.options.critic_latent == "local":
+            return self.latent_of(encoding.local).flatten(1)
+        return super().latent_for_critic(encoding)
 
     def critic_latent(self, tasks: np.ndarray, rollout: Rollout) -> CriticLatent:
+        acted: Tensor | None = None
+        if self.options.critic_latent == "both":
+            acted = CriticLatent.same_as_actors(rollout)()
+
+        def beside(z: Tensor | None) -> Tensor:
+            assert z is not None
+            return z if acted is None else torch.cat([z.expand(len(acted), -1, -1), acted], -1)
+
         if not self.options.critic_to_encoder:
-            return super().critic_latent(tasks, rollout)
-        context = self.contexts(torch.as_tensor(tasks))
-        return InferredCriticLatent(lambda: self.latent_of(self.encoder.infer_task(context)))
+            return CriticLatent(beside(super().critic_latent(tasks, rollout)()))
+        context = self.contexts(to_device(tasks, self.device))
+        return InferredCriticLatent(
+            lambda: beside(self.latent_of(self.encoder.infer_task(context)))
+        )
 
     def trained_by_critic(self) -> list[nn.Parameter]:
         if not self.options.critic_to_encoder:
@@ -115,7 +141,8 @@ class MG2L(ContextInference):
 
     @torch.no_grad()
     def information(self, context: Context, tasks: Tensor) -> dict[str, float]:
-        bounds = self.objective(context, tasks, self._keys(tasks), self.acting)[1]
+        keys = self._keys(self.contexts, tasks)
+        bounds = self.objective(self.encoder(context), tasks, keys, self.acting)[1]
         return {name: float(bound) for name, bound in bounds.items() if name.startswith("mi/")}
 
     # Decentralised execution.
@@ -143,8 +170,13 @@ class MG2L(ContextInference):
         # Before the first update, there are no means: every agent explores with the prior.
         if self.options.explore_with == "prior" or not bool(self.means.any()):
             return super().sample_explorer(num_envs)
-        tasks = torch.randint(self.tasks, (1, num_envs, self.agents), generator=self.draws)
-        return self.explorers[tasks.to(self.device), torch.arange(self.agents, device=self.device)]
+        shape = (1, num_envs, self.agents)
+        tasks = torch.randint(self.tasks, shape, generator=self.draws, device=self.device)
+        return self.explorers[tasks, torch.arange(self.agents, device=self.device)]
+
+    @property
+    def explores_on_context(self) -> bool:
+        return self.options.explore_with == "context"
 
     @property
     def explorers(self) -> Tensor:
@@ -153,31 +185,37 @@ class MG2L(ContextInference):
 
     # Training.
 
-    def _keys(self, tasks: Tensor) -> Context | None:
-        """Contexts that become keys for queries of the tasks ``[B]``, where keys are encoded."""
-        return self.contexts(self.objective.key_tasks(tasks)) if self.objective.needs_keys else None
+    def _keys(self, draw: Callable[[Tensor], Context], tasks: Tensor) -> Context | None:
+        """Contexts that become keys for queries of the tasks ``[B]``, where keys are encoded.
+
+        Those that all queries share are split among the processes.
+        """
+        objective = self.objective
+        if not objective.needs_keys:
+            return None
+        key_tasks = objective.key_tasks(tasks)
+        return draw(key_tasks) if objective.own_keys else self.split_contexts(draw, key_tasks)
 
     def recognise(self, context: Context, tasks: Tensor) -> dict[str, float]:
-        """The task of the key that scores highest is taken for the context's."""
+        """A context is assigned to the task of the key that scores highest."""
         if self.options.global_objective == "none":
             return super().recognise(context, tasks)
-        metrics = self.objective(context, tasks, self._keys(tasks), self.acting, measure_gap=False)[
-            1
-        ]
+        keys = self._keys(self.contexts, tasks)
+        query = self.encoder(context)
+        metrics = self.objective(query, tasks, keys, self.acting, measure_gap=False)[1]
         return {name: float(metrics[name]) for name in ("accuracy/global", "accuracy/local")}
 
     def loss(self, measure_gap: bool) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
-        tasks = self.update_tasks()
+        tasks = world.own(self.update_tasks())
         queries = self.short_contexts(tasks)
-        keys: Context | None = None
-        if self.objective.needs_keys:
-            keys = self.short_contexts(self.objective.key_tasks(tasks))
-        loss, metrics = self.objective(queries, tasks, keys, self.acting, measure_gap)
+        keys = self._keys(self.short_contexts, tasks)
+        query = self.encoder(queries)
+        loss, metrics = self.objective(query, tasks, keys, self.acting, measure_gap)
         batch: dict[str, Any] = {"queries": queries, "tasks": tasks, "keys": keys}
         if self.prediction is not None:
             batch["predicted"] = self.short_contexts(tasks)
             rows = self.encoder.aggregator.moments.standardise(batch["predicted"].gather())
-            error, errors = self.prediction(self.encoder(queries), rows)
+            error, errors = self.prediction(query, rows)
             loss = loss + self.options.prediction_weight * error
             metrics = metrics | errors
         return loss, metrics, batch
@@ -203,19 +241,25 @@ class MG2L(ContextInference):
     def _measure(self) -> dict[str, Any]:
         """Distances of representations within and between tasks, and how far they moved."""
         ids = torch.arange(self.tasks).repeat_interleave(DRIFT_CONTEXTS)
-        encoding = self.infer(self.contexts(ids))
+        encoding = self.infer(self.split_contexts(self.contexts, ids))
         z = torch.cat([encoding.task.mean.unsqueeze(1), encoding.local.mean], 1)
+        z = world.gather(z, count=len(ids))
         z = z.view(self.tasks, DRIFT_CONTEXTS, 1 + self.agents, -1)
         means = z.mean(1)
-        metrics: dict[str, Any] = {"z/spread": float((z - means.unsqueeze(1)).norm(dim=-1).mean())}
+        spread = (z - means.unsqueeze(1)).norm(dim=-1).mean()
+        distances = torch.cdist(means.transpose(0, 1), means.transpose(0, 1))
+        pairs = self.tasks * (self.tasks - 1) * (1 + self.agents)
+        cosine = F.cosine_similarity(means, self.means, dim=-1)
+        parts = [spread, distances.sum() / max(pairs, 1), self.means.any()]
+        numbers = [x.reshape(1) for x in parts] + [cosine[:, 0], cosine[:, 1:].mean(1)]
+        found = torch.cat(numbers).tolist()  # in one copy from the device
+        metrics: dict[str, Any] = {"z/spread": found[0]}
         if self.tasks > 1:
-            distances = torch.cdist(means.transpose(0, 1), means.transpose(0, 1))
-            pairs = self.tasks * (self.tasks - 1) * (1 + self.agents)
-            metrics["z/distance"] = float(distances.sum() / pairs)
-        if bool(self.means.any()):
-            cosine = F.cosine_similarity(means, self.means, dim=-1)
-            metrics["drift/global"] = {str(k): float(c) for k, c in enumerate(cosine[:, 0])}
-            metrics["drift/local"] = {str(k): float(c) for k, c in enumerate(cosine[:, 1:].mean(1))}
+            metrics["z/distance"] = found[1]
+        if found[2]:  # there was an update before
+            drift = found[3:]
+            metrics["drift/global"] = {str(k): drift[k] for k in range(self.tasks)}
+            metrics["drift/local"] = {str(k): drift[self.tasks + k] for k in range(self.tasks)}
         self.means.copy_(means)
         return metrics
 
@@ -232,6 +276,3 @@ class MG2LAgent(ContextAgent):
 
     def infer(self, context: Tensor) -> Gaussian:
         return self.encoder.infer_local(context)
-
-
-register_algorithm("mg2l", MG2L)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,24 @@ from mg2l.nn.aggregators import (
     Recurrent,
     Transformer,
 )
+from mg2l.nn.sphere import unit
 from mg2l.nn.stacked import StackedLinear
 from mg2l.nn.vision import Vision
 from mg2l.ops.backend import NATIVE, Backend
 from mg2l.ops.results import EncodedContext
+
+
+class RunningPool(NamedTuple):
+    """Hidden features of all transitions so far, pooled by attention."""
+
+    pooled: Tensor
+    """``[N, A, H]``, their weighted mean."""
+
+    peak: Tensor
+    """``[N, A]``, the largest logit."""
+
+    mass: Tensor
+    """``[N, A]``, sum of ``exp(logit - peak)``; 0 of an agent without transitions."""
 
 
 class TransitionAggregator(TransitionEncoder):
@@ -67,9 +82,46 @@ class TransitionAggregator(TransitionEncoder):
         x: Tensor = head(self.blocks(super().forward(context)))
         return x
 
+    def begin(self, rows: Tensor, weight: Tensor) -> RunningPool:
+        """Pool transitions ``[N, T, A, F]``, each of which counts ``weight`` ``[N]`` times."""
+        hidden, logits = self._scored(rows)
+        peak = logits.amax(-1)
+        each = (logits - peak.unsqueeze(-1)).exp()
+        total = each.sum(-1, keepdim=True)
+        pooled = ((each / total).unsqueeze(-2) @ hidden).squeeze(-2)
+        return RunningPool(pooled, peak, total.squeeze(-1) * weight.unsqueeze(-1))
+
+    def extend(self, pool: RunningPool | None, rows: Tensor, alive: Tensor) -> RunningPool:
+        """Add a transition ``[N, A, F]`` of each agent that is ``alive`` ``[N, A]``."""
+        hidden, logits = self._scored(rows.unsqueeze(1))
+        hidden, logits = hidden.squeeze(2), logits.squeeze(2)
+        if pool is None:
+            return RunningPool(hidden, logits, alive)
+        peak = torch.maximum(pool.peak, logits)
+        before, now = pool.mass * (pool.peak - peak).exp(), alive * (logits - peak).exp()
+        mass = before + now
+        part = (now / mass.clamp(min=1e-30)).unsqueeze(-1)
+        return RunningPool(torch.lerp(pool.pooled, hidden, part), peak, mass)
+
+    def _scored(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden features ``[N, A, T, H]`` of transitions ``[N, T, A, F]``, and their logits."""
+        assert isinstance(self.aggregate, PIAHead)
+        hidden = self._hidden(rows)
+        return hidden, hidden @ self.aggregate.folded_query(self.output)
+
+    def read_out(self, pool: RunningPool) -> Tensor:
+        """``x``, ``[N, A, D]``, of all transitions in a pool."""
+        assert isinstance(self.aggregate, PIAHead)
+        return self.aggregate.read_out(pool.pooled, self.output)
+
+    @property
+    def pools_as_it_goes(self) -> bool:
+        """Whether transitions can be pooled one after the other."""
+        return self._fused and isinstance(self.aggregate, PIAHead)
+
     @property
     def _fused(self) -> bool:
-        """Whether one operator takes transitions to what the attention head pools."""
+        """Whether one operator maps transitions to the pooled features of the attention head."""
         return len(self.blocks) == 0 and self.image is None
 
     def _pool(self, context: Context | Tensor, weights: bool) -> EncodedContext:
@@ -155,26 +207,32 @@ class TaskEncoder(nn.Module):
 
     def forward(self, context: Context | Tensor) -> Encoding:
         """``context``: B contexts, as drawn from a replay or ``[B, T, A, F]`` float32."""
-        x = self.aggregator(context)
+        return self._encoding(self.aggregator(context))
+
+    def read_out(self, pool: RunningPool) -> Encoding:
+        """Representations of what agents have seen so far."""
+        return self._encoding(self.aggregator.read_out(pool))
+
+    def _encoding(self, x: Tensor) -> Encoding:
         return Encoding(self._gaussian(self.over_agents(x)), self._gaussian(self.local(x)))
 
     def infer_local(self, context: Context | Tensor) -> Gaussian:
-        """The agents' own representations alone, ``[B, A, D]``."""
+        """Only the agents' own representations, ``[B, A, D]``."""
         return self._gaussian(self.local(self.aggregator(context)))
 
     def infer_task(self, context: Context | Tensor) -> Gaussian:
-        """The global representation alone, ``[B, D]``."""
+        """Only the global representation, ``[B, D]``."""
         return self._gaussian(self.over_agents(self.aggregator(context)))
 
     def project(self, z: Tensor) -> Tensor:
-        """Project points ``[*, D]`` to where representations live.
+        """Project points ``[*, D]`` to the space of representations.
 
-        That is the sphere of radius ``sqrt(D)``, around which ``N(0, I)`` concentrates, or
-        anywhere.
+        That is the sphere of radius ``sqrt(D)``, around which ``N(0, I)`` concentrates, or all
+        of the space.
         """
         if self.config.bounded_by == "none":
             return z
-        projected: Tensor = F.normalize(z, dim=-1) * z.shape[-1] ** 0.5
+        projected: Tensor = unit(z) * z.shape[-1] ** 0.5
         return projected
 
     def _gaussian(self, raw: Tensor) -> Gaussian:

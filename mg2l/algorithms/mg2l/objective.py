@@ -9,6 +9,7 @@ from mg2l.algorithms.base import Encoding
 from mg2l.algorithms.losses import info_nce, leave_one_out, pair_scores
 from mg2l.algorithms.mg2l.config import MG2LConfig
 from mg2l.algorithms.mg2l.encoder import TaskEncoder
+from mg2l.core.distributed import world
 from mg2l.estimators.gaussian import Gaussian, kl_between, kl_to_standard
 from mg2l.experience.replay import Context
 from mg2l.ops.backend import NATIVE, Backend
@@ -26,7 +27,7 @@ class Objective(nn.Module):
     Args:
         config: which losses.
         tasks: K training tasks.
-        encoder: what is trained.
+        encoder: the encoder to train.
         noise: source of samples, on the encoder's device.
         backend: operators to compute with.
         share: all agents have one local inference network.
@@ -54,12 +55,12 @@ class Objective(nn.Module):
 
     def key_tasks(self, tasks: Tensor) -> Tensor:
         """Tasks of the contexts that become keys, for queries of the tasks ``[B]``."""
-        every = torch.arange(self.tasks)
+        every = torch.arange(self.tasks, device=tasks.device)
         return every if self.config.negatives == "shared" else every.repeat(len(tasks))
 
     def forward(
         self,
-        queries: Context | Tensor,
+        queries: Encoding | Context | Tensor,
         tasks: Tensor,
         keys: Context | Tensor | None,
         key_encoder: TaskEncoder,
@@ -68,19 +69,22 @@ class Objective(nn.Module):
         """Loss and metrics.
 
         Args:
-            queries: contexts ``[B, T, A, F]``.
+            queries: contexts ``[B, T, A, F]``, or their encoding.
             tasks: ``[B]`` int64.
-            keys: contexts of `key_tasks`, or None when keys are not encoded.
+            keys: contexts of `key_tasks`, this process's part of them where queries share them; or
+                None when keys are not encoded.
             key_encoder: encodes the keys; when it is the trained encoder, gradients flow too.
             measure_gap: also the leave-one-out bound and the gap, from B x B densities that no loss
                 needs.
         """
         config = self.config
-        query = self.encoder(queries)
+        query = queries if isinstance(queries, Encoding) else self.encoder(queries)
         key: Encoding | None = None
         if keys is not None:
             with torch.set_grad_enabled(key_encoder is self.encoder):
                 key = key_encoder(keys)
+            if not self.own_keys:
+                key = self._gathered(key)
         positive = tasks.to(query.task.mean.device)
         z = self._pick(query.task)
         metrics: dict[str, Tensor] = {}
@@ -92,7 +96,7 @@ class Objective(nn.Module):
         kl = kl_to_standard(self._for_kl(query.task)).mean()
         loss = loss + config.kl_weight * kl
         metrics |= {"loss/global": loss, "kl/global": kl}
-        local, local_metrics = self._local(query, key, z.detach(), positive)
+        local, local_metrics = self.local_losses(query, key, z.detach(), positive)
         metrics |= local_metrics
         if measure_gap and len(tasks) > 1 and config.dist == "gaussian":
             with torch.no_grad():
@@ -102,10 +106,10 @@ class Objective(nn.Module):
                     metrics["mi/gap"] = upper - metrics["mi/local"]
         return loss + local, metrics
 
-    def _local(
+    def local_losses(
         self, query: Encoding, key: Encoding | None, z: Tensor, positive: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The agents' losses; gradients reach the local heads alone.
+        """The agents' losses; gradients reach the local heads only.
 
         They are summed, so that each trains a network of its own as if it were alone, but averaged
         where all train one.
@@ -135,8 +139,14 @@ class Objective(nn.Module):
     def _pick(self, q: Gaussian) -> Tensor:
         return q.sample(self.noise) if self.config.contrast == "sample" else q.mean
 
+    def _pick_key(self, q: Gaussian) -> Tensor:
+        if self.own_keys:
+            return self._pick(q)
+        with world.local():  # all processes have the same
+            return self._pick(q)
+
     def _for_kl(self, q: Gaussian) -> Gaussian:
-        """What enters the KL terms: for a point ``N(point, I)``, as they would be infinite."""
+        """The Gaussian of the KL terms: ``N(point, I)`` for a point, as they would be infinite."""
         return Gaussian(q.mean, torch.ones_like(q.std)) if self.config.dist != "gaussian" else q
 
     def _global_keys(self, key: Encoding | None) -> Tensor:
@@ -144,26 +154,37 @@ class Objective(nn.Module):
             assert self.task_keys is not None
             return self.encoder.project(self.task_keys)
         assert key is not None
-        return self._arranged(self._pick(key.task))
+        return self._arranged(self._pick_key(key.task))
 
     def _local_keys(self, key: Encoding | None) -> Tensor:
         """Keys of the agents' own representations, detached where these should not train them."""
         if self.config.local_objective == "mi":
             assert key is not None
-            return self._arranged(self._pick(key.task)).detach()
+            return self._arranged(self._pick_key(key.task)).detach()
         if self.config.keys == "task":
             keys = self._global_keys(key)
             return keys.detach() if self.config.global_objective == "mi" else keys
         assert key is not None
-        return self._arranged(self._pick(key.local).transpose(0, 1))
+        return self._arranged(self._pick_key(key.local).transpose(0, 1))
+
+    def _gathered(self, keys: Encoding) -> Encoding:
+        """Keys that all queries share, encoded by all processes; a single message."""
+        if world.size == 1:
+            return keys
+        parts = [*keys.task, *(x.flatten(1) for x in keys.local)]
+        rows = world.gather(torch.cat(parts, -1), count=self.tasks)
+        task_mean, task_std, *local = rows.split([x.shape[1] for x in parts], -1)
+        mean, std = (x.unflatten(1, keys.local.mean.shape[1:]) for x in local)
+        return Encoding(Gaussian(task_mean, task_std), Gaussian(mean, std))
 
     @property
-    def _own_keys(self) -> bool:
+    def own_keys(self) -> bool:
+        """Whether every query has keys of its own."""
         return self.needs_keys and self.config.negatives == "independent"
 
     def _arranged(self, keys: Tensor) -> Tensor:
         """Shared keys ``[*, K, D]``, or each query's own ``[*, B, K, D]``."""
-        return keys.unflatten(-2, (-1, self.tasks)) if self._own_keys else keys
+        return keys.unflatten(-2, (-1, self.tasks)) if self.own_keys else keys
 
     def _scores(self, queries: Tensor, keys: Tensor, train_score: bool = True) -> Tensor:
         """Scores; the form of a bilinear one is learned by the global loss alone."""
@@ -171,5 +192,5 @@ class Objective(nn.Module):
         bilinear: Tensor | None = self.bilinear
         if bilinear is not None and not train_score:
             bilinear = bilinear.detach()
-        own_keys = keys.dim() > 2 and self._own_keys
+        own_keys = keys.dim() > 2 and self.own_keys
         return pair_scores(queries, keys, config.score, config.temperature, bilinear, own_keys)

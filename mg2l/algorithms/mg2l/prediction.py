@@ -1,4 +1,4 @@
-"""Rewards predicted from representations: a second bound on what these say of the task."""
+"""Rewards predicted from representations: a second bound on their information about the task."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RewardPrediction(nn.Module):
         """Loss and metrics.
 
         Args:
-            encoding: of B contexts.
+            encoding: encoding of B contexts.
             rows: ``[B, T, A, F]`` standardised transitions of the same tasks.
         """
         count, steps, agents, _ = rows.shape

@@ -1,6 +1,7 @@
-// Where things lie in the buffers of `encode_context`, from the header that the binding allocates
-// by.
+// Where things lie in the buffers of `encode_context` and `pia_pool`, from the headers that the
+// bindings allocate by.
 #include "encode_context_layout.h"
+#include "pia_pool_layout.h"
 
 #define MG2L_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -15,6 +16,14 @@ MG2L_EXPORT int64_t gradient_offset(int64_t features, int64_t layers, const int6
 }
 
 MG2L_EXPORT int64_t partial_width(int64_t units) { return mg2l::partial_width(units); }
+
+MG2L_EXPORT int64_t pool_splits(int64_t rows, int64_t length) {
+  return mg2l::pool_splits(rows, length);
+}
+
+MG2L_EXPORT int64_t pool_partial_width(int64_t width) { return mg2l::pool_partial_width(width); }
+
+MG2L_EXPORT int64_t query_parts() { return mg2l::kQueryParts; }
 
 MG2L_EXPORT int64_t context_splits(int64_t pairs, int64_t transitions) {
   return mg2l::context_splits(pairs, transitions);

@@ -1,0 +1,192 @@
+"""Times what a GPU does: ``python -m benchmarks.gpu --out gpu.json kernels iterations worlds``.
+
+Medians of rounds, after a warm-up, with the device synchronised around each. ``kernels`` are
+operators, forward and with the backward pass, against their definitions in torch and against the
+predictions of docs/kernels.md; ``iterations`` are whole ones on the device and on the CPU, by
+phase; ``worlds`` are rollouts of many particle worlds. ``--table`` writes what a JSON file holds as
+Markdown. `benchmarks/gpu.sh` runs all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mg2l.config import files
+from mg2l.core.transfer import synchronize
+from mg2l.ops import backend
+from mg2l.training.learner import Learner
+from mg2l.training.loop import iterate
+
+PARTS = ("kernels", "iterations", "worlds")
+PREDICTED = {
+    "gae 512x1024": (11.0, None),
+    "gae 2048x4096": (75.0, None),
+    "pia_pool 64,512,64": (25.0, 70.0),
+    "encode_context 128,100,2": (40.0, 150.0),
+    "pairwise_lse 1024": (110.0, 410.0),
+    "pairwise_lse 8192": (1400.0, 5400.0),
+}
+"""Microseconds on an H100, forward and with the backward pass: docs/kernels.md."""
+
+Call = Callable[[], Any]
+
+
+def seconds(call: Call, device: torch.device, rounds: int) -> float:
+    """Median time of a call."""
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(rounds):
+        synchronize(device)
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def cases(device: torch.device) -> Iterator[tuple[str, str, list[Tensor], Callable[..., Any]]]:
+    """Name, operator, leaves, and what to compute from the operator and the leaves."""
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device)
+
+    for steps, columns in ((512, 1024), (2048, 4096)):
+        flags = torch.rand(2, steps, columns, device=device) < 0.01
+        yield (
+            f"gae {steps}x{columns}", "gae", [randn(steps, columns), randn(steps + 1, columns)],
+            lambda op, r, v, flags=flags: op(r, v, flags[0], flags[1], 0.99, 0.95).advantages,
+        )  # fmt: skip
+    yield (
+        "pia_pool 64,512,64", "pia_pool", [randn(64, 512, 64), randn(1, 64) / 8],
+        lambda op, x, q: op(x, q).pooled,
+    )  # fmt: skip
+    rows = randn(20_000, 2, 23)
+    index = torch.randint(20_000, (128, 100), device=device)
+    weights = [randn(64, width) / width**0.5 for width in (23, 64, 64)]
+    biases = [randn(64) for _ in weights]
+    yield (
+        "encode_context 128,100,2", "encode_context", [*weights, *biases, randn(64) / 8],
+        lambda op, *p: op(rows, list(p[:3]), list(p[3:6]), p[6], index=index).pooled,
+    )  # fmt: skip
+    for count in (1024, 8192):
+        own = torch.arange(count, device=device)
+        yield (
+            f"pairwise_lse {count}", "pairwise_lse", [randn(count, 64) / 8, randn(count, 64)],
+            lambda op, q, k, own=own: op(q, k, own).lse,
+        )  # fmt: skip
+    for groups, rows_, widths in ((2, 3200, (12, 128, 128)), (2, 800, (24, 128, 128))):
+        layers = [randn(groups, o, i) / i**0.5 for i, o in itertools.pairwise(widths)]
+        offsets = [randn(groups, layer.shape[1]) for layer in layers]
+        x = randn(groups, rows_, widths[0])
+        yield (
+            f"stacked_mlp {groups},{rows_}", "stacked_mlp", [*layers, *offsets],
+            lambda op, *p, x=x: op(x, list(p[: len(p) // 2]), list(p[len(p) // 2 :]), relu=True,
+                                   plain_last=False),
+        )  # fmt: skip
+
+
+def both(compute: Callable[..., Any], op: Any, leaves: list[Tensor]) -> None:
+    """Forward and backward pass."""
+    torch.autograd.grad(compute(op, *leaves).sum(), leaves)
+
+
+def kernels(device: torch.device, rounds: int) -> list[dict[str, Any]]:
+    """Microseconds of each operator and of its definition."""
+    table = []
+    for name, operator, leaves, compute in cases(device):
+        row: dict[str, Any] = {"case": name}
+        for kind, chosen in (("ours", backend.NATIVE), ("definition", backend.TORCH)):
+            op = getattr(chosen, operator)
+            few = 3 if kind == "definition" and operator == "gae" else rounds
+            with torch.no_grad():
+                row[f"{kind} forward"] = 1e6 * seconds(partial(compute, op, *leaves), device, few)
+            held = [leaf.clone().requires_grad_() for leaf in leaves]
+
+            row[f"{kind} both"] = 1e6 * seconds(partial(both, compute, op, held), device, few)
+        forward, whole = PREDICTED.get(name, (None, None))
+        table.append({**row, "predicted forward": forward, "predicted both": whole})
+    return table
+
+
+def iterations(device: torch.device, rounds: int) -> list[dict[str, Any]]:
+    """Seconds of an iteration on mpe-spread, by phase, on the device and on the CPU."""
+    table = []
+    for algo in ("mappo", "mg2l"):
+        for envs in (32, 1024):
+            for where in dict.fromkeys((device, torch.device("cpu"))):
+                values = [f"n_rollout_threads={envs}", "sample_ae_interval=1000"]
+                learner = Learner(files.load_config("default", algo, "mpe-spread", values), where)
+                learner.prepare()
+                found = [iterate(learner, i) for i in range(rounds + 1)][1:]
+                keys = ("time/iteration", "time/rollout", "time/ppo", "time/encoder")
+                medians = {key: statistics.median(row[key] for row in found) for key in keys}
+                table.append({"algo": algo, "envs": envs, "device": str(where), **medians})
+                learner.close()
+    return table
+
+
+def worlds(device: torch.device, rounds: int) -> list[dict[str, Any]]:
+    """Environment steps per second of rollouts of many worlds."""
+    table = []
+    for env in ("mpe-spread", "mpe-hunting", "mpe-goals", "mpe-weights"):
+        for where in dict.fromkeys((device, torch.device("cpu"))):
+            config = files.load_config("default", "mappo", env, ["n_rollout_threads=4096"])
+            learner = Learner(config, where)
+            tasks = learner.draw_tasks()
+            took = seconds(partial(learner.collect, tasks), where, rounds)
+            steps = config.rollout_envs * config.rollout_steps
+            table.append({"env": env, "device": str(where), "env_steps_per_s": steps / took})
+            learner.close()
+    return table
+
+
+def as_table(rows: list[dict[str, Any]]) -> str:
+    """Rows as Markdown."""
+    names = list(rows[0])
+
+    def cell(value: Any) -> str:
+        return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    lines = [names, ["---"] * len(names), *([cell(row.get(n)) for n in names] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[], metavar="PART")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--rounds", type=int, default=30)
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    for part in options.parts:
+        rounds = options.rounds if part == "kernels" else max(options.rounds // 6, 1)
+        found[part] = globals()[part](device, rounds)
+        found["device"] = str(device) if device.type == "cpu" else torch.cuda.get_device_name()
+        found["torch"] = torch.__version__
+        options.out.write_text(json.dumps(found, indent=1))
+        print(as_table(found[part]), flush=True)
+    if options.table is not None:
+        parts = [f"## {part}\n\n{as_table(found[part])}\n" for part in PARTS if part in found]
+        options.table.write_text(
+            f"# {found['device']}, torch {found['torch']}\n\n" + "\n".join(parts)
+        )
+
+
+if __name__ == "__main__":
+    main()

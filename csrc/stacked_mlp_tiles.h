@@ -1,0 +1,251 @@
+// What both CPU kernels of `stacked_mlp` are made of: weights as products read them, tiles of rows,
+// and the product of a tile with a layer. A tile of rows goes through all layers before the next
+// one, and what a layer makes of it stays in the cache for the next.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "gemm.h"
+#include "stacked_mlp.h"
+
+namespace mg2l {
+
+constexpr int64_t kTile = 96;              // rows worked on together
+constexpr int64_t kMinTaskWork = 1 << 20;  // products per task; below it a thread costs more
+constexpr int64_t kNarrow = 8;             // units up to which a linear layer is dot products
+static_assert(kTile % 12 == 0);
+
+template <int kBytes, typename scalar_t>
+constexpr int64_t kPanel = kPair * kBytes / static_cast<int64_t>(sizeof(scalar_t));
+
+template <typename scalar_t>
+int64_t panel_width() {
+  const int bytes = simd() == Simd::kAvx512 ? 64 : simd() == Simd::kAvx2 ? 32 : 16;
+  return kPair * bytes / static_cast<int64_t>(sizeof(scalar_t));
+}
+
+inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+// One layer's weights of all groups as products read them: panels of columns as wide as a
+// micro-kernel, [G, panels, rows of the matrix, panel], padded with zeros.
+template <typename scalar_t>
+struct Panels {
+  int64_t depth, width, panel;
+  std::vector<scalar_t> data;
+
+  Panels(int64_t groups, int64_t depth_, int64_t width_)
+      : depth(depth_),
+        width(round_up(width_, panel_width<scalar_t>())),
+        panel(panel_width<scalar_t>()),
+        data(groups * depth * width) {}
+
+  const scalar_t* at(int64_t group, int64_t column) const {
+    return data.data() + (group * width + column) * depth;
+  }
+  scalar_t* at(int64_t group, int64_t column) {
+    return data.data() + (group * width + column) * depth;
+  }
+};
+
+// Every panel of weights [G, units, inputs], for products with inputs, or with gradients.
+template <typename scalar_t>
+Panels<scalar_t> pack(const scalar_t* weight, int64_t groups, int64_t units, int64_t inputs,
+                      bool transposed) {
+  constexpr int64_t kBlock = 16;
+  Panels<scalar_t> panels(groups, transposed ? inputs : units, transposed ? units : inputs);
+  const int64_t panel = panels.panel;
+  for (int64_t group = 0; group < groups; ++group) {
+    const scalar_t* from = weight + group * units * inputs;
+    for (int64_t column = 0; column < panels.width; column += panel) {
+      scalar_t* to = panels.at(group, column);
+      const int64_t count = std::min(panel, (transposed ? units : inputs) - column);
+      if (!transposed) {
+        for (int64_t h = 0; h < units; ++h) {
+          std::copy_n(from + h * inputs + column, count, to + h * panel);
+        }
+        continue;
+      }
+      for (int64_t first = 0; first < inputs; first += kBlock) {
+        for (int64_t h = 0; h < count; ++h) {
+          const scalar_t* row = from + (column + h) * inputs;
+          for (int64_t i = first; i < std::min(first + kBlock, inputs); ++i) {
+            to[i * panel + h] = row[i];
+          }
+        }
+      }
+    }
+  }
+  return panels;
+}
+
+template <typename scalar_t>
+struct MlpLayer {
+  const scalar_t *weight, *bias;  // [G, units, inputs], [G, units]
+  Panels<scalar_t> panels;        // of the transposed weights; in the backward pass as they are
+};
+
+template <typename scalar_t>
+struct MlpArrays {
+  const MlpSizes& sizes;
+  bool relu;
+  const scalar_t* x;
+  int64_t group_stride, row_stride;  // of x
+  std::vector<MlpLayer<scalar_t>> layers;
+  scalar_t *y, *kept, *moments;  // the last two null when nothing is kept
+
+  const scalar_t* row(int64_t group, int64_t row) const {
+    return x + group * group_stride + row * row_stride;
+  }
+  // Where a normalised layer's features lie; the last one's are the result.
+  scalar_t* features(size_t layer, int64_t group, int64_t row) const {
+    const int64_t at = (group * sizes.rows + row) * sizes.units[layer];
+    if (layer + 1 == sizes.layers()) return y + at;
+    return kept ? kept + sizes.kept_before(layer) + at : nullptr;
+  }
+  scalar_t* moments_of(size_t layer, int64_t group, int64_t row) const {
+    return moments ? moments + sizes.moments_before(layer) + (group * sizes.rows + row) * 2
+                   : nullptr;
+  }
+};
+
+// A tile of rows, padded to `stride` columns.
+template <typename scalar_t>
+struct TileRows {
+  int64_t stride = 0;
+  std::vector<scalar_t> memory;
+  scalar_t* data = nullptr;
+
+  explicit TileRows(int64_t width) {
+    stride = padded_width<scalar_t>(width);
+    memory.assign(kTile * stride + 64 / sizeof(scalar_t), 0);
+    const auto address = reinterpret_cast<uintptr_t>(memory.data());
+    data = memory.data() + (64 - address % 64) % 64 / sizeof(scalar_t);
+  }
+};
+
+template <typename scalar_t>
+void copy_rows(const scalar_t* from, int64_t from_stride, int64_t count, int64_t width,
+               TileRows<scalar_t>& to) {
+  for (int64_t t = 0; t < count; ++t) {
+    std::copy_n(from + t * from_stride, width, to.data + t * to.stride);
+  }
+}
+
+template <int kLanes>
+MG2L_INLINE Vec<float, kLanes> tanh_lanes(const Vec<float, kLanes>& x) {
+  using V = Vec<float, kLanes>;
+  const V square = x * x;
+  const V near =
+      x + x * square *
+              (square * (square * (square * 0.021869488F - 0.053968254F) + 0.133333333F) -
+               0.333333333F);
+  const V far = 1.0F - 2.0F / (exp_lanes<kLanes>(x + x) + 1.0F);
+  const V value = square < 0.0625F ? near : far;
+  return x != x ? x : value;
+}
+
+template <int kLanes>
+MG2L_INLINE Vec<double, kLanes> tanh_lanes(const Vec<double, kLanes>& x) {
+  Vec<double, kLanes> y;
+  for (int lane = 0; lane < kLanes; ++lane) y[lane] = std::tanh(x[lane]);
+  return y;
+}
+
+// to = rows . matrix + bias, activated unless the layer is linear alone.
+template <int kBytes, bool kActivate, typename scalar_t>
+MG2L_INLINE void linear(const Rows<scalar_t>& rows, const Panels<scalar_t>& panels, int64_t group,
+                        const scalar_t* bias, int64_t units, int64_t count, bool relu,
+                        TileRows<scalar_t>& to) {
+  constexpr int kLanes = kBytes / sizeof(scalar_t), kMicro = kRows<kBytes>;
+  constexpr int64_t panel = kPanel<kBytes, scalar_t>;
+  using V = Vec<scalar_t, kLanes>;
+  for (int64_t column = 0; column < units; column += panel) {
+    alignas(64) scalar_t offsets[panel] = {};
+    if (bias) std::copy_n(bias + column, std::min(panel, units - column), offsets);
+    const V start[kPair] = {load<V>(offsets), load<V>(offsets + kLanes)};
+    for (int64_t first = 0; first < count; first += kMicro) {
+      V sum[kMicro][kPair];
+      multiply<kBytes>(rows, panels.at(group, column), panel, first, 0, start, sum);
+#pragma GCC unroll 12
+      for (int row = 0; row < kMicro; ++row) {
+#pragma GCC unroll 2
+        for (int i = 0; i < kPair; ++i) {
+          V z = sum[row][i];
+          if constexpr (kActivate) {
+            if (relu) {
+              z = z < scalar_t(0) ? V{} : z;
+            } else {
+              z = tanh_lanes<kLanes>(z);
+            }
+          }
+          store(to.data + (first + row) * to.stride + column + i * kLanes, z);
+        }
+      }
+    }
+  }
+}
+
+// Whether a layer is too narrow for a panel.
+inline bool is_narrow(const MlpSizes& sizes, size_t layer) {
+  return layer >= sizes.normalised() && sizes.units[layer] <= kNarrow;
+}
+
+template <typename scalar_t>
+int64_t products_of_row(const MlpSizes& sizes) {
+  int64_t total = 0;
+  for (size_t l = 0; l < sizes.layers(); ++l) total += sizes.inputs_of(l) * sizes.units[l];
+  return std::max<int64_t>(total, 1);
+}
+
+// `x` itself where the numbers of a row follow each other.
+inline Tensor with_whole_rows(const Tensor& x) {
+  return x.size(2) <= 1 || x.strides()[2] == 1 ? x : torch::stable::contiguous(x);
+}
+
+// Parameters, contiguous.
+struct MlpTensors {
+  Tensor x;
+  std::vector<Tensor> weights, biases;
+
+  MlpTensors(const Tensor& x_, const std::vector<Tensor>& weights_,
+             const std::vector<Tensor>& biases_)
+      : x(with_whole_rows(x_)) {
+    for (const Tensor& weight : weights_) weights.push_back(as_contiguous(weight));
+    for (const Tensor& bias : biases_) biases.push_back(as_contiguous(bias));
+  }
+};
+
+template <typename scalar_t>
+MlpArrays<scalar_t> arrays_of(const MlpSizes& sizes, const MlpTensors& tensors, bool relu,
+                              bool backward, bool want_x) {
+  MlpArrays<scalar_t> a{sizes,
+                        relu,
+                        data<scalar_t>(tensors.x),
+                        tensors.x.strides()[0],
+                        tensors.x.strides()[1],
+                        {},
+                        nullptr,
+                        nullptr,
+                        nullptr};
+  for (size_t l = 0; l < sizes.layers(); ++l) {
+    const auto* weight = data<scalar_t>(tensors.weights[l]);
+    const bool needed = backward ? l > 0 || want_x : !is_narrow(sizes, l);
+    a.layers.push_back(
+        {weight, data<scalar_t>(tensors.biases[l]),
+         pack(weight, needed ? sizes.groups : 0, sizes.units[l], sizes.inputs_of(l), !backward)});
+  }
+  return a;
+}
+
+template <typename Body>
+void for_floating(ScalarType dtype, const Body& body) {
+  if (dtype == ScalarType::Float) {
+    body(0.0F);
+  } else {
+    body(0.0);
+  }
+}
+
+}  // namespace mg2l

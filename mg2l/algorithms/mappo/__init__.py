@@ -1,0 +1,1 @@
+"""MAPPO, which knows nothing about the task."""

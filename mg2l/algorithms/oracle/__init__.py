@@ -1,0 +1,1 @@
+"""The oracle, which is given the task."""

@@ -1,0 +1,1 @@
+"""RL^2 with a transformer."""

@@ -1,0 +1,127 @@
+"""Training data of PPO, and its minibatches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mg2l.core.distributed import world
+from mg2l.nn.moments import batch_moments
+from mg2l.training.clipped import Weights, weights_of
+
+
+@dataclass
+class Batch:
+    """A rollout in the layout that stacked networks read: ``[A, T, N, ...]``.
+
+    Values and returns are in units of the value normaliser.
+    """
+
+    actor_inputs: Tensor
+    critic_observations: Tensor
+    """``[1 or A, T, N, ...]``, see `Critic.reads`."""
+
+    actions: Tensor
+    log_probs: Tensor
+    advantages: Tensor
+    returns: Tensor
+    values: Tensor
+    reset: Tensor
+    actor_states: Tensor | None
+    critic_states: Tensor | None
+    action_mask: Tensor | None
+    active: Tensor | None
+
+    # Where there are several processes, of this batch in all of them:
+
+    rows: int | None = None
+    """Steps of an agent."""
+
+    living: Tensor | None = None
+    """``[A]``: in how many of them it was alive."""
+
+    everyone: Tensor | None = None
+    """``active`` ``[A, T, N]`` of all environments."""
+
+    @property
+    def explained_variance(self) -> Tensor:
+        """``1 - Var(return - value) / Var(return)``, mean over agents, at most 1."""
+        pairs = torch.stack([self.returns - self.values, self.returns], -1).flatten(1, 2)
+        kept = None if self.active is None else self.active.flatten(1).t()
+        error, total = batch_moments(pairs.transpose(0, 1), kept).variance.unbind(-1)
+        return (1 - error / total.clamp(min=torch.finfo(total.dtype).tiny)).mean()
+
+    def whole(self) -> Batch:
+        """This batch, with the counts of all processes where there are several."""
+        if world.size == 1:
+            return self
+        _, steps, envs = self.advantages.shape
+        living = None if self.everyone is None else self.everyone.flatten(1).sum(1)
+        return replace(self, rows=steps * envs * world.size, living=living)
+
+    def weights(self, active: bool) -> Weights:
+        """Weight of each row in its agent's mean; with ``active``, dead agents have none."""
+        kept = self.active if active else None
+        rows = self.advantages[0].numel() if self.rows is None else self.rows
+        return weights_of(rows, None if kept is None else kept.flatten(1), self.living)
+
+    def split(
+        self, parts: int, chunk: int, generator: torch.Generator
+    ) -> Iterator[tuple[Batch, tuple[Tensor, Tensor]]]:
+        """Minibatches of random chunks of trajectories; each row is in one of them.
+
+        Args:
+            parts: how many.
+            chunk: steps of a chunk, which divide T.
+            generator: source of the permutation.
+
+        Yields:
+            A minibatch ``[A, chunk, chunks, ...]``, and step and environment of its rows.
+        """
+        _, steps, envs = self.advantages.shape
+        all_envs = envs * world.size
+        count, device = steps // chunk * all_envs, self.advantages.device
+        order = torch.randperm(count, generator=generator, device=device)
+        for picked in order.tensor_split(parts):
+            start, env = picked // all_envs * chunk, picked % all_envs
+            time = start + torch.arange(chunk, device=start.device).unsqueeze(1)
+            rows = living = None
+            if world.size > 1:
+                rows = time.numel()
+                if self.everyone is not None:
+                    living = self.everyone[:, time, env.expand_as(time)].flatten(1).sum(1)
+                own = env // envs == world.rank
+                time, env = time[:, own], env[own] % envs
+            where = time.flatten(), env.expand_as(time).flatten()
+            yield replace(self._take(time, env), rows=rows, living=living), where
+
+    def _take(self, time: Tensor, env: Tensor) -> Batch:
+        """Rows at steps ``[chunk, chunks]`` of environments ``[chunks]``."""
+        _, _, envs = self.advantages.shape
+        at = (time * envs + env).flatten()
+
+        def take(x: Tensor | None) -> Any:
+            rows = None if x is None else x.flatten(1, 2).index_select(1, at)
+            return None if rows is None else rows.unflatten(1, time.shape)
+
+        def take_first(x: Tensor | None) -> Any:
+            return None if x is None else x[:, time[0], env]
+
+        return Batch(
+            actor_inputs=take(self.actor_inputs),
+            critic_observations=take(self.critic_observations),
+            actions=take(self.actions),
+            log_probs=take(self.log_probs),
+            advantages=take(self.advantages),
+            returns=take(self.returns),
+            values=take(self.values),
+            reset=self.reset[time, env.expand_as(time)],
+            actor_states=take_first(self.actor_states),
+            critic_states=take_first(self.critic_states),
+            action_mask=take(self.action_mask),
+            active=take(self.active),
+        )

@@ -1,0 +1,1 @@
+"""Hyperparameter search: space, proposals, schedulers, journal and summary."""

@@ -1,0 +1,186 @@
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mg2l.ops import reference, stacked_mlp
+
+# G, rows, and widths from the input on. Around vectors of 4 to 16, tiles of 96 and parts of 384.
+SIZES = [
+    (1, 1, (1, 1)),
+    (2, 5, (12, 32, 32)),
+    (3, 97, (27, 64, 65, 33)),
+    (2, 389, (7, 20, 12)),
+    (1, 800, (24, 128, 128)),
+    (2, 0, (4, 8)),
+    (0, 3, (4, 8)),
+]
+DTYPES = [torch.float32, torch.float64]
+
+
+def inputs(
+    groups: int,
+    rows: int,
+    widths: tuple[int, ...],
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, generator=generator) * scale).to(device, dtype)
+
+    pairs = list(itertools.pairwise(widths))
+    return (
+        draw(groups, rows, widths[0]),
+        [draw(groups, units, inputs, scale=inputs**-0.5) for inputs, units in pairs],
+        [draw(groups, units) for _, units in pairs],
+    )
+
+
+def results(function: Any, given: Any, options: dict[str, Any]) -> list[Tensor]:
+    """The value and all gradients."""
+    x, weights, biases = given
+    leaves = [t.detach().requires_grad_() for t in (x, *weights, *biases)]
+    layers = len(weights)
+    y = function(leaves[0], leaves[1 : 1 + layers], leaves[1 + layers :], **options)
+    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    return [y.detach(), *torch.autograd.grad((y * cotangent).sum(), leaves)]
+
+
+def assert_same(given: Any, options: dict[str, Any], dtype: torch.dtype) -> None:
+    """At most twice the error of plain torch in the same precision, and a few digits of it."""
+    x, weights, biases = given
+    wide = (x.double(), [w.double() for w in weights], [b.double() for b in biases])
+    exact = results(reference.stacked_mlp, wide, options)
+    plain, ours = (results(f, given, options) for f in (reference.stacked_mlp, stacked_mlp))
+    for one, other, right in zip(ours, plain, exact, strict=True):
+        assert one.dtype == dtype
+        if dtype == torch.float64:
+            torch.testing.assert_close(one, right)
+            continue
+        assert one.shape == right.shape
+        if right.numel():
+            allowed = 2 * float((other.double() - right).abs().max())
+            allowed += 64 * torch.finfo(dtype).eps * max(float(right.abs().max()), 1.0)
+            assert float((one.double() - right).abs().max()) <= allowed
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["tanh", "relu"])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_matches_reference(dtype, sizes, relu, device):
+    groups, rows, widths = sizes
+    given = inputs(groups, rows, widths, dtype, device)
+    for plain_last in (False, True)[: len(given[1])]:  # at least one layer is normalised
+        assert_same(given, {"relu": relu, "plain_last": plain_last}, dtype)
+
+
+def test_groups_may_share_their_inputs_and_rows_may_be_strided(device):
+    x, weights, biases = inputs(3, 50, (6, 8, 4), torch.float64, device)
+    for shared in (x[:1].expand(3, -1, -1), x.transpose(0, 1).contiguous().transpose(0, 1)):
+        assert not shared.is_contiguous()
+        assert_same((shared, weights, biases), {}, torch.float64)
+    wide = torch.stack([x, x], -1)[..., 0]
+    assert_same((wide, weights, biases), {}, torch.float64)
+
+
+def test_nothing_is_kept_without_gradients(device):
+    x, weights, biases = inputs(2, 5, (3, 4, 4), device=device)
+    plain = torch.ops.mg2l.stacked_mlp(x, weights, biases, True, False, False)
+    kept = torch.ops.mg2l.stacked_mlp(x, weights, biases, True, False, True)
+    assert torch.equal(plain[0], kept[0])
+    assert [tensor.numel() for tensor in plain[1:]] == [0, 0]
+    assert [tensor.numel() for tensor in kept[1:]] == [2 * 5 * 4, 2 * 2 * 5 * 2]
+
+
+def test_only_wanted_gradients(device):
+    x, weights, biases = inputs(2, 5, (3, 4), device=device)
+    weights[0].requires_grad_()
+    (grad,) = torch.autograd.grad(stacked_mlp(x, weights, biases).sum(), weights)
+    assert grad.shape == weights[0].shape
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_hidden(relu, value, device):
+    x, weights, biases = inputs(1, 3, (4, 5, 5), torch.float32, device)
+    weights[0][0, 2] = value
+    ours = stacked_mlp(x, weights, biases, relu=relu)
+    theirs = reference.stacked_mlp(x, weights, biases, relu=relu)
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+    x, weights, biases = inputs(1, 3, (4, 5, 5), torch.float32, device)
+    x[0, 1] = float("nan")
+    y = stacked_mlp(x, weights, biases, relu=relu)
+    assert y[0, 1].isnan().all()
+    assert y[0, [0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("plain_last", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+def test_gradcheck(relu, plain_last, device):
+    x, weights, biases = inputs(2, 3, (4, 5, 3), device=device)
+    leaves = [t.requires_grad_() for t in (x, *weights, *biases)]
+
+    def function(x: Tensor, *layers: Tensor) -> Tensor:
+        return stacked_mlp(x, layers[:2], layers[2:], relu=relu, plain_last=plain_last)
+
+    assert torch.autograd.gradcheck(function, leaves)
+
+
+@pytest.mark.parametrize("plain_last", [False, True])
+def test_opcheck(plain_last, device):
+    x, weights, biases = inputs(2, 5, (3, 4, 2), torch.float32, device)
+    leaves = [t.requires_grad_() for t in (x, *weights, *biases)]
+    torch.library.opcheck(
+        torch.ops.mg2l.stacked_mlp.default,
+        (leaves[0], leaves[1:3], leaves[3:], True, plain_last, True),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_results_do_not_depend_on_the_number_of_threads(threads):
+    given = inputs(3, 900, (20, 64, 64), torch.float32)
+    torch.set_num_threads(1)
+    alone = results(stacked_mlp, given, {})
+    torch.set_num_threads(3)
+    for one, other in zip(results(stacked_mlp, given, {}), alone, strict=True):
+        assert torch.equal(one, other)
+
+
+def layer(groups: int = 2, units: int = 4, inputs: int = 3) -> Tensor:
+    return torch.zeros(groups, units, inputs)
+
+
+REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
+    "axes": ({"x": torch.zeros(5, 3)}, r"x must have shape \[G, rows, in\], got \[5, 3\]"),
+    "integers": ({"x": torch.zeros(2, 5, 3).long()}, "x must be float32 or float64, got int64"),
+    "no layers": ({"weights": [], "biases": []}, "at least one normalised layer, got 0"),
+    "plain alone": ({"plain_last": True}, "at least one normalised layer, got 1"),
+    "biases": ({"biases": []}, "biases must be as many as weights, 1, got 0"),
+    "weight axes": ({"weights": [torch.zeros(4, 3)]}, r"weights\[0\] must have shape \[G, units"),
+    "inputs": (
+        {"weights": [layer(inputs=2)]},
+        r"weights\[0\] must have shape \[G, units, in\] = \[2, 4, 3\], got \[2, 4, 2\]",
+    ),
+    "groups": ({"weights": [layer(groups=1)]}, r"= \[2, 4, 3\], got \[1, 4, 3\]"),
+    "no units": ({"weights": [layer(units=0)]}, "must have at least one unit, got 0"),
+    "dtype": ({"weights": [layer().double()]}, r"weights\[0\] must be float32, got float64"),
+    "bias": ({"biases": [torch.zeros(2, 3)]}, r"biases\[0\] must have shape \[G, units\] = \[2, 4"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refuses(case):
+    change, message = REFUSALS[case]
+    arguments: dict[str, Any] = {
+        "x": torch.zeros(2, 5, 3),
+        "weights": [layer()],
+        "biases": [torch.zeros(2, 4)],
+        **change,
+    }
+    with pytest.raises(RuntimeError, match=f"stacked_mlp: .*{message}"):
+        stacked_mlp(**arguments)
