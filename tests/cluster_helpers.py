@@ -6,10 +6,12 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 STORE = {"object_store_memory": 100 * 2**20}
 
@@ -34,17 +36,30 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def patiently(start: Callable[[], T], attempts: int = 3) -> T:
+    """Start a node; Ray waits 30 s for it, which is short on cores that are shared."""
+    try:
+        return start()
+    except Exception:
+        if attempts == 1:
+            raise
+    return patiently(start, attempts - 1)
+
+
+def add_node(cluster: Any, cpus: int) -> None:
+    patiently(lambda: cluster.add_node(num_cpus=cpus, **STORE))
+
+
 def _started(cpus: tuple[int, ...], port: int | None) -> Any:
     from ray.cluster_utils import Cluster
 
     head: dict[str, Any] = {"num_cpus": cpus[0], "include_dashboard": False, **STORE}
     if port is not None:
         head["ray_client_server_port"] = port
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
     try:
         for count in cpus[1:]:
-            node: dict[str, Any] = {"num_cpus": count, **STORE}
-            cluster.add_node(**node)
+            add_node(cluster, count)
     except BaseException:
         cluster.shutdown()
         raise
@@ -62,13 +77,7 @@ def ray_cluster(*cpus: int, client: bool = False) -> Iterator[Any]:
     port = free_port() if client else None
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
-    for attempt in range(3):
-        try:
-            cluster = _started(cpus, port)
-            break
-        except Exception:  # Ray waits 30 s for a node, which is short on cores that are shared
-            if attempt == 2:
-                raise
+    cluster = _started(cpus, port)
     cluster.client_port = port
     session = Path(cluster.head_node.get_session_dir_path()).name
     os.environ["RAY_ADDRESS"] = cluster.address

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_helpers import STORE, kill_node, ray_cluster
+from cluster_helpers import add_node, kill_node, ray_cluster
 from method_helpers import TINY, tiny_words
 
 import mg2l
@@ -47,7 +47,7 @@ def client(cluster: Any) -> str:
 
 def replace_node(cluster: Any) -> None:
     kill_node(cluster, next(iter(cluster.worker_nodes)))
-    cluster.add_node(num_cpus=1, **STORE)
+    add_node(cluster, 1)
 
 
 def begin(folder: Path, argv: list[str], module: str = "mg2l.sweep") -> subprocess.Popen[bytes]:

@@ -10,6 +10,7 @@ import torch
 from cluster_helpers import ray_cluster
 from method_helpers import tiny_config
 
+from mg2l.core.cluster import ATTEMPTS, connect
 from mg2l.core.schema import ConfigError
 from mg2l.envs import registry
 from mg2l.training import env_actors, loop
@@ -62,6 +63,21 @@ def test_no_cluster(monkeypatch):
     monkeypatch.setattr("ray.init", Mock(side_effect=ConnectionError("nobody listens")))
     with pytest.raises(ConfigError, match="env_actors=2: no Ray cluster answers there: nobody"):
         loop.build(config("mappo", "mpe-spread", 2), CPU)
+
+
+@pytest.mark.parametrize("failures", [1, ATTEMPTS])
+def test_a_driver_that_does_not_start_is_started_again(monkeypatch, failures):
+    """A head that is busy answers, but its driver misses Ray's 30 s."""
+    error = ConnectionAbortedError("Initialization failure from server:\nTraceback\nNo: in time\n")
+    init = Mock(side_effect=[*[error] * failures, None])
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("mg2l.core.cluster.PAUSE", 0)
+    if failures == ATTEMPTS:
+        with pytest.raises(ConfigError, match="--on: the Ray cluster cannot start a driver: No: in time"):
+            connect("ray://nowhere:1", "--on")
+    else:
+        connect("ray://nowhere:1", "--on")
+        assert init.call_count == failures + 1
 
 
 @pytest.mark.ci
