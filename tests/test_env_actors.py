@@ -73,7 +73,9 @@ def test_a_driver_that_does_not_start_is_started_again(monkeypatch, failures):
     monkeypatch.setattr("ray.init", init)
     monkeypatch.setattr("mg2l.core.cluster.PAUSE", 0)
     if failures == ATTEMPTS:
-        with pytest.raises(ConfigError, match="--on: the Ray cluster cannot start a driver: No: in time"):
+        with pytest.raises(
+            ConfigError, match="--on: the Ray cluster cannot start a driver: No: in time"
+        ):
             connect("ray://nowhere:1", "--on")
     else:
         connect("ray://nowhere:1", "--on")
