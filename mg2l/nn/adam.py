@@ -39,6 +39,7 @@ class Adam:
         self.param_groups: list[dict[str, Any]] = [{**options, "params": list(parameters)}]
         self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
         self._taken: list[int] = []
+        self._lists: tuple[list[Tensor], ...] = ()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -60,17 +61,16 @@ class Adam:
         if new := [p for p in taken if p not in self.state]:
             self._begin(new)
         if self._taken != [*map(id, taken)]:
-            self._split_steps(taken)
-        states = [self.state[p] for p in taken]
-        steps = [state["step"] for state in states]
+            self._take(taken)
+        counts, moments, squares, steps = self._lists
         with torch.no_grad():
-            for step in {id(step): step for step in steps}.values():
-                step.add_(1)
+            for count in counts:
+                count.add_(1)
             torch._fused_adam_(
                 taken,
                 [p.grad for p in taken],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
+                moments,
+                squares,
                 [],
                 steps,
                 lr=group["lr"],
@@ -88,14 +88,21 @@ class Adam:
             moments = {name: torch.zeros_like(parameter.detach()) for name in _MOMENTS}
             self.state[parameter] = {"step": step, **moments}
 
-    def _split_steps(self, taken: list[nn.Parameter]) -> None:
-        """Let parameters share their number of steps only if all or none of them are taken."""
+    def _take(self, taken: list[nn.Parameter]) -> None:
+        """List the states of parameters that are stepped on, as long as these are the same.
+
+        Parameters share their number of steps only if all or none of them are taken.
+        """
         self._taken = [*map(id, taken)]
         shared: dict[tuple[int, bool], Tensor] = {}
         for parameter, state in self.state.items():
             step, now = state["step"], id(parameter) in self._taken
             own = step.clone() if (id(step), not now) in shared else step
             state["step"] = shared.setdefault((id(step), now), own)
+        moments, squares, steps = (
+            [self.state[p][name] for p in taken] for name in (*_MOMENTS, "step")
+        )
+        self._lists = [*{id(step): step for step in steps}.values()], moments, squares, steps
 
     def state_dict(self) -> dict[str, Any]:
         """Moments and numbers of steps by the parameters' numbers, and the options."""

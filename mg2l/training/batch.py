@@ -31,6 +31,8 @@ class Batch:
     returns: Tensor
     values: Tensor
     reset: Tensor
+    """``[T, N]`` where states are reset before a step; of the whole batch if there are none."""
+
     actor_states: Tensor | None
     critic_states: Tensor | None
     action_mask: Tensor | None
@@ -86,9 +88,11 @@ class Batch:
         all_envs = envs * world.size
         count, device = steps // chunk * all_envs, self.advantages.device
         order = torch.randperm(count, generator=generator, device=device)
-        for picked in order.tensor_split(parts):
-            start, env = picked // all_envs * chunk, picked % all_envs
-            time = start + torch.arange(chunk, device=start.device).unsqueeze(1)
+        start, places = order // all_envs * chunk, order % all_envs
+        times = start + torch.arange(chunk, device=device).unsqueeze(1)
+        numbers = torch.stack([self.log_probs, self.advantages, self.returns, self.values])
+        picked = zip(times.tensor_split(parts, 1), places.tensor_split(parts), strict=True)
+        for time, env in picked:
             rows = living = None
             if world.size > 1:
                 rows = time.numel()
@@ -97,29 +101,36 @@ class Batch:
                 own = env // envs == world.rank
                 time, env = time[:, own], env[own] % envs
             where = time.flatten(), env.expand_as(time).flatten()
-            yield replace(self._take(time, env), rows=rows, living=living), where
+            yield replace(self._take(numbers, time, env), rows=rows, living=living), where
 
-    def _take(self, time: Tensor, env: Tensor) -> Batch:
-        """Rows at steps ``[chunk, chunks]`` of environments ``[chunks]``."""
+    def _take(self, numbers: Tensor, time: Tensor, env: Tensor) -> Batch:
+        """Rows at steps ``[chunk, chunks]`` of environments ``[chunks]``.
+
+        ``numbers`` ``[4, A, T, N]`` are log-probabilities, advantages, returns and values, taken
+        together: on a minibatch a call takes longer than its work.
+        """
         _, _, envs = self.advantages.shape
         at = (time * envs + env).flatten()
 
-        def take(x: Tensor | None) -> Any:
-            rows = None if x is None else x.flatten(1, 2).index_select(1, at)
-            return None if rows is None else rows.unflatten(1, time.shape)
+        def take(x: Tensor | None, dim: int = 1) -> Any:
+            if x is None:
+                return None
+            return x.flatten(dim, dim + 1).index_select(dim, at).unflatten(dim, time.shape)
 
         def take_first(x: Tensor | None) -> Any:
             return None if x is None else x[:, time[0], env]
 
+        log_probs, advantages, returns, values = take(numbers, 2)
+        recurrent = self.actor_states is not None or self.critic_states is not None
         return Batch(
             actor_inputs=take(self.actor_inputs),
             critic_observations=take(self.critic_observations),
             actions=take(self.actions),
-            log_probs=take(self.log_probs),
-            advantages=take(self.advantages),
-            returns=take(self.returns),
-            values=take(self.values),
-            reset=self.reset[time, env.expand_as(time)],
+            log_probs=log_probs,
+            advantages=advantages,
+            returns=returns,
+            values=values,
+            reset=self.reset[time, env.expand_as(time)] if recurrent else self.reset,
             actor_states=take_first(self.actor_states),
             critic_states=take_first(self.critic_states),
             action_mask=take(self.action_mask),
