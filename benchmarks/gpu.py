@@ -95,6 +95,16 @@ def cases(device: torch.device) -> Iterator[tuple[str, str, list[Tensor], Callab
             lambda op, *p, x=x: op(x, list(p[: len(p) // 2]), list(p[len(p) // 2 :]), relu=True,
                                    plain_last=False),
         )  # fmt: skip
+    for rows_ in (800, 102_400):
+        before, aim = randn(2, 2, rows_)
+        yield (
+            f"surrogate 2,{rows_}", "surrogate", [randn(2, rows_)],
+            lambda op, x, a=before, b=aim: op(x, a, b, 1 / x.shape[1], 0.2).loss,
+        )  # fmt: skip
+        yield (
+            f"value_loss 2,{rows_}", "value_loss", [randn(2, rows_)],
+            lambda op, x, a=before, b=aim: op(x, a, b, 1 / x.shape[1], clip=0.2, delta=10.0),
+        )  # fmt: skip
 
 
 def both(compute: Callable[..., Any], op: Any, leaves: list[Tensor]) -> None:

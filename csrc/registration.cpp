@@ -45,4 +45,10 @@ STABLE_TORCH_LIBRARY(mg2l, m) {
       "stacked_mlp_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, bool relu,"
       " bool plain_last, Tensor y, Tensor kept, Tensor moments, bool want_x)"
       " -> (Tensor grad_x, Tensor[] grad_weights, Tensor[] grad_biases)");
+  m.def(
+      "surrogate(Tensor log_probs, Tensor before, Tensor advantages, Tensor? weights,"
+      " float weight, float clip) -> (Tensor loss, Tensor kl, Tensor clip_fraction, Tensor slope)");
+  m.def(
+      "value_loss(Tensor prediction, Tensor old, Tensor target, Tensor? weights, float weight,"
+      " float? clip, float? delta) -> (Tensor loss, Tensor slope)");
 }

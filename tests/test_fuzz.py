@@ -24,7 +24,15 @@ from mg2l.ops import reference
 
 CASES = 600
 BATCH = 50
-OPERATORS = ("gae", "pia_pool", "encode_context", "pairwise_lse", "stacked_mlp")
+OPERATORS = (
+    "gae",
+    "pia_pool",
+    "encode_context",
+    "pairwise_lse",
+    "stacked_mlp",
+    "surrogate",
+    "value_loss",
+)
 
 
 class Draw:
@@ -147,6 +155,21 @@ def stacked_mlp(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
     return [x, weights, biases], options
 
 
+def surrogate(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
+    shape = draw.size(4), draw.size(9000 if draw.rng.random() < 0.1 else 300)
+    log_probs, *others = (draw.strided(*shape) for _ in range(3))
+    weights = draw.maybe(draw.strided(*shape))
+    clip = float(draw.rng.uniform(0.01, 2))
+    return [log_probs, *others, 0.3 if weights is None else weights, clip], {}
+
+
+def value_loss(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
+    (*rows, weights, _), _ = surrogate(draw)
+    names = ("clip", "delta")
+    options = {name: draw.maybe(float(draw.rng.uniform(0.01, 2))) for name in names}
+    return [*rows, weights], options
+
+
 def wide(value: Any) -> Any:
     """Arguments in float64, each with memory of its own."""
     if isinstance(value, list):
@@ -254,6 +277,7 @@ def abuse() -> list[Any]:
     flags, steps = torch.zeros(30, 4, dtype=torch.bool), torch.zeros(30, 4)
 
     layers = (weights, biases, query)
+    row, short = torch.zeros(2, 5), torch.zeros(2, 4)
 
     inputs, units = torch.randn(2, 5, 3), ([torch.randn(2, 4, 3)], [torch.zeros(2, 4)])
     top, kept, moments = RAW.stacked_mlp(inputs, *units, True, False, True)
@@ -305,10 +329,16 @@ def abuse() -> list[Any]:
         ("y must have shape", lambda: mlp(top, one, kept, moments)),
         ("kept must have shape", lambda: mlp(top, top, one, moments)),
         ("moments must have shape", lambda: mlp(top, top, kept, none)),
+        ("log_probs must have shape", lambda: RAW.surrogate(none, none, none, None, 1.0, 0.2)),
+        ("before must have shape", lambda: RAW.surrogate(row, short, row, None, 1.0, 0.2)),
+        ("weights must be float32", lambda: RAW.surrogate(row, row, row, row.bool(), 1.0, 0.2)),
+        ("clip must be positive", lambda: RAW.surrogate(row, row, row, None, 1.0, math.nan)),
+        ("target must be float32", lambda: RAW.value_loss(row, row, row.int(), None, 1, 1, None)),
+        ("delta must be positive", lambda: RAW.value_loss(row, row, row, None, 1.0, None, 0.0)),
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", range(27))
+@pytest.mark.parametrize("case", range(33))
 def test_raw_entries_refuse(case):
     message, call = abuse()[case]
     with pytest.raises(RuntimeError, match=message):
@@ -321,7 +351,7 @@ def test_there_is_no_second_derivative(name):
     draw = Draw(3)
     draw.dtype = torch.float64
     x = torch.randn(4, 3, 2, 5, dtype=torch.float64, requires_grad=True)
-    flags = torch.zeros(4, 3, dtype=torch.bool)
+    flags, one = torch.zeros(4, 3, dtype=torch.bool), torch.ones(2, 5, dtype=torch.float64)
     calls = {
         "gae": lambda: (
             ops.gae(x[:, :, 0, 0], torch.zeros(5, 3).double(), flags, flags, 0.9, 0.9).advantages
@@ -338,6 +368,8 @@ def test_there_is_no_second_derivative(name):
         "stacked_mlp": lambda: ops.stacked_mlp(
             x[0], [torch.eye(5).double().expand(3, 5, 5)], [torch.zeros(3, 5).double()]
         ),
+        "surrogate": lambda: ops.surrogate(x[0, 0], one, one, 1.0, 0.2).loss,
+        "value_loss": lambda: ops.value_loss(x[0, 0], one, one, 1.0),
     }
     (first,) = torch.autograd.grad(calls[name]().square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match=f"{name}: there are first derivatives only"):

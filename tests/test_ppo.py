@@ -2,61 +2,21 @@
 
 import copy
 import dataclasses
-import itertools
 import math
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from method_helpers import KINDS, known_learner, prepared, tiny_learner
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from mg2l.config.sections import PPOConfig
 from mg2l.nn.adam import clip_grad_norm_per_agent
 from mg2l.nn.distributions import GaussianHead
 from mg2l.nn.normaliser import PopArt, ValueNorm
 from mg2l.nn.stacked import StackedLinear
-from mg2l.training.batch import Batch
-from mg2l.training.clipped import mean_per_agent, surrogate, value_loss, weights_of
+from mg2l.training.batch import Batch, mean_per_agent, weights_of
 from mg2l.training.ppo import PPO
-
-# The value loss.
-
-
-@pytest.mark.parametrize("delta", [0.5, 1.0, 10.0])
-def test_the_huber_loss_is_symmetric(delta):
-    config = PPOConfig(huber_delta=delta, use_clipped_value_loss=False)
-    errors = torch.tensor([-1e4, -100.0, -2.0, -0.3, 0.0, 0.3, 2.0, 100.0, 1e4])
-    column = errors.unsqueeze(1)
-    found = value_loss(column, column, torch.zeros_like(column), 1.0, config)
-    wanted = [
-        0.5 * e * e if abs(e) <= delta else delta * (abs(e) - 0.5 * delta) for e in errors.tolist()
-    ]
-    torch.testing.assert_close(found, torch.tensor(wanted))
-    torch.testing.assert_close(found, found.flip(0))
-    assert found[0] > 0
-
-
-@pytest.mark.parametrize("huber", [True, False])
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-@pytest.mark.parametrize(
-    ("prediction", "old", "target", "wanted"),
-    [
-        (1.0, 0.0, 2.0, 0.5 * 1.8**2),  # moved too far towards the target: as if at 0.2
-        (0.1, 0.0, 2.0, 0.5 * 1.9**2),  # within reach
-        (-1.0, 0.0, 2.0, 0.5 * 3.0**2),  # moved away: the plain error is larger
-        (2.0, 0.0, 2.0, 0.5 * 1.8**2),  # there, but too fast
-    ],
-)
-def test_clipped_value_loss_by_hand(huber, sign, prediction, old, target, wanted):
-    config = PPOConfig(use_huber_loss=huber, huber_delta=10.0, clip_param=0.2)
-    new, before, aim = (torch.tensor([[sign * x]]) for x in (prediction, old, target))
-    found = value_loss(new, before, aim, 1.0, config)
-    torch.testing.assert_close(found, torch.tensor([wanted]))
-
 
 # The policy loss.
 
@@ -156,38 +116,6 @@ def test_mean_per_agent():
     torch.testing.assert_close(mean_per_agent(x, kept), torch.tensor([2.0, 0.0]))
     part = weights_of(8, keep[:, :2], torch.tensor([2, 0]))  # this process has half of the rows
     torch.testing.assert_close(mean_per_agent(x[:, :2], part), torch.tensor([0.5, 0.0]))
-
-
-@pytest.mark.parametrize("weighted", [True, False])
-def test_gradients_of_the_losses_are_those_of_their_formulas(weighted):
-    torch.manual_seed(0)
-    before, other, third = torch.randn(3, 2, 50, dtype=torch.float64) * 0.3
-    x = torch.randn(2, 50, dtype=torch.float64, requires_grad=True)
-    weights = torch.rand(2, 50, dtype=torch.float64) if weighted else 0.02
-    ratio = (x - before).exp()
-    plain = torch.minimum(ratio * other, ratio.clamp(0.8, 1.2) * other)
-    found = surrogate(x, before, other, weights, 0.2)
-    torch.testing.assert_close(found.loss, -(plain * weights).sum(1))
-    assert not found.kl.requires_grad
-    factor = torch.tensor([1.0, 3.0])
-    pairs = [(found.loss, -(plain * weights).sum(1))]
-    for huber, clipped in itertools.product((True, False), repeat=2):
-        config = PPOConfig(use_huber_loss=huber, huber_delta=0.5, use_clipped_value_loss=clipped)
-
-        def loss(value: Tensor, huber: bool = huber) -> Any:
-            if huber:
-                return F.huber_loss(value, third, reduction="none", delta=0.5)
-            return 0.5 * (value - third).square()
-
-        elementwise = loss(x)
-        if clipped:
-            elementwise = torch.maximum(elementwise, loss(other + (x - other).clamp(-0.2, 0.2)))
-        ours = value_loss(x, other, third, weights, config)
-        pairs.append((ours, (elementwise * weights).sum(1)))
-    for ours, formula in pairs:
-        torch.testing.assert_close(ours, formula)
-        one, two = (torch.autograd.grad((y * factor).sum(), x)[0] for y in (ours, formula))
-        torch.testing.assert_close(one, two)
 
 
 # Normalisers.

@@ -302,4 +302,26 @@ MG2L_API int mg2l_stacked_mlp_double(const MlpForwardArgs<double>* args, void* s
 MG2L_API int mg2l_stacked_mlp_backward_float(const MlpBackwardArgs<float>* args, void* stream);
 MG2L_API int mg2l_stacked_mlp_backward_double(const MlpBackwardArgs<double>* args, void* stream);
 
+template <typename scalar_t>
+struct ClippedArgs {
+  int64_t agents;
+  int64_t rows;
+  scalar_t weight;          // of every row where there are no weights
+  scalar_t clip;            // infinite for none
+  scalar_t delta;           // of the Huber loss; infinite for none
+  const scalar_t* first;    // [A, rows]: log_probs, or prediction
+  const scalar_t* second;   // [A, rows]: before, or old
+  const scalar_t* third;    // [A, rows]: advantages, or target
+  const scalar_t* weights;  // [A, rows] or null
+  scalar_t* slope;          // [A, rows]
+  scalar_t* loss;           // [A]
+  scalar_t* kl;             // [A] or null
+  scalar_t* clip_fraction;  // [A] or null
+};
+
+MG2L_API int mg2l_surrogate_float(const ClippedArgs<float>* args, void* stream);
+MG2L_API int mg2l_surrogate_double(const ClippedArgs<double>* args, void* stream);
+MG2L_API int mg2l_value_loss_float(const ClippedArgs<float>* args, void* stream);
+MG2L_API int mg2l_value_loss_double(const ClippedArgs<double>* args, void* stream);
+
 }  // namespace mg2l

@@ -6,20 +6,37 @@ same values and gradients, without the checks of arguments.
 """
 
 from mg2l.ops import native
-from mg2l.ops.results import GAE, EncodedContext, PairwiseScores, Pooled
+from mg2l.ops.results import GAE, EncodedContext, PairwiseScores, Pooled, Surrogate
 
 native.load()
 
 if native.is_built():
+    from mg2l.ops.clipped import surrogate, value_loss
     from mg2l.ops.encode_context import encode_context
     from mg2l.ops.gae import gae
     from mg2l.ops.pairwise_lse import pairwise_lse
     from mg2l.ops.pia_pool import pia_pool
     from mg2l.ops.stacked_mlp import stacked_mlp
 else:
-    from mg2l.ops.reference import encode_context, gae, pairwise_lse, pia_pool, stacked_mlp
+    from mg2l.ops.reference import (
+        encode_context,
+        gae,
+        pairwise_lse,
+        pia_pool,
+        stacked_mlp,
+        surrogate,
+        value_loss,
+    )
 
-NAMES = ("gae", "encode_context", "pia_pool", "pairwise_lse", "stacked_mlp")
+NAMES = (
+    "gae",
+    "encode_context",
+    "pia_pool",
+    "pairwise_lse",
+    "stacked_mlp",
+    "surrogate",
+    "value_loss",
+)
 """Every operator, as it is called here and in the dispatcher."""
 
 __all__ = [
@@ -28,9 +45,12 @@ __all__ = [
     "EncodedContext",
     "PairwiseScores",
     "Pooled",
+    "Surrogate",
     "encode_context",
     "gae",
     "pairwise_lse",
     "pia_pool",
     "stacked_mlp",
+    "surrogate",
+    "value_loss",
 ]

@@ -8,8 +8,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mg2l.ops import encode_context, gae, native, pairwise_lse, pia_pool, reference, stacked_mlp
-from mg2l.ops.results import GAE, EncodedContext, PairwiseScores, Pooled
+from mg2l.ops import (
+    encode_context,
+    gae,
+    native,
+    pairwise_lse,
+    pia_pool,
+    reference,
+    stacked_mlp,
+    surrogate,
+    value_loss,
+)
+from mg2l.ops.results import GAE, EncodedContext, PairwiseScores, Pooled, Surrogate
 
 
 class Backend(NamedTuple):
@@ -20,9 +30,11 @@ class Backend(NamedTuple):
     pia_pool: Callable[..., Pooled]
     pairwise_lse: Callable[..., PairwiseScores]
     stacked_mlp: Callable[..., Tensor]
+    surrogate: Callable[..., Surrogate]
+    value_loss: Callable[..., Tensor]
 
 
-NATIVE = Backend(gae, encode_context, pia_pool, pairwise_lse, stacked_mlp)
+NATIVE = Backend(gae, encode_context, pia_pool, pairwise_lse, stacked_mlp, surrogate, value_loss)
 """Compiled operators; their definitions where nothing is compiled."""
 
 TORCH = Backend(
@@ -31,6 +43,8 @@ TORCH = Backend(
     reference.pia_pool,
     reference.pairwise_lse,
     reference.stacked_mlp,
+    reference.surrogate,
+    reference.value_loss,
 )
 """Their definitions in plain torch."""
 

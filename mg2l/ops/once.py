@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 
 def differentiable_once(op: str) -> None:
     """Make a derivative of ``<op>_backward`` an error; without it torch would return wrong ones."""
+    torch.library.register_autograd(f"mg2l::{op}_backward", lambda ctx, *grads: refuse(op))
 
-    def refuse(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(f"{op}: there are first derivatives only, got a request for second ones")
 
-    torch.library.register_autograd(f"mg2l::{op}_backward", refuse)
+def refuse(op: str) -> NoReturn:
+    """Raise the error of a second derivative."""
+    raise RuntimeError(f"{op}: there are first derivatives only, got a request for second ones")
 
 
 def without_autograd(op: Any, *arguments: Any) -> Any:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mg2l.ops.results import GAE, EncodedContext, PairwiseScores, Pooled
+from mg2l.ops.results import GAE, EncodedContext, PairwiseScores, Pooled, Surrogate
 
 
 def gae(
@@ -159,6 +160,52 @@ def stacked_mlp(
             x = F.relu(x) if relu else torch.tanh(x)
             x = F.layer_norm(x, x.shape[-1:])
     return x
+
+
+def surrogate(
+    log_probs: Tensor, before: Tensor, advantages: Tensor, weights: Tensor | float, clip: float
+) -> Surrogate:
+    """See :func:`mg2l.ops.surrogate`."""
+    before, advantages, weights = _constants(before, advantages, weights)
+    change = log_probs - before
+    ratio = change.exp()
+    clipped = ratio.clamp(1 - clip, 1 + clip) * advantages
+    loss = -(torch.minimum(ratio * advantages, clipped) * weights).sum(1)
+    ratio, change = ratio.detach(), change.detach()
+    outside = ((ratio - 1).abs() > clip).to(ratio.dtype)
+    kl = ((ratio - 1 - change) * weights).sum(1)
+    return Surrogate(loss, kl, (outside * weights).sum(1))
+
+
+def value_loss(
+    prediction: Tensor,
+    old: Tensor,
+    target: Tensor,
+    weights: Tensor | float,
+    *,
+    clip: float | None = None,
+    delta: float | None = None,
+) -> Tensor:
+    """See :func:`mg2l.ops.value_loss`."""
+    old, target, weights = _constants(old, target, weights)
+
+    def loss(value: Tensor) -> Tensor:
+        if delta is None:
+            return 0.5 * (value - target).square()
+        return F.huber_loss(value, target, reduction="none", delta=delta)
+
+    losses = loss(prediction)
+    if clip is not None:
+        moved = prediction - old
+        clipped = loss(old + moved.clamp(-clip, clip))
+        # Within the bounds they differ by rounding.
+        losses = torch.where(moved.abs() <= clip, losses, torch.maximum(losses, clipped))
+    return (losses * weights).sum(1)
+
+
+def _constants(*arguments: Any) -> list[Any]:
+    """Arguments that get no gradients."""
+    return [x.detach() if isinstance(x, Tensor) else x for x in arguments]
 
 
 def _one_if_finite(x: Tensor) -> Tensor:

@@ -66,3 +66,16 @@ class PairwiseScores(NamedTuple):
 
     rank: Tensor
     """int64: number of negatives that score higher than the positive; 0 is a hit."""
+
+
+class Surrogate(NamedTuple):
+    """Result of :func:`mg2l.ops.surrogate`: weighted sums over an agent's rows, ``[A]`` each."""
+
+    loss: Tensor
+    """The clipped surrogate, negative."""
+
+    kl: Tensor
+    """``r - 1 - log r``, an estimate of the divergence from the policy before; no gradient."""
+
+    clip_fraction: Tensor
+    """Whether r is farther than c from 1; no gradient."""

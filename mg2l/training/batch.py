@@ -11,7 +11,29 @@ from torch import Tensor
 
 from mg2l.core.distributed import world
 from mg2l.nn.moments import batch_moments
-from mg2l.training.clipped import Weights, weights_of
+
+Weights = Tensor | float
+"""``[A, rows]``, what each row counts in the mean of its agent; a number where all count alike."""
+
+
+def weights_of(rows: int, kept: Tensor | None, count: Tensor | None) -> Weights:
+    """Weights of rows in means per agent.
+
+    Args:
+        rows: how many there are, of all processes.
+        kept: ``[A, rows]`` bool, which of this process's rows count; None is all.
+        count: ``[A]`` how many rows count, of all processes; None where there is one process.
+    """
+    if kept is None:
+        return 1 / max(rows, 1)
+    kept = kept.float()
+    count = kept.sum(1) if count is None else count
+    return kept / count.clamp(min=1).unsqueeze(1)
+
+
+def mean_per_agent(x: Tensor, weights: Weights) -> Tensor:
+    """``[A, rows] -> [A]``."""
+    return (x * weights).sum(1)
 
 
 @dataclass
@@ -90,7 +112,7 @@ class Batch:
         order = torch.randperm(count, generator=generator, device=device)
         start, places = order // all_envs * chunk, order % all_envs
         times = start + torch.arange(chunk, device=device).unsqueeze(1)
-        numbers = torch.stack([self.log_probs, self.advantages, self.returns, self.values])
+        numbers = torch.stack([self.log_probs, self.advantages, self.returns, self.values], -1)
         picked = zip(times.tensor_split(parts, 1), places.tensor_split(parts), strict=True)
         for time, env in picked:
             rows = living = None
@@ -106,21 +128,20 @@ class Batch:
     def _take(self, numbers: Tensor, time: Tensor, env: Tensor) -> Batch:
         """Rows at steps ``[chunk, chunks]`` of environments ``[chunks]``.
 
-        ``numbers`` ``[4, A, T, N]`` are log-probabilities, advantages, returns and values, taken
+        ``numbers`` ``[A, T, N, 4]`` are log-probabilities, advantages, returns and values, taken
         together: on a minibatch a call takes longer than its work.
         """
         _, _, envs = self.advantages.shape
         at = (time * envs + env).flatten()
 
-        def take(x: Tensor | None, dim: int = 1) -> Any:
-            if x is None:
-                return None
-            return x.flatten(dim, dim + 1).index_select(dim, at).unflatten(dim, time.shape)
+        def take(x: Tensor | None) -> Any:
+            rows = None if x is None else x.flatten(1, 2).index_select(1, at)
+            return None if rows is None else rows.unflatten(1, time.shape)
 
         def take_first(x: Tensor | None) -> Any:
             return None if x is None else x[:, time[0], env]
 
-        log_probs, advantages, returns, values = take(numbers, 2)
+        log_probs, advantages, returns, values = take(numbers).movedim(-1, 0).contiguous()
         recurrent = self.actor_states is not None or self.critic_states is not None
         return Batch(
             actor_inputs=take(self.actor_inputs),

@@ -18,8 +18,7 @@ from mg2l.nn.critic import Critic
 from mg2l.nn.moments import batch_moments
 from mg2l.nn.policy import Actor
 from mg2l.ops.backend import Backend
-from mg2l.training.batch import Batch
-from mg2l.training.clipped import mean_per_agent, surrogate, value_loss
+from mg2l.training.batch import Batch, mean_per_agent
 
 Step = Callable[[], dict[str, Tensor]]
 """Steps on gradients that are computed already; returns their norms, by metric."""
@@ -327,7 +326,7 @@ class PPO:
         )
         weights = part.weights(config.use_policy_active_masks)
         before, advantages = part.log_probs.flatten(1), part.advantages.flatten(1)
-        found = surrogate(log_probs, before, advantages, weights, config.clip_param)
+        found = self.backend.surrogate(log_probs, before, advantages, weights, config.clip_param)
         entropies = mean_per_agent(entropy, weights)
         loss = found.loss - config.entropy_coef * entropies
         require_finite("loss/policy", loss, vars(part))
@@ -360,7 +359,14 @@ class PPO:
         values, _ = self.critic(rows, latent, part.critic_states, part.reset)
         weights = part.weights(config.use_value_active_masks)
         before, returns = part.values.flatten(1), part.returns.flatten(1)
-        losses = value_loss(values, before, returns, weights, config)
+        losses = self.backend.value_loss(
+            values,
+            before,
+            returns,
+            weights,
+            clip=config.clip_param if config.use_clipped_value_loss else None,
+            delta=config.huber_delta if config.use_huber_loss else None,
+        )
         require_finite("loss/value", losses, vars(part))
         self.backward(self.trained_critic, config.value_loss_coef * losses)
         return {"loss/value": losses.detach()}

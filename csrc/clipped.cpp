@@ -1,0 +1,203 @@
+// CPU kernels of `surrogate` and `value_loss`.
+#include "clipped.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "vec.h"
+
+namespace mg2l {
+namespace {
+
+constexpr int64_t kBlock = 4096;       // rows that are summed in scalar_t
+constexpr int64_t kMinTaskBlocks = 4;  // below it a thread costs more
+constexpr int kSums = 3;               // of a block: loss, and what is measured beside it
+
+template <typename scalar_t>
+struct ClippedArrays {
+  int64_t agents, rows;
+  scalar_t weight, clip, delta;  // clip and delta are infinite where there are none
+  const scalar_t *first, *second, *third, *weights;  // weights null when not given
+  scalar_t* slope;
+};
+
+// `x` between two bounds; NaN stays.
+template <typename V>
+MG2L_INLINE V clamp_lanes(const V& x, const V& low, const V& high) {
+  const V above = x < low ? low : x;
+  return above > high ? high : above;
+}
+
+template <typename V>
+MG2L_INLINE V magnitude(const V& x) {
+  return x < 0 ? -x : x;
+}
+
+// The rows of one vector of the surrogate: writes its slope, adds to loss, kl and fraction.
+template <int kLanes, typename scalar_t>
+struct SurrogateRows {
+  using V = Vec<scalar_t, kLanes>;
+
+  static MG2L_INLINE void add(const ClippedArrays<scalar_t>& a, int64_t at, V (&sums)[kSums]) {
+    const V weight = a.weights != nullptr ? load<V>(a.weights + at) : splat<V>(a.weight);
+    const V one = splat<V>(scalar_t(1)), clip = splat<V>(a.clip);
+    const V change = load<V>(a.first + at) - load<V>(a.second + at);
+    // As a square, it overflows and vanishes where exp does.
+    const V root = exp_lanes<kLanes>(change * splat<V>(scalar_t(0.5)));
+    const V ratio = change == change ? root * root : change;
+    const V advantage = load<V>(a.third + at);
+    const V plain = ratio * advantage;
+    const V clipped = clamp_lanes<V>(ratio, one - clip, one + clip) * advantage;
+    const V least = clipped < plain ? clipped : plain;
+    store(a.slope + at, V(plain <= clipped ? -weight * plain : V{}));
+    const V moved = ratio - one;
+    sums[0] -= weight * least;
+    sums[1] += weight * (moved - change);
+    sums[2] += magnitude(moved) > clip ? weight : V{};
+  }
+};
+
+// The same of the value loss, which has nothing beside it.
+template <int kLanes, typename scalar_t>
+struct ValueRows {
+  using V = Vec<scalar_t, kLanes>;
+
+  static MG2L_INLINE V loss(const V& error, const V& delta) {
+    const V size = magnitude(error), half = splat<V>(scalar_t(0.5));
+    return size <= delta ? half * error * error : delta * (size - half * delta);
+  }
+
+  static MG2L_INLINE void add(const ClippedArrays<scalar_t>& a, int64_t at, V (&sums)[kSums]) {
+    const V weight = a.weights != nullptr ? load<V>(a.weights + at) : splat<V>(a.weight);
+    const V clip = splat<V>(a.clip), delta = splat<V>(a.delta);
+    const V prediction = load<V>(a.first + at), old = load<V>(a.second + at);
+    const V target = load<V>(a.third + at);
+    const V error = prediction - target;
+    const V moved = std::isinf(a.clip) ? V{} : prediction - old;
+    const V plain = loss(error, delta);
+    const V clipped = loss(old + clamp_lanes<V>(moved, -clip, clip) - target, delta);
+    // Where the clipped one is larger it is constant, unless they differ by rounding.
+    const auto inside = magnitude(moved) <= clip;
+    const V bounded = clamp_lanes<V>(error, -delta, delta);
+    const V larger = plain > clipped ? plain : clipped;  // NaN stays
+    store(a.slope + at, V(plain >= clipped ? bounded : V(inside ? bounded : V{})) * weight);
+    sums[0] += weight * (inside ? plain : larger);
+  }
+};
+
+template <template <int, typename> class Rows, int kBytes, typename scalar_t>
+MG2L_INLINE void sum_block(const ClippedArrays<scalar_t>& arrays, int64_t begin, int64_t end,
+                           double* sums) {
+  const ClippedArrays<scalar_t> a = arrays;  // a copy that no store can alias
+  constexpr int kLanes = kBytes / static_cast<int>(sizeof(scalar_t));
+  Vec<scalar_t, kLanes> wide[kSums] = {};
+  Vec<scalar_t, 1> rest[kSums] = {};
+  for (; begin + kLanes <= end; begin += kLanes) Rows<kLanes, scalar_t>::add(a, begin, wide);
+  for (; begin < end; ++begin) Rows<1, scalar_t>::add(a, begin, rest);
+  for (int i = 0; i < kSums; ++i) {
+    sums[i] = static_cast<double>(sum_lanes<scalar_t, kLanes>(wide[i]) + rest[i][0]);
+  }
+}
+
+// Sums over the rows of each agent, [kSums][A]: a block at a time, which are then added in order,
+// so that results do not depend on the number of threads.
+template <template <int, typename> class Rows, typename scalar_t>
+std::vector<double> sum_rows(const ClippedArrays<scalar_t>& a) {
+  const int64_t blocks = (a.rows + kBlock - 1) / kBlock;
+  std::vector<double> partial(static_cast<size_t>(a.agents * blocks * kSums));
+  torch::stable::parallel_for(
+      0, a.agents * blocks, kMinTaskBlocks, [&](int64_t first, int64_t last) {
+        run_simd([&](auto bytes) MG2L_INLINE_LAMBDA {
+          for (int64_t i = first; i < last; ++i) {
+            const int64_t row = i % blocks * kBlock, start = i / blocks * a.rows;
+            sum_block<Rows, bytes>(a, start + row, start + std::min(a.rows, row + kBlock),
+                                   partial.data() + i * kSums);
+          }
+        });
+      });
+  std::vector<double> sums(static_cast<size_t>(kSums * a.agents));
+  for (int64_t i = 0; i < a.agents * blocks; ++i) {
+    for (int64_t s = 0; s < kSums; ++s) {
+      sums[static_cast<size_t>(s * a.agents + i / blocks)] +=
+          partial[static_cast<size_t>(i * kSums + s)];
+    }
+  }
+  return sums;
+}
+
+template <typename scalar_t>
+void write(const std::vector<double>& sums, int64_t which, Tensor& result) {
+  const int64_t agents = result.size(0);
+  for (int64_t agent = 0; agent < agents; ++agent) {
+    data<scalar_t>(result)[agent] =
+        static_cast<scalar_t>(sums[static_cast<size_t>(which * agents + agent)]);
+  }
+}
+
+template <template <int, typename> class Rows, typename scalar_t>
+std::vector<double> run(ClippedTensors& tensors, double weight, std::optional<double> clip,
+                        std::optional<double> delta) {
+  constexpr double kInfinite = std::numeric_limits<double>::infinity();
+  const ClippedArrays<scalar_t> arrays{tensors.agents,
+                                       tensors.rows,
+                                       static_cast<scalar_t>(weight),
+                                       static_cast<scalar_t>(clip.value_or(kInfinite)),
+                                       static_cast<scalar_t>(delta.value_or(kInfinite)),
+                                       data<scalar_t>(std::as_const(tensors.first)),
+                                       data<scalar_t>(std::as_const(tensors.second)),
+                                       data<scalar_t>(std::as_const(tensors.third)),
+                                       data_or_null<scalar_t>(tensors.weights),
+                                       data<scalar_t>(tensors.slope)};
+  const std::vector<double> sums = sum_rows<Rows>(arrays);
+  write<scalar_t>(sums, 0, tensors.loss);
+  return sums;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> surrogate_cpu(const Tensor& log_probs,
+                                                         const Tensor& before,
+                                                         const Tensor& advantages,
+                                                         const std::optional<Tensor>& weights,
+                                                         double weight, double clip) {
+  check_surrogate(log_probs, before, advantages, weights, clip);
+  ClippedTensors tensors(log_probs, before, advantages, weights);
+  Tensor kl = allocate(tensors.loss, {tensors.agents});
+  Tensor fraction = allocate(tensors.loss, {tensors.agents});
+  const auto compute = [&](auto zero) {
+    using scalar_t = decltype(zero);
+    const auto sums = run<SurrogateRows, scalar_t>(tensors, weight, clip, std::nullopt);
+    write<scalar_t>(sums, 1, kl);
+    write<scalar_t>(sums, 2, fraction);
+  };
+  if (log_probs.scalar_type() == ScalarType::Float) {
+    compute(0.0F);
+  } else {
+    compute(0.0);
+  }
+  return {tensors.loss, kl, fraction, tensors.slope};
+}
+
+std::tuple<Tensor, Tensor> value_loss_cpu(const Tensor& prediction, const Tensor& old,
+                                          const Tensor& target,
+                                          const std::optional<Tensor>& weights, double weight,
+                                          std::optional<double> clip, std::optional<double> delta) {
+  check_value_loss(prediction, old, target, weights, clip, delta);
+  ClippedTensors tensors(prediction, old, target, weights);
+  if (prediction.scalar_type() == ScalarType::Float) {
+    run<ValueRows, float>(tensors, weight, clip, delta);
+  } else {
+    run<ValueRows, double>(tensors, weight, clip, delta);
+  }
+  return {tensors.loss, tensors.slope};
+}
+
+}  // namespace mg2l
+
+STABLE_TORCH_LIBRARY_IMPL(mg2l, CPU, m) {
+  m.impl("surrogate", TORCH_BOX(&mg2l::surrogate_cpu));
+  m.impl("value_loss", TORCH_BOX(&mg2l::value_loss_cpu));
+}
