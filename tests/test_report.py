@@ -518,9 +518,11 @@ def test_videos_are_regular_files_inside_the_run_that_begin_like_videos(
     videos.mkdir()
     (videos / "good.gif").write_bytes(GIF)
     (videos / "good.mp4").write_bytes(b"\x00\n\x00\x20ftypisom" + bytes(40))
+    (videos / "good.webp").write_bytes(b"RIFF\x00\n\x00\x20WEBP" + bytes(40))
     (videos / "inside.gif").symlink_to("good.gif")
     (videos / "copied.gif").write_bytes(secret.read_bytes())
     (videos / "other.mp4").write_bytes(GIF)
+    (videos / "other.webp").write_bytes(GIF)
     (videos / "short.mp4").write_bytes(b"ftyp")
     (videos / "link.gif").symlink_to(tmp_path / "elsewhere" / "in-a-folder.gif")
     (videos / "linked-secret.gif").symlink_to(secret)
@@ -535,12 +537,13 @@ def test_videos_are_regular_files_inside_the_run_that_begin_like_videos(
     named = {path.name for line in lines for path in [*videos.iterdir(), *other.glob("videos/*")]
              if line.startswith("skipped: ") and path.name in line}  # fmt: skip
     assert named == {
-        "copied.gif", "other.mp4", "short.mp4", "link.gif", "linked-secret.gif", "nothing.gif",
-        "itself.gif", "folder.gif", "pipe.gif", "in-a-folder.gif",
+        "copied.gif", "other.mp4", "other.webp", "short.mp4", "link.gif", "linked-secret.gif",
+        "nothing.gif", "itself.gif", "folder.gif", "pipe.gif", "in-a-folder.gif",
     }  # fmt: skip
     text = (tmp_path / "runs" / "report.html").read_text()
     assert text.count("data:image/gif;base64,") == 2
     assert text.count("data:video/mp4;base64,") == 1
+    assert text.count("data:image/webp;base64,") == 1
     assert base64.b64encode(secret.read_bytes()).decode() not in text
 
 

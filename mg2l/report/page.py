@@ -25,8 +25,8 @@ CONFIG = {
 }
 """Options of every figure: no link to another page."""
 
-KINDS = {".gif": "image/gif", ".mp4": "video/mp4"}
-MAGIC = {".gif": rb"GIF8[79]a", ".mp4": rb"(?s:....)ftyp"}
+KINDS = {".gif": "image/gif", ".mp4": "video/mp4", ".webp": "image/webp"}
+MAGIC = {".gif": rb"GIF8[79]a", ".mp4": rb"(?s:....)ftyp", ".webp": rb"RIFF(?s:....)WEBP"}
 """MIME type and first bytes of a video with each ending."""
 
 
