@@ -112,7 +112,7 @@ def videos(runs: Sequence[Run], most: int) -> tuple[str, list[str]]:
             name = escape(printable(f"{run.algo}, seed {run.seed}: {path.stem}"))
             drawn = f'<img src="{source}" alt="{name}">'
             if path.suffix == ".mp4":
-                drawn = f'<video src="{source}" controls loop muted></video>'
+                drawn = f'<video src="{source}" autoplay controls loop muted playsinline></video>'
             shown.append(f"<figure>{drawn}<figcaption>{name}</figcaption></figure>")
     return f'<div class="videos">{"".join(shown)}</div>' if shown else "", lines
 

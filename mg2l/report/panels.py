@@ -125,6 +125,7 @@ class Style:
         return go.Scatter(
             x=plain([at for p in held for at in (*x[p], *x[p[::-1]], *nan)] or nan),
             y=plain([at for p in held for at in (*high[p], *low[p[::-1]], *nan)] or nan),
+            mode="lines",  # by default short ones have markers
             fill="toself",
             fillcolor=_faint(self.colour(algo)),
             line={"width": 0},

@@ -258,7 +258,7 @@ def mismatches(algos: Algorithms) -> Section:
             names = held[0]["tasks"]
             of_runs = [table["returns"] for table in held if table["tasks"] == names]
             mean = np.asarray(of_runs, float).mean(0)
-            drawn = figure("acts in", "has seen", yaxis_autorange="reversed")
+            drawn = figure("acts in task", "has seen task", yaxis_autorange="reversed")
             drawn.add_heatmap(
                 z=mean,
                 x=[escape(name) for name in names],
