@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -372,6 +373,34 @@ def test_a_served_page_follows_its_runs(tmp_path: Path) -> None:
         get("../secret")
     with pytest.raises(OSError, match="in use"):
         Watch([tmp_path], page, write_page, port=watch.server.server_port)
+    watch.server.shutdown()
+    watch.server.server_close()
+
+
+def test_what_a_reader_chose_outlives_a_new_page(
+    browser: webdriver.Chrome, sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(monkeypatch, sweep)
+    watch = Watch([sweep], sweep / "report.html", lambda: None, port=0)
+    threading.Thread(target=watch.server.serve_forever, daemon=True).start()
+    browser.get(watch.url)
+    wait(browser, "return document.documentElement.dataset.drawn")
+    browser.execute_script(
+        "document.querySelector('#chips button').click(); axis.value = 'iterations'; turn();"
+        "window.before = true; scrollTo(0, 700); setInterval(() => window.scrolled = scrollY, 50);"
+    )
+    wait(browser, "return window.scrolled === 700")
+    time.sleep(3)  # the page has asked for the version
+    watch.version += 1
+    wait(browser, "return !window.before && document.documentElement.dataset.drawn")
+    view = browser.execute_script(
+        "return [axis.value, buttons[0].getAttribute('aria-pressed'), scrollY,"
+        " document.querySelector('.plot').layout.xaxis.title.text]"
+    )
+    assert view == ["iterations", "false", 700, "iterations"]
+    browser.get("about:blank")
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)  # is not of the next test
     watch.server.shutdown()
     watch.server.server_close()
 
