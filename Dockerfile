@@ -10,11 +10,12 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 RUN python3 -m venv /opt/mg2l
 ENV PATH=/opt/mg2l/bin:$PATH
-# PyPI's torch has CUDA; for CPUs this index has one that is ten times smaller.
+# PyPI's torch has CUDA; for CPUs this index has one that is ten times smaller, to build with as well.
 RUN if [ "$CUDA" = 0 ]; then pip install --no-cache-dir torch --index-url https://download.pytorch.org/whl/cpu; \
     else pip install --no-cache-dir torch; fi
 COPY . /src
-RUN MG2L_NATIVE=1 MG2L_CUDA=$CUDA pip install --no-cache-dir "/src[analysis,report,video]" && mg2l info
+RUN if [ "$CUDA" = 0 ]; then export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu; fi; \
+    MG2L_NATIVE=1 MG2L_CUDA=$CUDA pip install --no-cache-dir "/src[analysis,report,video]" && mg2l info
 WORKDIR /runs
 ENTRYPOINT ["mg2l"]
 CMD ["--help"]

@@ -150,7 +150,7 @@ def iterations(device: torch.device, rounds: int) -> list[dict[str, Any]]:
 def worlds(device: torch.device, rounds: int) -> list[dict[str, Any]]:
     """Environment steps per second of rollouts of many worlds."""
     table = []
-    for env in ("mpe-spread", "mpe-hunting", "mpe-goals", "mpe-weights"):
+    for env in ("mpe-spread", "mpe-hunting", "mpe-goals", "mpe-weights", "mpe-hunting-4"):
         for where in dict.fromkeys((device, torch.device("cpu"))):
             config = files.load_config("default", "mappo", env, ["n_rollout_threads=4096"])
             learner = Learner(config, where)

@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument(
         "--video",
         nargs="?",
-        const="gif",
+        const="mp4",
         choices=[ending[1:] for ending in video.PACKAGES],
         help="record each held-out task, or where there are none those of training (default kind: "
         "%(const)s)",

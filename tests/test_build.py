@@ -67,9 +67,7 @@ def test_a_source_distribution_is_complete(distributions: tuple[Path, Path]) -> 
     tracked = run("git", "ls-files", cwd=ROOT)
     assert tracked.returncode == 0, tracked.stderr
     files = {name for name in tracked.stdout.split() if (ROOT / name).is_file()}
-    assert {
-        name for name in files - names if not name.startswith((".github/", ".gitignore"))
-    } == set()
+    assert files - names == {".gitignore"}
 
 
 def test_a_wheel_holds_every_file(distributions: tuple[Path, Path]) -> None:

@@ -19,7 +19,9 @@ from mg2l.envs.particle.spread import Spread
 from mg2l.envs.particle.tensors import DeviceParticleEnv
 from mg2l.envs.particle.world import ParticleEnv
 
-FAMILIES = ["mpe-spread", "mpe-hunting", "mpe-goals", "mpe-goals-joint", "mpe-weights"]
+FAMILIES = [
+    *("mpe-spread", "mpe-hunting", "mpe-goals", "mpe-goals-joint", "mpe-weights", "mpe-hunting-4"),
+]
 
 
 def make(name: str, envs: int = 5, **values: Any) -> ParticleEnv:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -376,6 +377,34 @@ def test_a_served_page_follows_its_runs(tmp_path: Path) -> None:
     watch.server.server_close()
 
 
+def test_what_a_reader_chose_outlives_a_new_page(
+    browser: webdriver.Chrome, sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(monkeypatch, sweep)
+    watch = Watch([sweep], sweep / "report.html", lambda: None, port=0)
+    threading.Thread(target=watch.server.serve_forever, daemon=True).start()
+    browser.get(watch.url)
+    wait(browser, "return document.documentElement.dataset.drawn")
+    browser.execute_script(
+        "document.querySelector('#chips button').click(); axis.value = 'iterations'; turn();"
+        "window.before = true; scrollTo(0, 700); setInterval(() => window.scrolled = scrollY, 50);"
+    )
+    wait(browser, "return window.scrolled === 700")
+    time.sleep(3)  # the page has asked for the version
+    watch.version += 1
+    wait(browser, "return !window.before && document.documentElement.dataset.drawn")
+    view = browser.execute_script(
+        "return [axis.value, buttons[0].getAttribute('aria-pressed'), scrollY,"
+        " document.querySelector('.plot').layout.xaxis.title.text]"
+    )
+    assert view == ["iterations", "false", 700, "iterations"]
+    browser.get("about:blank")
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)  # is not of the next test
+    watch.server.shutdown()
+    watch.server.server_close()
+
+
 def test_intervals_are_shown_where_few_algorithms_are(
     browser: webdriver.Chrome,
     sweep: Path,
@@ -518,9 +547,11 @@ def test_videos_are_regular_files_inside_the_run_that_begin_like_videos(
     videos.mkdir()
     (videos / "good.gif").write_bytes(GIF)
     (videos / "good.mp4").write_bytes(b"\x00\n\x00\x20ftypisom" + bytes(40))
+    (videos / "good.webp").write_bytes(b"RIFF\x00\n\x00\x20WEBP" + bytes(40))
     (videos / "inside.gif").symlink_to("good.gif")
     (videos / "copied.gif").write_bytes(secret.read_bytes())
     (videos / "other.mp4").write_bytes(GIF)
+    (videos / "other.webp").write_bytes(GIF)
     (videos / "short.mp4").write_bytes(b"ftyp")
     (videos / "link.gif").symlink_to(tmp_path / "elsewhere" / "in-a-folder.gif")
     (videos / "linked-secret.gif").symlink_to(secret)
@@ -535,12 +566,13 @@ def test_videos_are_regular_files_inside_the_run_that_begin_like_videos(
     named = {path.name for line in lines for path in [*videos.iterdir(), *other.glob("videos/*")]
              if line.startswith("skipped: ") and path.name in line}  # fmt: skip
     assert named == {
-        "copied.gif", "other.mp4", "short.mp4", "link.gif", "linked-secret.gif", "nothing.gif",
-        "itself.gif", "folder.gif", "pipe.gif", "in-a-folder.gif",
+        "copied.gif", "other.mp4", "other.webp", "short.mp4", "link.gif", "linked-secret.gif",
+        "nothing.gif", "itself.gif", "folder.gif", "pipe.gif", "in-a-folder.gif",
     }  # fmt: skip
     text = (tmp_path / "runs" / "report.html").read_text()
     assert text.count("data:image/gif;base64,") == 2
     assert text.count("data:video/mp4;base64,") == 1
+    assert text.count("data:image/webp;base64,") == 1
     assert base64.b64encode(secret.read_bytes()).decode() not in text
 
 

@@ -3,11 +3,11 @@
 import itertools
 from pathlib import Path
 
+import imageio.v2 as imageio
 import numpy as np
 import pytest
 import torch
 from method_helpers import TINY, overrides, tiny_learner
-from PIL import Image, ImageSequence
 
 import mg2l.train as train
 from mg2l import cli, evaluate
@@ -46,11 +46,10 @@ def test_evaluate_writes_videos_and_the_same_results(tmp_path, monkeypatch, caps
     assert found[0] == found[1]
     videos = sorted((run / "videos").iterdir())
     assert [path.name for path in videos] == [
-        "3-landmark-0.gif", "4-landmark-1.gif", "5-landmark-2.gif", "6-landmark-0-1-2.gif",
+        "3-landmark-0.mp4", "4-landmark-1.mp4", "5-landmark-2.mp4", "6-landmark-0-1-2.mp4",
     ]  # fmt: skip
     assert str(videos[0]) in capsys.readouterr().out
-    with Image.open(videos[0]) as picture:
-        frames = [np.asarray(f.convert("RGB")) for f in ImageSequence.Iterator(picture)]
+    frames = imageio.mimread(videos[0], format="FFMPEG")
     assert len(frames) == 2 * STEPS
     assert len({frame.shape for frame in frames}) == 1
 
@@ -70,12 +69,12 @@ def test_results_are_written_before_the_videos(tmp_path, monkeypatch):
 
 
 def test_missing_packages_are_said_before_anything_is_evaluated(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(video, "PACKAGES", {".gif": ("no_such_package",)})
+    monkeypatch.setattr(video, "PACKAGES", {".mp4": ("no_such_package",)})
     monkeypatch.setattr(measure, "evaluate", lambda *arguments: pytest.fail("evaluated"))
     monkeypatch.setattr("sys.argv", ["evaluate", str(tmp_path), "--video"])
     with pytest.raises(SystemExit):
         evaluate.main()
-    assert "a .gif video needs the package no_such_package; install with: pip" in (
+    assert "a .mp4 video needs the package no_such_package; install with: pip" in (
         capsys.readouterr().err
     )
 

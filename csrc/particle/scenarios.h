@@ -14,16 +14,19 @@ struct ParticleArgs;  // csrc/cuda/launchers.h
 namespace mg2l::particle {
 
 // As `compiled` of the scenarios in envs/particle numbers them.
-enum Kind : int64_t { kSpread, kHunting, kGoals, kJointGoals, kWeights };
+enum Kind : int64_t { kSpread, kHunting, kGoals, kJointGoals, kWeights, kBounty };
 
 constexpr double kSight = 1.414;      // of a predator: bodies from this distance on are not seen
 constexpr double kCatch = 10.0;       // paid to a predator that touches a target
 constexpr double kWeightReach = 0.3;  // distance at which a landmark pays exp(-1/2) of its weight
+constexpr double kPayReach = 0.5;     // distance at which a prey pays exp(-1) of its pay
+constexpr int64_t kHeading = 10;      // steps for which a prey of hidden pay keeps its course
 
 // Numbers of an agent's observation.
 template <typename scalar_t>
 MG2L_WORLD int64_t observation_width(const ParticleArgs<scalar_t>& in) {
   if (in.kind == kHunting) return 2 + 3 * (in.bodies - 1);
+  if (in.kind == kBounty) return 4 + 2 * (in.bodies - in.agents);
   const int64_t own = in.kind == kSpread ? 2 : 4;
   return own + 2 * in.objects + (in.kind == kJointGoals ? 0 : 2 * (in.agents - 1));
 }
@@ -61,15 +64,16 @@ struct Scene {
     return sqrt(dx * dx + dy * dy);
   }
 
-  // Actions of all bodies, clipped, into `force`. Targets flee from the nearest predator, decoys
-  // wander.
+  // Actions of all bodies, clipped, into `force`. Targets flee from the nearest predator, all other
+  // prey wanders.
   MG2L_WORLD void act() {
     for (int64_t i = 0; i < 2 * in.agents; ++i) force[i] = clipped(static_cast<double>(actions[i]));
     const int64_t prey = in.bodies - in.agents;
-    const double* wander = draws + 2 * in.bodies + 2 * prey * clock;
+    const int64_t course = in.kind == kBounty ? clock / kHeading : clock;
+    const double* wander = draws + 2 * in.bodies + 2 * prey * course;
     for (int64_t p = 0; p < prey; ++p) {
       double* to = force + 2 * (in.agents + p);
-      if (!(task[p] > 0)) {
+      if (in.kind == kBounty || !(task[p] > 0)) {
         to[0] = clipped(2.0 * wander[2 * p] - 1.0);
         to[1] = clipped(2.0 * wander[2 * p + 1] - 1.0);
         continue;
@@ -136,6 +140,17 @@ struct Scene {
         }
         pay_all(sum);
         return;
+      case kBounty:
+        for (int64_t a = 0; a < in.agents; ++a) {
+          double paid = 0;
+          for (int64_t p = 0; p < in.bodies - in.agents; ++p) {
+            const double away = distance(position + 2 * a, position + 2 * (in.agents + p));
+            paid += exp(-away / kPayReach) * task[p];
+          }
+          sum += paid;
+        }
+        pay_all(sum / agents);
+        return;
       case kGoals:
         for (int64_t a = 0; a < in.agents; ++a) rewards[a] = static_cast<float>(-goal_distance(a));
         return;
@@ -170,7 +185,7 @@ struct Scene {
       float* to = observations + a * in.width;
       *to++ = static_cast<float>(own[0]);
       *to++ = static_cast<float>(own[1]);
-      if (in.kind == kGoals || in.kind == kJointGoals || in.kind == kWeights) {
+      if (in.kind != kSpread && in.kind != kHunting) {
         *to++ = static_cast<float>(velocity[2 * a]);
         *to++ = static_cast<float>(velocity[2 * a + 1]);
       }
@@ -181,6 +196,10 @@ struct Scene {
           const double other = distance(own, position + 2 * b);
           *to++ = other < kSight ? static_cast<float>(other) : 0.0F;
         }
+        continue;
+      }
+      if (in.kind == kBounty) {
+        write_offsets(to, own, position + 2 * in.agents, in.bodies - in.agents, -1, INFINITY);
         continue;
       }
       to = write_offsets(to, own, landmarks, in.objects, -1, INFINITY);

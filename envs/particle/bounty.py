@@ -77,6 +77,10 @@ class Bounty(ParticleScenario):
         beyond = one_positive(config.n_ood_tasks, config.n_prey)
         self.tasks = continuous_tasks(config, "pay", signed(config.n_prey), beyond)
 
+    def compiled(self) -> int | None:
+        """See ``ParticleScenario.compiled``."""
+        return 5 if type(self) is Bounty else None
+
     def place(self, draws: Doubles, position: Doubles, landmarks: Doubles) -> None:
         """See ``ParticleScenario.place``."""
         position[:] = 2.0 * draws[:, : self._split].reshape(position.shape) - 1.0

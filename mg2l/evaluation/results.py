@@ -25,7 +25,7 @@ from mg2l.training.metrics import read_metrics, scalars
 
 Array = NDArray[np.float64]
 
-VIDEOS = (".gif", ".mp4")
+VIDEOS = (".gif", ".mp4", ".webp")
 
 LARGEST = 1e100
 """Magnitude of a number at most: means and variances of larger ones would overflow."""

@@ -179,7 +179,7 @@ def write_videos(
     Args:
         learner: learner of the team.
         folder: where each video is written as its task's number and name.
-        kind: ``gif`` or ``mp4``.
+        kind: ``gif``, ``mp4`` or ``webp``.
         seed: the random seed.
         deterministic: act on the most likely action instead of a sample.
 

@@ -84,7 +84,7 @@ def _grid(path: Path, names: Sequence[str], panel: Any) -> None:
         handles, found = part.get_legend_handles_labels()
         labels.update(zip(found, handles, strict=True))
     figure.legend(
-        labels.values(), labels.keys(), loc="outside lower center", ncols=6, frameon=False
+        labels.values(), labels.keys(), loc="outside lower center", ncols=2 * columns, frameon=False
     )
     plots.write(figure, path)
 

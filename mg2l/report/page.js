@@ -116,17 +116,36 @@ async function draw() {
     }
     await Plotly.newPlot(place, data, layout, CONFIG);
   }
+  if (served) resume();
   document.documentElement.dataset.drawn = "true";
 }
-draw();
+
+// What the reader has chosen, kept over a reload.
+function leave() {
+  const hidden = buttons.filter((b) => b.getAttribute("aria-pressed") === "false").map((b) => b.dataset.algo);
+  sessionStorage.setItem("view", JSON.stringify({ axis: axis.value, hidden, y: scrollY }));
+  location.reload();
+}
+
+function resume() {
+  const view = JSON.parse(sessionStorage.getItem("view"));
+  if (!view) return;
+  axis.value = view.axis;
+  turn();
+  for (const button of buttons) button.setAttribute("aria-pressed", String(!view.hidden.includes(button.dataset.algo)));
+  show();
+  scrollTo(0, view.y);
+}
 
 // A page that is served follows its runs.
-if (location.protocol === "http:") {
+const served = location.protocol === "http:";
+draw();
+if (served) {
   let seen = null;
   setInterval(async () => {
     const found = await fetch("version").catch(() => null);
     const version = found?.ok ? await found.text() : seen;
-    if (seen !== null && version !== seen) location.reload();
+    if (seen !== null && version !== seen) leave();
     seen = version;
   }, 2000);
 }

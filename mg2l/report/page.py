@@ -25,8 +25,8 @@ CONFIG = {
 }
 """Options of every figure: no link to another page."""
 
-KINDS = {".gif": "image/gif", ".mp4": "video/mp4"}
-MAGIC = {".gif": rb"GIF8[79]a", ".mp4": rb"(?s:....)ftyp"}
+KINDS = {".gif": "image/gif", ".mp4": "video/mp4", ".webp": "image/webp"}
+MAGIC = {".gif": rb"GIF8[79]a", ".mp4": rb"(?s:....)ftyp", ".webp": rb"RIFF(?s:....)WEBP"}
 """MIME type and first bytes of a video with each ending."""
 
 
@@ -112,7 +112,7 @@ def videos(runs: Sequence[Run], most: int) -> tuple[str, list[str]]:
             name = escape(printable(f"{run.algo}, seed {run.seed}: {path.stem}"))
             drawn = f'<img src="{source}" alt="{name}">'
             if path.suffix == ".mp4":
-                drawn = f'<video src="{source}" controls loop muted></video>'
+                drawn = f'<video src="{source}" autoplay controls loop muted playsinline></video>'
             shown.append(f"<figure>{drawn}<figcaption>{name}</figcaption></figure>")
     return f'<div class="videos">{"".join(shown)}</div>' if shown else "", lines
 

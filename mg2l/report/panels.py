@@ -125,6 +125,7 @@ class Style:
         return go.Scatter(
             x=plain([at for p in held for at in (*x[p], *x[p[::-1]], *nan)] or nan),
             y=plain([at for p in held for at in (*high[p], *low[p[::-1]], *nan)] or nan),
+            mode="lines",  # by default short ones have markers
             fill="toself",
             fillcolor=_faint(self.colour(algo)),
             line={"width": 0},
@@ -157,7 +158,7 @@ def figure(x: str, y: str, height: int = 340, **layout: Any) -> go.Figure:
         font={"family": "system-ui, sans-serif", "size": 12},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#8a8a8a"},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#8a8a8a", "activecolor": "#56b4e9"},
         showlegend=False,
         hovermode="closest",
         xaxis={"title": {"text": x}, **axis},

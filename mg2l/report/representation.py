@@ -12,10 +12,17 @@ from mg2l.evaluation.results import Run
 from mg2l.report.panels import COLOURS, Panel, Section, Style, figure, plain
 from mg2l.report.training import Algorithms, named
 
-FIGURES = ("linear", "nearest", "silhouette", "r2/train", "r2/validation", "r2/test", "r2/ood")
-"""Columns of the table, of which only those with numbers are shown."""
+FIGURES = {
+    "linear": "linear model",
+    "nearest": "neighbours",
+    "silhouette": "silhouette",
+    **{f"r2/{part}": f"R² {part}" for part in ("train", "validation", "test", "ood")},
+}
+"""Columns of the table and their heads, of which only those with numbers are shown."""
 
-LEGEND = {"orientation": "h", "y": -0.05, "yanchor": "top", "itemsizing": "constant"}
+AXES = {"pca": "principal component", "umap": "coordinate of UMAP"}
+
+LEGEND = {"orientation": "h", "y": -0.2, "yanchor": "top", "itemsizing": "constant"}
 
 POINTS = 240
 """Contexts drawn in a map at most."""
@@ -40,7 +47,7 @@ def figures(algos: Algorithms) -> str:
             lines.append(f"<tr>{''.join(cells)}</tr>")
     if not lines:
         return ""
-    names = "".join(f"<th>{name}</th>" for name in shown)
+    names = "".join(f"<th>{FIGURES[name]}</th>" for name in shown)
     return (
         '<div class="scroll"><table><thead><tr><th rowspan="2">algorithm</th>'
         '<th rowspan="2">episodes</th>'
@@ -87,7 +94,10 @@ def maps(algos: Algorithms) -> Section:
         for level, ways in run.probe["maps"].items():
             for way, points in ways.items():
                 few = len(run.probe["tasks"]) <= len(COLOURS)
-                drawn = figure("", "", height=340, showlegend=few, legend=LEGEND)
+                axis = AXES.get(way, "coordinate")
+                drawn = figure(
+                    f"first {axis}", f"second {axis}", 380, showlegend=few, legend=LEGEND
+                )
                 for index, (task, of_task) in enumerate(
                     zip(run.probe["tasks"], np.asarray(points, float), strict=True)
                 ):

@@ -51,13 +51,18 @@ class Scores:
 
     Attributes:
         by_algo: ``[R, K]`` each.
-        what: title of an axis of scores.
+        what: what they are, in words.
         normalised: 0 is random behaviour and 1 the oracle.
     """
 
     by_algo: dict[str, Matrix]
     what: str
     normalised: bool = False
+
+    @property
+    def axis(self) -> str:
+        """Title of an axis of scores, which fits a phone."""
+        return "normalised return" if self.normalised else "return"
 
 
 def scores(algos: Algorithms, last: int, cut: int | None) -> Scores:
@@ -203,7 +208,7 @@ def profiles(style: Style, found: Scores) -> Section:
         Panel(
             "Interquartile mean",
             "Of the middle half of all scores.",
-            forest(style, middle, found.what, 1.0 if found.normalised else None),
+            forest(style, middle, found.axis, 1.0 if found.normalised else None),
         )
     )
     reference = next(iter(found.by_algo))
@@ -222,7 +227,9 @@ def profiles(style: Style, found: Scores) -> Section:
         )
     everything = np.concatenate([held.ravel() for held in found.by_algo.values()])
     thresholds = np.linspace(everything.min(), everything.max(), 101)
-    drawn = figure(f"{found.what}: threshold", "fraction scoring above", yaxis_range=[-0.02, 1.02])
+    drawn = figure(
+        f"threshold of the {found.axis}", "fraction scoring above", yaxis_range=[-0.02, 1.02]
+    )
     for algo, held in found.by_algo.items():
         share = statistics.profile(held, thresholds)
         drawn.add_trace(style.line(algo, thresholds, share, line_shape="hv"))
@@ -251,7 +258,7 @@ def mismatches(algos: Algorithms) -> Section:
             names = held[0]["tasks"]
             of_runs = [table["returns"] for table in held if table["tasks"] == names]
             mean = np.asarray(of_runs, float).mean(0)
-            drawn = figure("acts in", "has seen", yaxis_autorange="reversed")
+            drawn = figure("acts in task", "has seen task", yaxis_autorange="reversed")
             drawn.add_heatmap(
                 z=mean,
                 x=[escape(name) for name in names],

@@ -92,6 +92,7 @@ def lines(style: Style, algos: Algorithms, name: str, y: str, window: int) -> An
                 algo,
                 of_algo.env_steps,
                 mean,
+                mode="lines" if np.isfinite(mean).sum() > 1 else "markers",
                 customdata=plain(of_algo.counts),
                 hovertemplate=f"{hover}<extra>{escape(algo)}</extra>",
             )
@@ -212,11 +213,11 @@ def _mean(runs: Sequence[Run], values: Sequence[Any], grid: Any) -> Any:
 
 def phases(algos: Algorithms) -> Section:
     """Time of an iteration by phase."""
-    found = figure("seconds per iteration", "", 110 + 22 * max(3, len(algos)), barmode="stack")
+    found = figure("seconds per iteration", "", 150 + 22 * max(3, len(algos)), barmode="stack")
     found.update_layout(
         showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}
     )
-    found.update_layout(margin={"l": 10, "t": 50})
+    found.update_layout(margin={"l": 10, "t": 90})  # on a phone the legend has three rows
     names = list(reversed(algos))
     for phase in PHASES:
         spent = [_seconds(algos[name], f"time/{phase}") for name in names]

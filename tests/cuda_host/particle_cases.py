@@ -8,6 +8,7 @@ import numpy as np
 
 from cuda_host.cases import Array
 from mg2l.envs.particle import physics
+from mg2l.envs.particle.bounty import Bounty, BountyConfig
 from mg2l.envs.particle.goals import Goals, GoalsConfig
 from mg2l.envs.particle.hunting import Hunting, HuntingConfig
 from mg2l.envs.particle.spread import Spread, SpreadConfig
@@ -22,6 +23,7 @@ SCENARIOS: dict[str, Any] = {
         GoalsConfig(n_agents=2, n_tasks=3, n_test_tasks=1, n_ood_tasks=1, pay="joint")
     ),
     "weights": lambda: Weights(WeightsConfig(n_agents=2, n_tasks=3, n_test_tasks=1, n_ood_tasks=1)),
+    "bounty": lambda: Bounty(BountyConfig(n_agents=2, n_tasks=3, n_test_tasks=1, n_ood_tasks=1)),
 }
 
 
