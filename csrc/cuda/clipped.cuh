@@ -88,8 +88,8 @@ __global__ void clipped_kernel(ClippedArgs<scalar_t> args) {
   if (threadIdx.x >= kClippedSums) return;
   double total = 0;
   for (int warp = 0; warp < kClippedWarps; ++warp) total += shared[threadIdx.x][warp];
-  scalar_t* results[kClippedSums] = {args.loss, args.kl, args.clip_fraction};
-  scalar_t* result = results[threadIdx.x];
+  scalar_t* other = threadIdx.x == 1 ? args.kl : args.clip_fraction;
+  scalar_t* result = threadIdx.x == 0 ? args.loss : other;
   if (result != nullptr) result[agent] = static_cast<scalar_t>(total);
 }
 
