@@ -24,7 +24,7 @@ from mg2l.experience.finite import NonFiniteLossError
 from mg2l.experience.rollout import Rollout
 from mg2l.training import checkpoint, env_actors
 from mg2l.training.checkpoint import Checkpoint, CheckpointError
-from mg2l.training.finite import check_finite
+from mg2l.training.finite import save_batch
 from mg2l.training.folder import RunFolder
 from mg2l.training.learner import Learner
 from mg2l.training.random_state import (
@@ -302,8 +302,7 @@ def error_context(iteration: int, folder: RunFolder) -> Iterator[None]:
     except EnvError as error:
         raise EnvError(f"iteration {iteration}: {error}") from None
     except NonFiniteLossError as error:
-        check_finite({error.term: error.value}, iteration, error.batch, folder.path)
-        raise
+        raise save_batch(error, iteration, folder.path) from error
 
 
 @contextmanager
