@@ -264,7 +264,7 @@ class VectorEnv(ABC):
             (agents alive).
 
         Raises:
-            ValueError: ``actions`` has another shape, or holds NaN.
+            ValueError: ``actions`` has the wrong shape, or holds NaN.
             RuntimeError: ``reset`` was never called.
         """
 
@@ -320,7 +320,7 @@ class DeviceEnv(VectorEnv):
     def step_tensors(
         self, actions: Any, observations: Any, rewards: Any
     ) -> tuple[Any, NDArray[np.bool_]]:
-        """A step that ends episodes only by truncation, when the host knows.
+        """A step in which episodes end only by truncation, which the host foresees.
 
         Args:
             actions: ``[N, A, act]`` or ``[N, A]`` tensor.

@@ -298,7 +298,7 @@ class ParticleEnv(VectorEnv):
             ``obs`` ``[N, A, obs]``.
 
         Raises:
-            ValueError: an array has another shape.
+            ValueError: an array has the wrong shape.
         """
         world = self.world
         given = {"position": position, "velocity": velocity, "landmarks": landmarks, "task": task}

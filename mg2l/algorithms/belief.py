@@ -69,7 +69,7 @@ def belief_latent(belief: Gaussian) -> Tensor:
 
     The second half is its log-variance as a fraction of that of the smallest standard deviation: 0
     for the prior ``N(0, I)``, 1 at ``STD_FLOOR``. Log-variances themselves would be several times
-    as large as all else that a policy reads.
+    as large as the policy's other inputs.
     """
     return torch.cat([belief.mean, belief.std.log() / math.log(STD_FLOOR)], -1)
 

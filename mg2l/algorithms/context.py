@@ -83,7 +83,7 @@ class ContextInference(LearnedInference):
     def recognise(self, context: Context, tasks: Tensor) -> dict[str, float]:
         """Fraction of the contexts whose task is recognised, ``accuracy/global`` and ``/local``.
 
-        A context counts as of the task with the nearest mean representation in the replay.
+        A context is assigned to the task whose mean representation in the replay is nearest.
         """
         ids = torch.arange(self.tasks).repeat_interleave(DRIFT_CONTEXTS)
         known, found = self.infer(self.contexts(ids)), self.infer(context)
@@ -141,7 +141,7 @@ class ContextInference(LearnedInference):
     def update_tasks(self) -> Tensor:
         """Tasks ``[B]`` of the contexts of an update, of all processes.
 
-        Every task as often as any other, or as many tasks as there are contexts.
+        Every task equally often, or each context of another task.
         """
         count = self.options.update_contexts
         tasks = torch.randperm(self.tasks, generator=self.draws, device=self.draws.device)

@@ -123,8 +123,8 @@ def results(*folders: Path | str) -> Results:
     """Read every run in or below folders.
 
     >>> import mg2l
-    >>> found = mg2l.results("runs")
-    >>> metrics, evaluations = found.metrics, found.evaluations
+    >>> results = mg2l.results("runs")
+    >>> metrics, evaluations = results.metrics, results.evaluations
 
     Args:
         *folders: where runs lie, at any depth; what is damaged is left out, see

@@ -72,7 +72,7 @@ class Team:
             features: ``[task_dim]`` or ``[N, task_dim]``, the tasks, for the oracle.
 
         Raises:
-            ValueError: ``features`` is of another shape, or the team needs none.
+            ValueError: ``features`` has the wrong shape, or the team needs none.
         """
         if num_envs is not None and num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
@@ -111,9 +111,9 @@ class Team:
 
     @property
     def latent(self) -> Tensor | None:
-        """Latents ``[N, A, D]`` that actors are conditioned on; None where they are on none.
+        """Latents ``[N, A, D]`` that actors are conditioned on, or None.
 
-        May be set where tasks are inferred from contexts; holds until the episode ends or `infer`.
+        May be set where tasks are inferred from contexts; kept until the episode ends or `infer`.
         """
         return self._latent if self._stream is None else self._stream.current()
 
@@ -145,7 +145,7 @@ class Team:
             agents differ; without N of a single environment.
 
         Raises:
-            ValueError: a shape is another one, a number is not finite, or no action is allowed.
+            ValueError: a shape is wrong, a number is not finite, or no action is allowed.
             RuntimeError: the team needs the features of its tasks first.
         """
         width = max(self.observation_sizes)
@@ -197,7 +197,7 @@ class Team:
                 inferred from transitions of the dead.
 
         Raises:
-            ValueError: a shape is another one.
+            ValueError: a shape is wrong.
             RuntimeError: there was no `act` since the last step.
         """
         if self._last is None:
@@ -242,7 +242,7 @@ class Team:
 
         Raises:
             RuntimeError: the algorithm does not infer from contexts, or nothing was observed.
-            ValueError: ``contexts`` has another shape.
+            ValueError: ``contexts`` has the wrong shape.
         """
         if not self.infers:
             name = self.learner.config.algo_name
@@ -302,7 +302,7 @@ class Team:
     # The agents one by one.
 
     def agent(self, index: int) -> Agent:
-        """Agent ``index`` by itself: it sees nothing but its own observations and rewards.
+        """Agent ``index`` on its own: it sees only its own observations and rewards.
 
         Raises:
             ValueError: there is no such agent, or this algorithm's agents share a representation.

@@ -32,7 +32,7 @@ FORMAT = 2
 TENSORS, STRUCTURE = "state.safetensors", "state.json"
 
 BEST = "best"
-"""Name of the checkpoint that is best by a metric; pruning leaves it alone."""
+"""Name of the checkpoint that is best by a metric; it is never pruned."""
 
 _PARTIAL, _ASIDE, _TRASH = ".partial-", ".aside-", ".trash-"
 

@@ -119,7 +119,7 @@ class Agent:
             ``[size]`` float32 that may lie outside the action space: environments clip.
 
         Raises:
-            ValueError: observation or mask has another shape, or no action is allowed.
+            ValueError: observation or mask has the wrong shape, or no action is allowed.
             RuntimeError: it must be given features of its task first.
         """
         if self.infers and not self.inferred and not self._explores_on_context:
@@ -161,7 +161,7 @@ class Agent:
                 transitions in which it was dead.
 
         Raises:
-            ValueError: a shape is another one.
+            ValueError: a shape is wrong.
         """
         row = self.transition(observation, action, reward, next_observation)
         self.observed += 1
