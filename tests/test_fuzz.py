@@ -385,7 +385,7 @@ def build(folder: Path) -> Path:
 
     objects = []
     running: list[subprocess.Popen[bytes]] = []
-    common = ["-std=c++17", "-O1", "-g1", "-fPIC", "-fsanitize=address", "-ffp-contract=fast"]
+    common = ["-std=c++17", "-O0", "-g1", "-fPIC", "-fsanitize=address", "-ffp-contract=fast"]
     common += ["-Wno-psabi", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020d000000000000"]
     common += [f"-isystem{path}" for path in include_paths()]
     for source in sorted((ROOT / "csrc").glob("*.cpp")):
