@@ -75,7 +75,7 @@ def belief_latent(belief: Gaussian) -> Tensor:
 
 
 class BeliefInference(LearnedInference):
-    """Beliefs of actors and critics in the course of a rollout, and training on trajectories.
+    """Beliefs of actors and critics during a rollout, and training on trajectories.
 
     An actor's latent is what `belief_latent` makes of its belief, ``[2 D]``, a critic's those of
     all agents. Neither loss of PPO trains the encoder. A subclass defines what a belief must

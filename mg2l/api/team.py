@@ -270,8 +270,8 @@ class Team:
                 seen = torch.full((self._envs,), held.shape[1])
                 self._stream = self._inference.growing_latent(self._envs, drawn, seen)
         self._inferred = True
-        found: Array = self._latent.cpu().numpy()
-        return found[0] if self._single else found
+        latent: Array = self._latent.cpu().numpy()
+        return latent[0] if self._single else latent
 
     def transitions(
         self,
@@ -296,8 +296,8 @@ class Team:
             torch.as_tensor(np.asarray(rewards, np.float32)),
             torch.as_tensor(np.asarray(next_observations, np.float32)),
         )
-        found: Array = rows.numpy()
-        return found
+        joined: Array = rows.numpy()
+        return joined
 
     # The agents one by one.
 
@@ -365,8 +365,8 @@ class Team:
             raise ValueError(f"{name} must have shape {list(wanted)}, got {list(array.shape)}")
         if not np.isfinite(array).all():
             raise ValueError(f"{name} must be finite, got NaN or infinity")
-        found = torch.as_tensor(np.array(array), device=self.learner.device)
-        return found.unsqueeze(0) if self._single else found
+        tensor = torch.as_tensor(np.array(array), device=self.learner.device)
+        return tensor.unsqueeze(0) if self._single else tensor
 
 
 class Agent:
@@ -408,8 +408,8 @@ class Agent:
 
     def infer(self) -> Array:
         """Infer the task from its own transitions; returns the latent that it acts on, ``[D]``."""
-        found: Array = self._team.infer()[self.index]
-        return found
+        latent: Array = self._team.infer()[self.index]
+        return latent
 
     @property
     def latent(self) -> Tensor | None:

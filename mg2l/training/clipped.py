@@ -64,8 +64,8 @@ def surrogate(
         weights: of the rows, see `weights_of`.
         clip: c.
     """
-    found = _Surrogate.apply(log_probs, before, advantages, weights, clip)  # type: ignore
-    return Surrogate(*found)
+    terms = _Surrogate.apply(log_probs, before, advantages, weights, clip)  # type: ignore
+    return Surrogate(*terms)
 
 
 def value_loss(
