@@ -220,7 +220,8 @@ NATIVE = compiles_natively()
 CUDA = find_cuda() if NATIVE else None
 extensions = [torch_library("mg2l._C", sources("csrc/*.cpp"), STABLE_ABI)] if NATIVE else []
 if CUDA and sources("csrc/cuda/*.cu"):
-    extensions.append(
+    extensions.insert(  # first, since a kernel that nvcc refuses is known soonest
+        0,
         torch_library(
             "mg2l._C_cuda",
             sources("csrc/cuda/*.cpp"),
@@ -230,7 +231,7 @@ if CUDA and sources("csrc/cuda/*.cu"):
             # Static, so that the toolkit that built it need not be the one torch runs with.
             libraries=["cudart_static", "dl", "rt", "pthread"],
             extra_link_args=["-Wl,-z,defs", "-Wl,--exclude-libs,ALL"],
-        )
+        ),
     )
 
 

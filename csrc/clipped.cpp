@@ -167,17 +167,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> surrogate_cpu(const Tensor& log_probs
   ClippedTensors tensors(log_probs, before, advantages, weights);
   Tensor kl = allocate(tensors.loss, {tensors.agents});
   Tensor fraction = allocate(tensors.loss, {tensors.agents});
-  const auto compute = [&](auto zero) {
+  for_floating(log_probs.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     const auto sums = run<SurrogateRows, scalar_t>(tensors, weight, clip, std::nullopt);
     write<scalar_t>(sums, 1, kl);
     write<scalar_t>(sums, 2, fraction);
-  };
-  if (log_probs.scalar_type() == ScalarType::Float) {
-    compute(0.0F);
-  } else {
-    compute(0.0);
-  }
+  });
   return {tensors.loss, kl, fraction, tensors.slope};
 }
 
@@ -187,11 +182,8 @@ std::tuple<Tensor, Tensor> value_loss_cpu(const Tensor& prediction, const Tensor
                                           std::optional<double> clip, std::optional<double> delta) {
   check_value_loss(prediction, old, target, weights, clip, delta);
   ClippedTensors tensors(prediction, old, target, weights);
-  if (prediction.scalar_type() == ScalarType::Float) {
-    run<ValueRows, float>(tensors, weight, clip, delta);
-  } else {
-    run<ValueRows, double>(tensors, weight, clip, delta);
-  }
+  for_floating(prediction.scalar_type(),
+               [&](auto zero) { run<ValueRows, decltype(zero)>(tensors, weight, clip, delta); });
   return {tensors.loss, tensors.slope};
 }
 

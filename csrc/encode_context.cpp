@@ -115,11 +115,7 @@ std::tuple<Tensor, Tensor, Tensor> encode_context_cpu(const Tensor& context_,
                                                       bool tanh_gelu, bool return_weights) {
   const EncodeSizes sizes = check_encode_context(context_, weights_, biases_, query_, index_);
   const EncodeTensors tensors(context_, weights_, biases_, query_, index_);
-  const ScalarType sums = accumulated(context_.scalar_type());
-  Tensor pooled = allocate(context_, {sizes.contexts, sizes.agents, sizes.units.back()}, sums);
-  Tensor lse = allocate(context_, {sizes.contexts, sizes.agents}, sums);
-  Tensor pooling = allocate(context_, {return_weights ? sizes.contexts : 0, sizes.agents,
-                                       return_weights ? sizes.transitions : 0});
+  EncodeOutputs results(context_, sizes, return_weights);
   for_dtype(context_.scalar_type(), [&](auto input, auto zero) {
     using input_t = decltype(input);
     using scalar_t = decltype(zero);
@@ -128,10 +124,10 @@ std::tuple<Tensor, Tensor, Tensor> encode_context_cpu(const Tensor& context_,
     const Network<scalar_t> network(sizes, tensors, false, input);
     const EncodeArrays<input_t, scalar_t> arrays{sizes, data<input_t>(tensors.context), index,
                                                  network, tanh_gelu};
-    encode_context_kernel(arrays, data<scalar_t>(pooled), data<scalar_t>(lse),
-                          return_weights ? data<input_t>(pooling) : nullptr);
+    encode_context_kernel(arrays, data<scalar_t>(results.pooled), data<scalar_t>(results.lse),
+                          return_weights ? data<input_t>(results.weights) : nullptr);
   });
-  return {pooled, lse, pooling};
+  return {results.pooled, results.lse, results.weights};
 }
 
 }  // namespace mg2l

@@ -127,6 +127,32 @@ struct EncodeTensors {
   }
 };
 
+// Results of `encode_context`; weights hold nothing where they are not wanted.
+struct EncodeOutputs {
+  Tensor pooled, lse, weights;
+
+  EncodeOutputs(const Tensor& context, const EncodeSizes& sizes, bool return_weights)
+      : pooled(allocate(context, {sizes.contexts, sizes.agents, sizes.units.back()},
+                        accumulated(context.scalar_type()))),
+        lse(allocate(context, {sizes.contexts, sizes.agents}, accumulated(context.scalar_type()))),
+        weights(allocate(context, {return_weights ? sizes.contexts : 0, sizes.agents,
+                                   return_weights ? sizes.transitions : 0})) {}
+};
+
+// Results of `encode_context_backward`; context holds nothing where it is not wanted.
+struct EncodeBackwardOutputs {
+  Tensor context, query;
+  std::vector<Tensor> weights, biases;
+
+  EncodeBackwardOutputs(const Tensor& context_, const std::vector<Tensor>& weights_,
+                        const std::vector<Tensor>& biases_, const Tensor& query_, bool want_context)
+      : context(allocate(context_, want_context ? sizes_of(context_) : Sizes{0})),
+        query(allocate_like(query_)) {
+    for (const Tensor& weight : weights_) weights.push_back(allocate_like(weight));
+    for (const Tensor& bias : biases_) biases.push_back(allocate_like(bias));
+  }
+};
+
 // Where rows of the context are found: in order, or through an index that is checked here.
 inline void check_rows(const int64_t* index, int64_t count, int64_t rows) {
   int64_t lowest = 0, highest = 0;

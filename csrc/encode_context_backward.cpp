@@ -206,12 +206,7 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> encode_cont
   const EncodeTensors tensors(context_, weights_, biases_, query_, index_);
   const Tensor grad_pooled = as_contiguous(grad_pooled_), pooled = as_contiguous(pooled_);
   const Tensor lse = as_contiguous(lse_);
-  const auto like = [](const Tensor& tensor) { return allocate(tensor, sizes_of(tensor)); };
-  Tensor grad_context = allocate(context_, want_context ? sizes_of(context_) : Sizes{0});
-  std::vector<Tensor> grad_weights, grad_biases;
-  for (const Tensor& weight : weights_) grad_weights.push_back(like(weight));
-  for (const Tensor& bias : biases_) grad_biases.push_back(like(bias));
-  Tensor grad_query = like(query_);
+  EncodeBackwardOutputs grad(context_, weights_, biases_, query_, want_context);
   for_dtype(context_.scalar_type(), [&](auto input, auto zero) {
     using input_t = decltype(input);
     using scalar_t = decltype(zero);
@@ -221,13 +216,13 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> encode_cont
     const EncodeArrays<input_t, scalar_t> arrays{sizes, data<input_t>(tensors.context), index,
                                                  network, tanh_gelu};
     GradientsOut<input_t> out{
-        {}, {}, data<input_t>(grad_query), want_context ? data<input_t>(grad_context) : nullptr};
-    for (Tensor& grad : grad_weights) out.weights.push_back(data<input_t>(grad));
-    for (Tensor& grad : grad_biases) out.biases.push_back(data<input_t>(grad));
+        {}, {}, data<input_t>(grad.query), want_context ? data<input_t>(grad.context) : nullptr};
+    for (Tensor& weight : grad.weights) out.weights.push_back(data<input_t>(weight));
+    for (Tensor& bias : grad.biases) out.biases.push_back(data<input_t>(bias));
     encode_context_backward_kernel(arrays, data<scalar_t>(grad_pooled), data<scalar_t>(pooled),
                                    data<scalar_t>(lse), out);
   });
-  return {grad_context, grad_weights, grad_biases, grad_query};
+  return {grad.context, grad.weights, grad.biases, grad.query};
 }
 
 }  // namespace mg2l

@@ -326,11 +326,8 @@ std::tuple<Tensor, Tensor, Tensor> gae_cpu(const Tensor& rewards, const Tensor& 
   auto results = two_in_page(tensors.rewards, place);
   tensors.advantages = results[0];
   tensors.returns = results[1];
-  if (rewards.scalar_type() == ScalarType::Float) {
-    gae_kernel<float>(tensors, gamma, gae_lambda);
-  } else {
-    gae_kernel<double>(tensors, gamma, gae_lambda);
-  }
+  for_floating(rewards.scalar_type(),
+               [&](auto zero) { gae_kernel<decltype(zero)>(tensors, gamma, gae_lambda); });
   return {tensors.advantages, tensors.returns, tensors.moments};
 }
 
@@ -342,11 +339,9 @@ std::tuple<Tensor, Tensor, Tensor> gae_backward_cpu(const Tensor& grad_advantage
   check_gae_backward(grad_advantages, grad_returns, terminated, truncated);
   GaeBackwardTensors tensors(grad_advantages, grad_returns, terminated, truncated,
                              has_final_values);
-  if (grad_advantages.scalar_type() == ScalarType::Float) {
-    gae_backward_kernel<float>(tensors, gamma, gae_lambda, has_final_values);
-  } else {
-    gae_backward_kernel<double>(tensors, gamma, gae_lambda, has_final_values);
-  }
+  for_floating(grad_advantages.scalar_type(), [&](auto zero) {
+    gae_backward_kernel<decltype(zero)>(tensors, gamma, gae_lambda, has_final_values);
+  });
   return {tensors.grad_rewards, tensors.grad_values, tensors.grad_final_values};
 }
 

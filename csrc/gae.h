@@ -105,7 +105,7 @@ struct GaeBackwardTensors {
         grad_returns(as_contiguous(grad_returns_)),
         terminated(as_contiguous(terminated_)),
         truncated(as_contiguous(truncated_)),
-        grad_rewards(allocate(grad_advantages, sizes_of(grad_advantages))) {
+        grad_rewards(allocate_like(grad_advantages)) {
     Sizes sizes = sizes_of(grad_advantages);
     steps = sizes[0];
     columns = 1;

@@ -159,20 +159,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pairwise_lse_cpu(
       check_pairwise_lse(queries, keys, positive, scale, std, query_labels, key_labels, mask, clip);
   const PairTensors tensors(queries, keys, positive, std, query_labels, key_labels, mask);
   check_positive(sizes, tensors.positive);
-  const Sizes shape{sizes.groups, sizes.queries};
-  const auto result = [&] { return allocate(queries, shape); };
-  Tensor lse = result(), lse_negatives = result(), mean = result(), own = result();
-  Tensor negatives = allocate(queries, shape, ScalarType::Long);
-  Tensor rank = allocate(queries, shape, ScalarType::Long);
-  const auto run = [&](auto zero) {
+  PairOutputs r = pair_outputs(queries, sizes);
+  for_floating(queries.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     pairwise_lse_kernel<scalar_t>(
         pair_arrays<scalar_t>(sizes, tensors, scale, clip),
-        {data<scalar_t>(lse), data<scalar_t>(lse_negatives), data<scalar_t>(mean),
-         data<scalar_t>(own), data<int64_t>(negatives), data<int64_t>(rank)});
-  };
-  queries.scalar_type() == ScalarType::Float ? run(0.0F) : run(0.0);
-  return {lse, lse_negatives, mean, own, negatives, rank};
+        {data<scalar_t>(r.lse), data<scalar_t>(r.lse_negatives), data<scalar_t>(r.mean),
+         data<scalar_t>(r.positive_score), data<int64_t>(r.negatives), data<int64_t>(r.rank)});
+  });
+  return {r.lse, r.lse_negatives, r.mean, r.positive_score, r.negatives, r.rank};
 }
 
 }  // namespace mg2l

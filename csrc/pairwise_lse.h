@@ -114,4 +114,30 @@ struct PairTensors {
   }
 };
 
+struct PairOutputs {
+  Tensor lse, lse_negatives, mean, positive_score, negatives, rank;
+};
+
+inline PairOutputs pair_outputs(const Tensor& queries, const PairSizes& sizes) {
+  const Sizes shape{sizes.groups, sizes.queries};
+  const auto score = [&] { return allocate(queries, shape); };
+  const auto count = [&] { return allocate(queries, shape, ScalarType::Long); };
+  return {score(), score(), score(), score(), count(), count()};
+}
+
+// Results of `pairwise_lse_backward`, zeros where there are no queries; std holds nothing where
+// there is none.
+struct PairBackwardOutputs {
+  Tensor queries, keys, std;
+
+  PairBackwardOutputs(const Tensor& queries_, const Tensor& keys_, bool has_std)
+      : queries(allocate_like(queries_)),
+        keys(allocate_like(keys_)),
+        std(allocate(keys_, has_std ? sizes_of(keys_) : Sizes{0})) {
+    if (queries_.size(1) > 0) return;
+    torch::stable::zero_(keys);
+    torch::stable::zero_(std);
+  }
+};
+
 }  // namespace mg2l

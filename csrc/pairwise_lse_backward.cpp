@@ -227,25 +227,18 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_lse_backward_cpu(
   const Tensor grad_mean = as_contiguous(grad_mean_), grad_positive = as_contiguous(grad_positive_);
   const Tensor lse = as_contiguous(lse_), lse_negatives = as_contiguous(lse_negatives_);
   const Tensor negatives = as_contiguous(negatives_);
-  Tensor grad_queries = allocate(queries, sizes_of(queries));
-  Tensor grad_keys = allocate(keys, sizes_of(keys));
-  Tensor grad_std = allocate(keys, std ? sizes_of(keys) : Sizes{0});
-  if (sizes.queries == 0) {
-    torch::stable::zero_(grad_keys);
-    torch::stable::zero_(grad_std);
-    return {grad_queries, grad_keys, grad_std};
-  }
-  const auto run = [&](auto zero) {
+  PairBackwardOutputs grad(queries, keys, std.has_value());
+  if (sizes.queries == 0) return {grad.queries, grad.keys, grad.std};
+  for_floating(queries.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     pairwise_lse_backward_kernel<scalar_t>(
         pair_arrays<scalar_t>(sizes, tensors, scale, clip),
         {data<scalar_t>(lse), data<scalar_t>(lse_negatives), data<int64_t>(negatives),
          data<scalar_t>(grad_lse), data<scalar_t>(grad_lse_negatives), data<scalar_t>(grad_mean),
-         data<scalar_t>(grad_positive), data<scalar_t>(grad_queries), data<scalar_t>(grad_keys),
-         std ? data<scalar_t>(grad_std) : nullptr});
-  };
-  queries.scalar_type() == ScalarType::Float ? run(0.0F) : run(0.0);
-  return {grad_queries, grad_keys, grad_std};
+         data<scalar_t>(grad_positive), data<scalar_t>(grad.queries), data<scalar_t>(grad.keys),
+         std ? data<scalar_t>(grad.std) : nullptr});
+  });
+  return {grad.queries, grad.keys, grad.std};
 }
 
 }  // namespace mg2l

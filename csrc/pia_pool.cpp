@@ -319,12 +319,11 @@ std::tuple<Tensor, Tensor, Tensor> pia_pool_cpu(const Tensor& x_, const Tensor& 
   Tensor lse = allocate(x, {sizes.outer, sizes.inner, sizes.heads});
   Tensor weights = allocate(x, {return_weights ? sizes.outer : 0, sizes.inner, sizes.heads,
                                 return_weights ? sizes.length : 0});
-  const auto run = [&](auto zero) {
+  for_floating(x.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     pia_pool_kernel(pool_arrays<scalar_t>(sizes, x, query, mask), data<scalar_t>(pooled),
                     data<scalar_t>(lse), return_weights ? data<scalar_t>(weights) : nullptr);
-  };
-  x.scalar_type() == ScalarType::Float ? run(0.0F) : run(0.0);
+  });
   return {pooled, lse, weights};
 }
 
@@ -337,15 +336,14 @@ std::tuple<Tensor, Tensor> pia_pool_backward_cpu(const Tensor& grad_, const Tens
   const Tensor pooled = as_contiguous(pooled_), lse = as_contiguous(lse_);
   std::optional<Tensor> mask;
   if (mask_) mask = as_contiguous(*mask_);
-  Tensor grad_x = allocate(x, sizes_of(x));
+  Tensor grad_x = allocate_like(x);
   Tensor grad_query = allocate(x, sizes_of(query));
-  const auto run = [&](auto zero) {
+  for_floating(x.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     pia_pool_backward_kernel(pool_arrays<scalar_t>(sizes, x, query, mask), data<scalar_t>(pooled),
                              data<scalar_t>(lse), data<scalar_t>(grad), data<scalar_t>(grad_x),
                              data<scalar_t>(grad_query));
-  };
-  x.scalar_type() == ScalarType::Float ? run(0.0F) : run(0.0);
+  });
   return {grad_x, grad_query};
 }
 

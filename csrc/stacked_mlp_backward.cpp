@@ -237,8 +237,8 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> stacked_mlp_backwar
   Tensor y = as_contiguous(y_), kept = as_contiguous(kept_), moments = as_contiguous(moments_);
   Tensor grad_x = allocate(x, want_x ? sizes_of(x) : Sizes{0});
   std::vector<Tensor> grad_weights, grad_biases;
-  for (const Tensor& weight : weights) grad_weights.push_back(allocate(weight, sizes_of(weight)));
-  for (const Tensor& bias : biases) grad_biases.push_back(allocate(bias, sizes_of(bias)));
+  for (const Tensor& weight : weights) grad_weights.push_back(allocate_like(weight));
+  for (const Tensor& bias : biases) grad_biases.push_back(allocate_like(bias));
   for_floating(x.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     auto arrays = arrays_of<scalar_t>(sizes, tensors, relu, true, want_x);

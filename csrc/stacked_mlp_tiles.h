@@ -239,13 +239,4 @@ MlpArrays<scalar_t> arrays_of(const MlpSizes& sizes, const MlpTensors& tensors, 
   return a;
 }
 
-template <typename Body>
-void for_floating(ScalarType dtype, const Body& body) {
-  if (dtype == ScalarType::Float) {
-    body(0.0F);
-  } else {
-    body(0.0);
-  }
-}
-
 }  // namespace mg2l

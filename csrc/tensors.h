@@ -49,6 +49,8 @@ inline Tensor allocate(const Tensor& tensor, const Sizes& sizes,
   return Tensor(made);
 }
 
+inline Tensor allocate_like(const Tensor& tensor) { return allocate(tensor, sizes_of(tensor)); }
+
 constexpr int64_t kPage = 4096;     // bytes
 constexpr int64_t kAlignment = 64;  // of torch's memory on the CPU
 
@@ -82,6 +84,16 @@ scalar_t* data(Tensor& tensor) {
 template <typename scalar_t>
 const scalar_t* data(const Tensor& tensor) {
   return static_cast<const scalar_t*>(tensor.const_data_ptr());
+}
+
+// Calls body(zero) with a zero of the type that belongs to a dtype.
+template <typename Body>
+void for_floating(ScalarType dtype, const Body& body) {
+  if (dtype == ScalarType::Float) {
+    body(0.0F);
+  } else {
+    body(0.0);
+  }
 }
 
 }  // namespace mg2l

@@ -264,7 +264,7 @@ class VectorEnv(ABC):
             (agents alive).
 
         Raises:
-            ValueError: ``actions`` has another shape, or holds NaN.
+            ValueError: ``actions`` has the wrong shape, or holds NaN.
             RuntimeError: ``reset`` was never called.
         """
 
@@ -294,6 +294,18 @@ class VectorEnv(ABC):
         """
         return self
 
+    def _set_tasks(self, task_ids: ArrayLike) -> None:
+        ids = np.array(task_ids, np.int64)
+        if ids.shape != (self.num_envs,):
+            raise ValueError(f"task_ids must have shape ({self.num_envs},), got {ids.shape}")
+        if ids.min() < 0 or ids.max() >= len(self.tasks):
+            raise ValueError(f"task_ids must be in [0, {len(self.tasks)}), got {ids.tolist()}")
+        self.task_ids = ids
+
+    def _check_index(self, index: int) -> None:
+        if not 0 <= index < self.num_envs:
+            raise ValueError(f"index must be in [0, {self.num_envs}), got {index}")
+
 
 class DeviceEnv(VectorEnv):
     """An environment that can also step with tensors of a device, on which it waits for nothing.
@@ -308,7 +320,7 @@ class DeviceEnv(VectorEnv):
     def step_tensors(
         self, actions: Any, observations: Any, rewards: Any
     ) -> tuple[Any, NDArray[np.bool_]]:
-        """A step that ends episodes only by truncation, when the host knows.
+        """A step in which episodes end only by truncation, which the host foresees.
 
         Args:
             actions: ``[N, A, act]`` or ``[N, A]`` tensor.

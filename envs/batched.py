@@ -26,9 +26,10 @@ class BatchedEnv(VectorEnv):
     """Tasks, clocks, seeding and saved state of ``N`` sub-environments (see ``VectorEnv``).
 
     Agents share one space, or each has its own. A family defines how episodes begin (``_begin``),
-    are stepped (``_advance``) and observed (``_observe``), and what must be saved beyond tasks,
-    clocks and streams (``_simulation``, ``_restore``). Where agents can die, ``_alive`` returns
-    those alive; where the simulator has limits of its own, ``_cut`` returns whose episode they end.
+    are stepped (``_advance``), observed (``_observe``) and drawn (``render``), and what must be
+    saved beyond tasks, clocks and streams (``_simulation``, ``_restore``). Where agents can die,
+    ``_alive`` returns those alive; where the simulator has limits of its own, ``_cut`` returns
+    whose episode they end.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class BatchedEnv(VectorEnv):
 
     @abstractmethod
     def _begin(self, env_ids: NDArray[np.int64]) -> None:
-        """Begin an episode of each one's task, with randomness from its own stream only."""
+        """Begin an episode of each one's task, drawn from ``_streams.generators[env_id]`` only."""
 
     @abstractmethod
     def _advance(self, actions: NDArray[Any]) -> tuple[FloatArray, BoolArray]:
@@ -157,15 +158,3 @@ class BatchedEnv(VectorEnv):
     def _info(self) -> Info:
         alive = self._alive()
         return {} if alive is None else {"active": alive}
-
-    def _check_index(self, index: int) -> None:
-        if not 0 <= index < self.num_envs:
-            raise ValueError(f"index must be in [0, {self.num_envs}), got {index}")
-
-    def _set_tasks(self, task_ids: ArrayLike) -> None:
-        ids = np.array(task_ids, np.int64)
-        if ids.shape != (self.num_envs,):
-            raise ValueError(f"task_ids must have shape ({self.num_envs},), got {ids.shape}")
-        if ids.min() < 0 or ids.max() >= len(self.tasks):
-            raise ValueError(f"task_ids must be in [0, {len(self.tasks)}), got {ids.tolist()}")
-        self.task_ids = ids

@@ -67,7 +67,7 @@ def check(name: str, array: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int
 
     Raises:
         TypeError: it has another dtype, or its elements do not follow each other in C order.
-        ValueError: it has another shape.
+        ValueError: it has the wrong shape.
     """
     if array.dtype != dtype or not array.flags.c_contiguous:
         layout = "" if array.flags.c_contiguous else " with gaps or in another order"

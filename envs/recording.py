@@ -14,7 +14,7 @@ def fetch(recording: Mapping[str, Array], name: str, shape: tuple[int | None, ..
     """The array of this name, if its shape fits (``None``: any length).
 
     Raises:
-        ValueError: it is missing or has another shape.
+        ValueError: it is missing or has the wrong shape.
     """
     if name not in recording:
         raise ValueError(f"missing array {name!r}")

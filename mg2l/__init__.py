@@ -75,8 +75,8 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'mg2l' has no attribute {name!r}")
     module, _, attribute = _WHERE[name].partition(":")
-    found = globals()[name] = getattr(importlib.import_module(module), attribute)
-    return found
+    value = globals()[name] = getattr(importlib.import_module(module), attribute)
+    return value
 
 
 def __dir__() -> list[str]:

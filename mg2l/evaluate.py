@@ -27,18 +27,18 @@ from mg2l.training.learner import Learner
 from mg2l.training.progress import Bar
 
 
-def show_tasks(found: dict[str, Any]) -> None:
+def show_tasks(evaluation: dict[str, Any]) -> None:
     """Print a line per task: its return in every way of acting."""
-    for split in dict.fromkeys(row["split"] for row in found["results"]):
-        rows = [row for row in found["results"] if row["split"] == split]
+    for split in dict.fromkeys(row["split"] for row in evaluation["results"]):
+        rows = [row for row in evaluation["results"] if row["split"] == split]
         for task in rows[0]["by_task"]:
             cells = [f"{measure.label(row)} {row['by_task'][task]['return']:.1f}" for row in rows]
             print(f"{split:5}  {task}:  {'  '.join(cells)}")
 
 
-def show(found: dict[str, Any]) -> None:
+def show(evaluation: dict[str, Any]) -> None:
     """Print a line per way of acting, and what hand-written teams earn."""
-    for row in found["results"]:
+    for row in evaluation["results"]:
         low, high = row["interval"]
         more = f"   normalised {row['normalised']:.2f}" if "normalised" in row else ""
         if "adaptation" in row:
@@ -48,13 +48,13 @@ def show(found: dict[str, Any]) -> None:
             f"{row['split']:5}  {measure.label(row):19}  return {row['return']:8.1f}  "
             f"[{low:.1f}, {high:.1f}]{more}"
         )
-    for split, scale in found["scale"].items():
+    for split, scale in evaluation["scale"].items():
         if "unscored" in scale:
             print(
                 f"{split:5}  {scale['scored']} tasks have an adaptation score, {scale['unscored']} "
                 f"none: oracle and mappo differ by less than {LEAST:g} of {scale['reach']:.1f}"
             )
-    for split, teams in found["scripted"].items():
+    for split, teams in evaluation["scripted"].items():
         shown = "  ".join(f"{name} {value:.1f}" for name, value in teams.items())
         print(f"{split:5}  scripted teams: {shown}")
 
@@ -120,7 +120,7 @@ def main() -> None:
 
         oracle, mappo = reference(arguments.oracle), reference(arguments.mappo)
         bar = stack.enter_context(Bar("meta-test", 0, "ways of acting"))
-        found, played = measure.evaluate(
+        evaluation, played = measure.evaluate(
             learner,
             oracle,
             sorted(set(arguments.shots)),
@@ -130,11 +130,11 @@ def main() -> None:
             lambda done, total, name: bar.update(done, name, total),
             mappo,
         )
-    found["iteration"] = iteration_of(arguments.run)
-    show_tasks(found)  # before it is written, which can fail
-    show(found)
-    write_json(run / "evaluation.json", found)
-    measure.write_csv(run / "evaluation.csv", found["training_seed"], played)
+    evaluation["iteration"] = iteration_of(arguments.run)
+    show_tasks(evaluation)  # before it is written, which can fail
+    show(evaluation)
+    write_json(run / "evaluation.json", evaluation)
+    measure.write_csv(run / "evaluation.csv", evaluation["training_seed"], played)
     if arguments.video is not None:
         given = (arguments.video, arguments.seed, arguments.deterministic, arguments.trust)
         videos(arguments.run, *given)

@@ -9,6 +9,9 @@ from typing import Any
 
 import yaml
 
+GIF = b"GIF89a" + bytes(40)
+"""What begins like a video."""
+
 Returns = Callable[[float], float | None] | float | None
 
 

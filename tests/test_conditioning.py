@@ -97,4 +97,4 @@ def test_without_latent_and_memory_there_is_nothing_to_condition_on():
 @pytest.mark.ci
 def test_an_exported_team_with_a_hypernetwork(tmp_path):
     learner = tiny_learner("rl2-transformer", conditioning="hyper", episodes_per_task=2)
-    export.write_team(learner, tmp_path / "out")
+    export.write_team(learner, tmp_path / "out", [0])

@@ -160,14 +160,13 @@ def fault(
 
 BOUNDS = "out of bounds"
 BOUND = "if (column >= args.columns) return;"
-WORKS = "column < args.columns && begin < end"
-LENGTH = "(args.steps + kChunks - 1) / kChunks"
+WORKS = "column < columns && begin < end"
+LENGTH = "(steps + kChunks - 1) / kChunks"
 FAULTS = [
     *(Fault(mutation, "race", False) for mutation in delete_each(SOURCE, "__syncthreads();")),
     fault("columns: no bound", BOUND, "", "out of bounds"),
     fault("backward columns: no bound", BOUND, "", "out of bounds", occurrence=1),
     fault("chunked: no bound", WORKS, "begin < end", "out of bounds"),
-    fault("backward chunked: no bound", WORKS, "begin < end", "out of bounds", occurrence=1),
     fault("moments: no bound", "y == 0 && column < args.columns", "y == 0", "out of bounds"),
     fault("a step too many", "walk(0, args.steps,", "walk(0, args.steps + 1,", "out of bounds"),
     fault(
@@ -184,9 +183,8 @@ FAULTS = [
         "out of bounds",
     ),
     fault("a step too few", "walk(0, args.steps,", "walk(1, args.steps,", WRONG),
-    fault("last chunk too long", "to < args.steps ? to : args.steps", "to", "out of bounds"),
-    fault("chunks too short", LENGTH, "args.steps / kChunks", WRONG),
-    fault("backward: chunks too short", LENGTH, "args.steps / kChunks", WRONG, occurrence=1),
+    fault("last chunk too long", "to < steps ? to : steps", "to", "out of bounds"),
+    fault("chunks too short", LENGTH, "steps / kChunks", WRONG),
     fault("own chunk entered", "later > y", "later >= y", WRONG),
     fault("backward: own chunk entered", "earlier < y", "earlier <= y", WRONG),
     fault("factors not written", "factors[y][x] = factor;", "", "uninitialised"),

@@ -157,7 +157,7 @@ def test_results_say_what_the_tables_hold(tables):
     assert values == ["0.25", "0.25", "0.75"]
     episode = section(text, "What one episode is worth")
     assert "| `mg2l` | 2 | 0.50 [0.50, 0.50] |" in episode
-    assert "0.80 / 0.50" in section(text, "What representations say of the task")
+    assert "0.80 / 0.50" in section(text, "What representations say about the task")
     costs = section(text, "Environment steps to a score")
     # Meta-tests of mg2l show -35, -25, -15 after 32,000, 64,000 and 96,000 steps.
     assert "| `mpe-goals` | `mg2l` | 1 | 96,000 | never | never |" in costs

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -19,10 +18,11 @@ import mg2l.train as train
 from mg2l import cli
 from mg2l.config.saved import config_from_yaml
 from mg2l.core.schema import ConfigError
+from mg2l.experience.finite import NonFiniteLossError, require_finite
 from mg2l.training import folder as folder_module
 from mg2l.training import loop
 from mg2l.training.device import select_device
-from mg2l.training.finite import NonFiniteError, check_finite
+from mg2l.training.finite import save_batch
 from mg2l.training.folder import RunFolder
 from mg2l.training.stop import GracefulStop
 
@@ -212,27 +212,19 @@ def test_in_another_thread_signals_are_left_alone():
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, bad):
     from safetensors import safe_open
 
-    terms: dict[str, Any] = {
-        "loss/actor": torch.tensor(1.0),
-        "loss/critic": torch.tensor([[1.0, bad]], requires_grad=True),
-        "loss/kl": torch.tensor(bad),
-        "grad_norm/actor": 3.0,
-    }
-    batch: dict[str, Any] = {
-        "obs": torch.arange(6.0).view(2, 3),
-        "context": {"ids": torch.tensor([4, 5])},
-    }
-    with pytest.raises(NonFiniteError, match=r"iteration 12: loss/critic is .*(nan|inf)") as info:
-        check_finite(terms, 12, batch, tmp_path)
-    assert (info.value.iteration, info.value.term) == (12, "loss/critic")
-    assert info.value.path == tmp_path / "nonfinite-00000012.safetensors"
-    with safe_open(info.value.path, "pt") as file:
+    batch = {"obs": torch.arange(6.0).view(2, 3), "ids": torch.tensor([4, 5])}
+    with pytest.raises(NonFiniteLossError) as raised:
+        require_finite("loss/critic", torch.tensor([[1.0, bad]], requires_grad=True), batch)
+    error = save_batch(raised.value, 12, tmp_path)
+    assert str(error).startswith(f"iteration 12: loss/critic is {bad}; the run stops, ")
+    assert (error.iteration, error.term) == (12, "loss/critic")
+    assert error.path == tmp_path / "nonfinite-00000012.safetensors"
+    with safe_open(error.path, "pt") as file:
         assert file.metadata()["term"] == "loss/critic"
         assert torch.equal(file.get_tensor("obs"), batch["obs"])
-        assert torch.equal(file.get_tensor("context.ids"), torch.tensor([4, 5]))
+        assert torch.equal(file.get_tensor("ids"), torch.tensor([4, 5]))
 
 
-def test_finite_losses_pass(tmp_path):
-    check_finite({"a": torch.tensor(1e38), "b": -3.0, "c": torch.ones(2, 2).int()}, 1, {}, tmp_path)
-    check_finite({}, 1, {}, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+def test_finite_losses_pass():
+    require_finite("finite, but not its sum", torch.full((9,), 3e38), {})
+    require_finite("no floating point", torch.ones(2, 2).int(), {})

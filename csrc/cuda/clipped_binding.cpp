@@ -43,13 +43,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> surrogate_cuda(const Tensor& log_prob
   ClippedTensors tensors(log_probs, before, advantages, weights);
   Tensor kl = allocate(tensors.loss, {tensors.agents});
   Tensor fraction = allocate(tensors.loss, {tensors.agents});
-  if (log_probs.scalar_type() == ScalarType::Float) {
-    launch<float>("surrogate", mg2l_surrogate_float, tensors, weight, clip, std::nullopt, &kl,
-                  &fraction);
-  } else {
-    launch<double>("surrogate", mg2l_surrogate_double, tensors, weight, clip, std::nullopt, &kl,
-                   &fraction);
-  }
+  for_launcher(log_probs.scalar_type(), mg2l_surrogate_float, mg2l_surrogate_double,
+               [&](auto launcher, auto zero) {
+                 launch<decltype(zero)>("surrogate", launcher, tensors, weight, clip, std::nullopt,
+                                        &kl, &fraction);
+               });
   return {tensors.loss, kl, fraction, tensors.slope};
 }
 
@@ -61,13 +59,11 @@ std::tuple<Tensor, Tensor> value_loss_cuda(const Tensor& prediction, const Tenso
   check_value_loss(prediction, old, target, weights, clip, delta);
   const DeviceGuard guard(prediction.get_device_index());
   ClippedTensors tensors(prediction, old, target, weights);
-  if (prediction.scalar_type() == ScalarType::Float) {
-    launch<float>("value_loss", mg2l_value_loss_float, tensors, weight, clip, delta, nullptr,
-                  nullptr);
-  } else {
-    launch<double>("value_loss", mg2l_value_loss_double, tensors, weight, clip, delta, nullptr,
-                   nullptr);
-  }
+  for_launcher(prediction.scalar_type(), mg2l_value_loss_float, mg2l_value_loss_double,
+               [&](auto launcher, auto zero) {
+                 launch<decltype(zero)>("value_loss", launcher, tensors, weight, clip, delta,
+                                        nullptr, nullptr);
+               });
   return {tensors.loss, tensors.slope};
 }
 

@@ -19,4 +19,14 @@ inline void check_launch(const char* op, int status) {
   MG2L_CHECK(status == 0, op, ": the launch failed: ", mg2l_error_string(status));
 }
 
+// Calls launch(launcher, zero) with what belongs to a dtype.
+template <typename Launch, typename Floats, typename Doubles>
+void for_launcher(ScalarType dtype, Floats floats, Doubles doubles, const Launch& launch) {
+  if (dtype == ScalarType::Float) {
+    launch(floats, 0.0F);
+  } else {
+    launch(doubles, 0.0);
+  }
+}
+
 }  // namespace mg2l

@@ -124,19 +124,16 @@ std::tuple<Tensor, Tensor, Tensor> encode_context_cuda(const Tensor& context_,
                                                        const std::optional<Tensor>& index_,
                                                        bool tanh_gelu, bool return_weights) {
   const EncodeSizes sizes = check_encode_context(context_, weights_, biases_, query_, index_);
-  const ScalarType dtype = context_.scalar_type(), sums = accumulated(dtype);
+  const ScalarType dtype = context_.scalar_type();
   check_encode_cuda(sizes, dtype, false);
   const auto device = context_.get_device_index();
   const DeviceGuard guard(device);
   const EncodeTensors tensors(context_, weights_, biases_, query_, index_);
-  const int64_t units = sizes.units.back();
   const int64_t splits = context_splits(sizes.contexts * sizes.agents, sizes.transitions);
-  Tensor pooled = allocate(context_, {sizes.contexts, sizes.agents, units}, sums);
-  Tensor lse = allocate(context_, {sizes.contexts, sizes.agents}, sums);
-  Tensor pooling = allocate(context_, {return_weights ? sizes.contexts : 0, sizes.agents,
-                                       return_weights ? sizes.transitions : 0});
-  Tensor partial =
-      allocate(context_, {sizes.contexts * sizes.agents * splits, partial_width(units)}, sums);
+  EncodeOutputs results(context_, sizes, return_weights);
+  Tensor partial = allocate(
+      context_, {sizes.contexts * sizes.agents * splits, partial_width(sizes.units.back())},
+      accumulated(dtype));
   for_launchers(dtype, [&](auto launchers) {
     using Launchers = decltype(launchers);
     using input_t = typename Launchers::input_t;
@@ -147,12 +144,12 @@ std::tuple<Tensor, Tensor, Tensor> encode_context_cuda(const Tensor& context_,
     args.in = encode_args<input_t, scalar_t>(sizes, tensors, tanh_gelu, packed);
     args.splits = splits;
     args.partial = data<scalar_t>(partial);
-    args.pooled = data<scalar_t>(pooled);
-    args.lse = data<scalar_t>(lse);
-    if (return_weights) args.weights = data<input_t>(pooling);
+    args.pooled = data<scalar_t>(results.pooled);
+    args.lse = data<scalar_t>(results.lse);
+    if (return_weights) args.weights = data<input_t>(results.weights);
     check_launch("encode_context", Launchers::forward(&args, stream));
   });
-  return {pooled, lse, pooling};
+  return {results.pooled, results.lse, results.weights};
 }
 
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> encode_context_backward_cuda(
@@ -168,12 +165,7 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> encode_cont
   const EncodeTensors tensors(context_, weights_, biases_, query_, index_);
   const Tensor grad_pooled = as_contiguous(grad_pooled_), pooled = as_contiguous(pooled_);
   const Tensor lse = as_contiguous(lse_);
-  const auto like = [](const Tensor& tensor) { return allocate(tensor, sizes_of(tensor)); };
-  Tensor grad_context = allocate(context_, want_context ? sizes_of(context_) : Sizes{0});
-  std::vector<Tensor> grad_weights, grad_biases;
-  for (const Tensor& weight : weights_) grad_weights.push_back(like(weight));
-  for (const Tensor& bias : biases_) grad_biases.push_back(like(bias));
-  Tensor grad_query = like(query_);
+  EncodeBackwardOutputs grad(context_, weights_, biases_, query_, want_context);
   const int64_t sets = sizes.weight_sets();
   const int64_t pairs_of_set = sizes.contexts * (sizes.own_weights ? 1 : sizes.agents);
   const int64_t parts = gradient_parts(sets, pairs_of_set, sizes.transitions);
@@ -196,7 +188,7 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> encode_cont
     args.pooled = data<scalar_t>(pooled);
     args.lse = data<scalar_t>(lse);
     args.partial = data<scalar_t>(partial);
-    if (want_context) args.grad_context = data<input_t>(grad_context);
+    if (want_context) args.grad_context = data<input_t>(grad.context);
     check_launch("encode_context_backward", Launchers::backward(&args, stream));
 
     EncodeUnpackArgs<input_t, scalar_t> sum{};
@@ -206,13 +198,13 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> encode_cont
     sum.partial = args.partial;
     lay_out_parameters(sizes, begin, sum);
     for (int64_t l = 0; l < layers; ++l) {
-      sum.grad_weight[l] = data<input_t>(grad_weights[l]);
-      sum.grad_bias[l] = data<input_t>(grad_biases[l]);
+      sum.grad_weight[l] = data<input_t>(grad.weights[l]);
+      sum.grad_bias[l] = data<input_t>(grad.biases[l]);
     }
-    sum.grad_bias[layers] = data<input_t>(grad_query);
+    sum.grad_bias[layers] = data<input_t>(grad.query);
     check_launch("encode_context_backward", Launchers::unpack(&sum, stream));
   });
-  return {grad_context, grad_weights, grad_biases, grad_query};
+  return {grad.context, grad.weights, grad.biases, grad.query};
 }
 
 }  // namespace mg2l

@@ -154,6 +154,19 @@ __global__ void gae_columns_kernel(GaeArgs<scalar_t> args) {
   walker.walk(0, args.steps, scalar_t(0)).write(args.moments, args.columns, column);
 }
 
+// What thread (x, y) of a block works on, if anything: steps [begin, end) of a column.
+struct Chunk {
+  int64_t column, begin, end;
+  bool works;
+};
+inline __device__ Chunk chunk_of(int64_t steps, int64_t columns, int x, int y) {
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kChunkColumns + x;
+  const int64_t length = (steps + kChunks - 1) / kChunks;
+  const int64_t from = y * length, to = from + length;
+  const int64_t begin = from < steps ? from : steps, end = to < steps ? to : steps;
+  return {column, begin, end, column < columns && begin < end};
+}
+
 // Thread (x, y) owns chunk y of column x of its block's kChunkColumns columns; a warp is one chunk
 // of neighbouring columns, so loads and stores coalesce. Parallelism is kChunks * N.
 //
@@ -167,12 +180,7 @@ __global__ void __launch_bounds__(kChunkColumns* kChunks)
   __shared__ double means[kChunks][kChunkColumns];
   __shared__ double squares[kChunks][kChunkColumns];
   const int x = threadIdx.x, y = threadIdx.y;
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kChunkColumns + x;
-  const int64_t length = (args.steps + kChunks - 1) / kChunks;
-  const int64_t from = y * length, to = from + length;
-  const int64_t begin = from < args.steps ? from : args.steps;
-  const int64_t end = to < args.steps ? to : args.steps;
-  const bool works = column < args.columns && begin < end;
+  const auto [column, begin, end, works] = chunk_of(args.steps, args.columns, x, y);
 
   scalar_t factor = 1, offset = 0;
   if (works) {
@@ -321,12 +329,7 @@ __global__ void __launch_bounds__(kChunkColumns* kChunks)
   __shared__ scalar_t factors[kChunks][kChunkColumns];
   __shared__ scalar_t offsets[kChunks][kChunkColumns];
   const int x = threadIdx.x, y = threadIdx.y;
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kChunkColumns + x;
-  const int64_t length = (args.steps + kChunks - 1) / kChunks;
-  const int64_t from = y * length, to = from + length;
-  const int64_t begin = from < args.steps ? from : args.steps;
-  const int64_t end = to < args.steps ? to : args.steps;
-  const bool works = column < args.columns && begin < end;
+  const auto [column, begin, end, works] = chunk_of(args.steps, args.columns, x, y);
 
   scalar_t factor = 1, offset = 0;
   if (works) {

@@ -19,8 +19,8 @@ std::tuple<Tensor, Tensor, Tensor> gae_cuda(const Tensor& rewards, const Tensor&
   const auto device = rewards.get_device_index();
   const DeviceGuard guard(device);
   GaeTensors tensors(rewards, values, terminated, truncated, final_values, value_mean, value_std);
-  tensors.advantages = allocate(tensors.rewards, sizes_of(tensors.rewards));
-  tensors.returns = allocate(tensors.rewards, sizes_of(tensors.rewards));
+  tensors.advantages = allocate_like(tensors.rewards);
+  tensors.returns = allocate_like(tensors.rewards);
   const auto launch = [&](auto launcher, auto zero) {
     using scalar_t = decltype(zero);
     GaeArgs<scalar_t> args{};
@@ -40,11 +40,7 @@ std::tuple<Tensor, Tensor, Tensor> gae_cuda(const Tensor& rewards, const Tensor&
     args.moments = data<double>(tensors.moments);
     check_launch("gae", launcher(&args, current_stream(device)));
   };
-  if (rewards.scalar_type() == ScalarType::Float) {
-    launch(mg2l_gae_float, 0.0F);
-  } else {
-    launch(mg2l_gae_double, 0.0);
-  }
+  for_launcher(rewards.scalar_type(), mg2l_gae_float, mg2l_gae_double, launch);
   return {tensors.advantages, tensors.returns, tensors.moments};
 }
 
@@ -78,11 +74,8 @@ std::tuple<Tensor, Tensor, Tensor> gae_backward_cuda(const Tensor& grad_advantag
     if (has_final_values) args.grad_final_values = data<scalar_t>(tensors.grad_final_values);
     check_launch("gae_backward", launcher(&args, current_stream(device)));
   };
-  if (grad_advantages.scalar_type() == ScalarType::Float) {
-    launch(mg2l_gae_backward_float, 0.0F);
-  } else {
-    launch(mg2l_gae_backward_double, 0.0);
-  }
+  for_launcher(grad_advantages.scalar_type(), mg2l_gae_backward_float, mg2l_gae_backward_double,
+               launch);
   return {tensors.grad_rewards, tensors.grad_values, tensors.grad_final_values};
 }
 

@@ -49,30 +49,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pairwise_lse_cuda(
   const auto device = queries.get_device_index();
   const DeviceGuard guard(device);
   const PairTensors t(queries, keys, positive, std, query_labels, key_labels, mask);
-  const Sizes shape{sizes.groups, sizes.queries};
-  const auto result = [&] { return allocate(queries, shape); };
-  Tensor lse = result(), lse_negatives = result(), mean = result(), own = result();
-  Tensor negatives = allocate(queries, shape, ScalarType::Long);
-  Tensor rank = allocate(queries, shape, ScalarType::Long);
+  PairOutputs r = pair_outputs(queries, sizes);
   Tensor offsets = allocate(queries, {sizes.groups, std ? sizes.keys : 0});
   const auto launch = [&](auto launcher, auto zero) {
     using scalar_t = decltype(zero);
     PairForwardArgs<scalar_t> args{};
     args.in = pair_args<scalar_t>(sizes, t, scale, clip, offsets);
-    args.lse = data<scalar_t>(lse);
-    args.lse_negatives = data<scalar_t>(lse_negatives);
-    args.mean = data<scalar_t>(mean);
-    args.positive_score = data<scalar_t>(own);
-    args.negatives = data<int64_t>(negatives);
-    args.rank = data<int64_t>(rank);
+    args.lse = data<scalar_t>(r.lse);
+    args.lse_negatives = data<scalar_t>(r.lse_negatives);
+    args.mean = data<scalar_t>(r.mean);
+    args.positive_score = data<scalar_t>(r.positive_score);
+    args.negatives = data<int64_t>(r.negatives);
+    args.rank = data<int64_t>(r.rank);
     check_launch("pairwise_lse", launcher(&args, current_stream(device)));
   };
-  if (queries.scalar_type() == ScalarType::Float) {
-    launch(mg2l_pairwise_lse_float, 0.0F);
-  } else {
-    launch(mg2l_pairwise_lse_double, 0.0);
-  }
-  return {lse, lse_negatives, mean, own, negatives, rank};
+  for_launcher(queries.scalar_type(), mg2l_pairwise_lse_float, mg2l_pairwise_lse_double, launch);
+  return {r.lse, r.lse_negatives, r.mean, r.positive_score, r.negatives, r.rank};
 }
 
 std::tuple<Tensor, Tensor, Tensor> pairwise_lse_backward_cuda(
@@ -94,15 +86,9 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_lse_backward_cuda(
   const Tensor grad_mean = as_contiguous(grad_mean_), grad_positive = as_contiguous(grad_positive_);
   const Tensor lse = as_contiguous(lse_), lse_negatives = as_contiguous(lse_negatives_);
   const Tensor negatives = as_contiguous(negatives_);
-  Tensor grad_queries = allocate(queries, sizes_of(queries));
-  Tensor grad_keys = allocate(keys, sizes_of(keys));
-  Tensor grad_std = allocate(keys, std ? sizes_of(keys) : Sizes{0});
+  PairBackwardOutputs grad(queries, keys, std.has_value());
   Tensor offsets = allocate(queries, {sizes.groups, std ? sizes.keys : 0});
-  if (sizes.queries == 0) {
-    torch::stable::zero_(grad_keys);
-    torch::stable::zero_(grad_std);
-    return {grad_queries, grad_keys, grad_std};
-  }
+  if (sizes.queries == 0) return {grad.queries, grad.keys, grad.std};
   const auto launch = [&](auto launcher, auto zero) {
     using scalar_t = decltype(zero);
     PairBackwardArgs<scalar_t> args{};
@@ -114,17 +100,14 @@ std::tuple<Tensor, Tensor, Tensor> pairwise_lse_backward_cuda(
     args.grad_lse_negatives = data<scalar_t>(grad_lse_negatives);
     args.grad_mean = data<scalar_t>(grad_mean);
     args.grad_positive = data<scalar_t>(grad_positive);
-    args.grad_query = data<scalar_t>(grad_queries);
-    args.grad_key = data<scalar_t>(grad_keys);
-    if (std) args.grad_std = data<scalar_t>(grad_std);
+    args.grad_query = data<scalar_t>(grad.queries);
+    args.grad_key = data<scalar_t>(grad.keys);
+    if (std) args.grad_std = data<scalar_t>(grad.std);
     check_launch("pairwise_lse_backward", launcher(&args, current_stream(device)));
   };
-  if (queries.scalar_type() == ScalarType::Float) {
-    launch(mg2l_pairwise_lse_backward_float, 0.0F);
-  } else {
-    launch(mg2l_pairwise_lse_backward_double, 0.0);
-  }
-  return {grad_queries, grad_keys, grad_std};
+  for_launcher(queries.scalar_type(), mg2l_pairwise_lse_backward_float,
+               mg2l_pairwise_lse_backward_double, launch);
+  return {grad.queries, grad.keys, grad.std};
 }
 
 }  // namespace mg2l

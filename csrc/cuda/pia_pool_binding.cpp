@@ -67,11 +67,7 @@ std::tuple<Tensor, Tensor, Tensor> pia_pool_cuda(const Tensor& x_, const Tensor&
     args.partial = data<scalar_t>(partial);
     check_launch("pia_pool", launcher(&args, current_stream(device)));
   };
-  if (x.scalar_type() == ScalarType::Float) {
-    launch(mg2l_pia_pool_float, 0.0F);
-  } else {
-    launch(mg2l_pia_pool_double, 0.0);
-  }
+  for_launcher(x.scalar_type(), mg2l_pia_pool_float, mg2l_pia_pool_double, launch);
   if (!return_weights) weights = allocate(x, {0, sizes.inner, sizes.heads, 0});
   return {pooled, lse, weights};
 }
@@ -92,7 +88,7 @@ std::tuple<Tensor, Tensor> pia_pool_backward_cuda(const Tensor& grad_, const Ten
   Tensor weights = allocate(x, rows);
   Tensor grad_logits = allocate(x, rows);
   Tensor partial = allocate(x, {kQueryParts, sizes.heads, sizes.width});
-  Tensor grad_x = allocate(x, sizes_of(x));
+  Tensor grad_x = allocate_like(x);
   Tensor grad_query = allocate(x, sizes_of(query));
   if (sizes.heads == 0) {
     torch::stable::zero_(grad_x);
@@ -112,11 +108,8 @@ std::tuple<Tensor, Tensor> pia_pool_backward_cuda(const Tensor& grad_, const Ten
     args.grad_query = data<scalar_t>(grad_query);
     check_launch("pia_pool_backward", launcher(&args, current_stream(device)));
   };
-  if (x.scalar_type() == ScalarType::Float) {
-    launch(mg2l_pia_pool_backward_float, 0.0F);
-  } else {
-    launch(mg2l_pia_pool_backward_double, 0.0);
-  }
+  for_launcher(x.scalar_type(), mg2l_pia_pool_backward_float, mg2l_pia_pool_backward_double,
+               launch);
   return {grad_x, grad_query};
 }
 

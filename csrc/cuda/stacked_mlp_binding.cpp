@@ -21,16 +21,6 @@ void check_grid(const MlpSizes& sizes) {
              kMost, " on CUDA, got ", sizes.groups * sizes.rows);
 }
 
-// Calls launch(launcher, zero) with what belongs to a dtype.
-template <typename Launch, typename Floats, typename Doubles>
-void for_launcher(ScalarType dtype, Floats floats, Doubles doubles, const Launch& launch) {
-  if (dtype == ScalarType::Float) {
-    launch(floats, 0.0F);
-  } else {
-    launch(doubles, 0.0);
-  }
-}
-
 // Inputs of a layer among what is kept, [G, rows, in].
 Tensor inputs_of(const MlpSizes& sizes, const Tensor& x, const Tensor& kept, size_t layer) {
   if (layer == 0) return x;

@@ -169,7 +169,7 @@ class RobotEnv(BatchedEnv):
             ``obs`` ``[N, A, obs]``.
 
         Raises:
-            ValueError: an array has another shape, or a task does not exist.
+            ValueError: an array has the wrong shape, or a task does not exist.
         """
         model = self.simulator.model
         for name, value, width in (("qpos", qpos, model.nq), ("qvel", qvel, model.nv)):

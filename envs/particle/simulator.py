@@ -62,7 +62,7 @@ class CompiledScenario:
 
     Raises:
         TypeError: an array is not C-contiguous, or of another dtype.
-        ValueError: an array has another shape.
+        ValueError: an array has the wrong shape.
     """
 
     def __init__(

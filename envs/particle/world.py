@@ -298,7 +298,7 @@ class ParticleEnv(VectorEnv):
             ``obs`` ``[N, A, obs]``.
 
         Raises:
-            ValueError: an array has another shape.
+            ValueError: an array has the wrong shape.
         """
         world = self.world
         given = {"position": position, "velocity": velocity, "landmarks": landmarks, "task": task}
@@ -339,8 +339,7 @@ class ParticleEnv(VectorEnv):
 
     def render(self, index: int = 0) -> NDArray[np.uint8]:
         """See ``VectorEnv.render``."""
-        if not 0 <= index < self.num_envs:
-            raise ValueError(f"index must be in [0, {self.num_envs}), got {index}")
+        self._check_index(index)
         world = self.world
         body_colors, landmark_colors = self.scenario.colors(world.task[index])
         places, place_colors = self.scenario.hidden(world.task[index])
@@ -356,13 +355,8 @@ class ParticleEnv(VectorEnv):
         )  # fmt: skip
 
     def _set_tasks(self, task_ids: ArrayLike) -> None:
-        ids = np.array(task_ids, np.int64)
-        if ids.shape != (self.num_envs,):
-            raise ValueError(f"task_ids must have shape ({self.num_envs},), got {ids.shape}")
-        if ids.min() < 0 or ids.max() >= len(self.tasks):
-            raise ValueError(f"task_ids must be in [0, {len(self.tasks)}), got {ids.tolist()}")
-        self.task_ids = ids
-        self.world.task[:] = self.tasks.features[ids]
+        super()._set_tasks(task_ids)
+        self.world.task[:] = self.tasks.features[self.task_ids]
 
     def _begin(self, env_ids: NDArray[np.int64]) -> None:
         world, generators = self.world, self._streams.generators

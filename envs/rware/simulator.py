@@ -102,7 +102,7 @@ class Warehouses(compiled.Simulator):
 
         Raises:
             IndexError: there is no such sub-environment or layout.
-            ValueError: an array has another shape, or values out of range.
+            ValueError: an array has the wrong shape, or values out of range.
         """
         place = self._place(env, layout)
         height, width = self.sides[layout]

@@ -1,7 +1,7 @@
 """The latents that actors and critics are conditioned on, and how they are learned.
 
 Each algorithm is one subclass of `TaskInference`; the loop, the networks and PPO are the same.
-Other parts ask it what it can do by properties and methods, and never which algorithm it is.
+Other parts query its properties and methods, and never which algorithm it is.
 
 In data-parallel training (`mg2l.core.distributed`) the environments N of a rollout are those of one
 process, and a loss is the mean over its own rows of an update.
@@ -46,7 +46,7 @@ class Encoding(NamedTuple):
 
 
 class TaskInference(nn.Module):
-    """Base of all algorithms: nothing is known or learned about the task.
+    """Base of all algorithms; by itself it knows and learns nothing about the task.
 
     Args:
         spec: the run and the sizes of its environment.

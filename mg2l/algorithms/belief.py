@@ -69,13 +69,13 @@ def belief_latent(belief: Gaussian) -> Tensor:
 
     The second half is its log-variance as a fraction of that of the smallest standard deviation: 0
     for the prior ``N(0, I)``, 1 at ``STD_FLOOR``. Log-variances themselves would be several times
-    as large as all else that a policy reads.
+    as large as the policy's other inputs.
     """
     return torch.cat([belief.mean, belief.std.log() / math.log(STD_FLOOR)], -1)
 
 
 class BeliefInference(LearnedInference):
-    """Beliefs of actors and critics in the course of a rollout, and training on trajectories.
+    """Beliefs of actors and critics during a rollout, and training on trajectories.
 
     An actor's latent is what `belief_latent` makes of its belief, ``[2 D]``, a critic's those of
     all agents. Neither loss of PPO trains the encoder. A subclass defines what a belief must

@@ -83,16 +83,16 @@ class ContextInference(LearnedInference):
     def recognise(self, context: Context, tasks: Tensor) -> dict[str, float]:
         """Fraction of the contexts whose task is recognised, ``accuracy/global`` and ``/local``.
 
-        A context counts as of the task with the nearest mean representation in the replay.
+        A context is assigned to the task whose mean representation in the replay is nearest.
         """
         ids = torch.arange(self.tasks).repeat_interleave(DRIFT_CONTEXTS)
-        known, found = self.infer(self.contexts(ids)), self.infer(context)
+        known, inferred = self.infer(self.contexts(ids)), self.infer(context)
         accuracies = {}
         for level in ("task", "local"):
             means = getattr(known, level).mean.flatten(1)
             shape = getattr(known, level).mean.shape
             means = means.view(self.tasks, DRIFT_CONTEXTS, -1).mean(1).view(-1, *shape[1:])
-            z = getattr(found, level).mean
+            z = getattr(inferred, level).mean
             gaps = (z.unsqueeze(1) - means.unsqueeze(0)).norm(dim=-1)  # [B, K] or [B, K, A]
             own = tasks.to(z.device).view(-1, *[1] * (z.dim() - 2))
             hits = (gaps.argmin(1) == own).float()
@@ -141,7 +141,7 @@ class ContextInference(LearnedInference):
     def update_tasks(self) -> Tensor:
         """Tasks ``[B]`` of the contexts of an update, of all processes.
 
-        Every task as often as any other, or as many tasks as there are contexts.
+        Every task equally often, or each context of another task.
         """
         count = self.options.update_contexts
         tasks = torch.randperm(self.tasks, generator=self.draws, device=self.draws.device)
@@ -301,9 +301,9 @@ class ContextInference(LearnedInference):
         context = fresh.sample(
             ids, self.options.ae_batch_size, self.options.context_episodes, self.draws
         )
-        found = self.recognise(context, ids)
+        fractions = self.recognise(context, ids)
         return {
-            name.replace("accuracy/", "accuracy/fresh_"): value for name, value in found.items()
+            name.replace("accuracy/", "accuracy/fresh_"): value for name, value in fractions.items()
         }
 
     def ready(self) -> bool:

@@ -63,8 +63,8 @@ class GrowingContexts:
         known = (self.seen + self.steps > 0).view(-1, 1, 1)
         if not bool(known.any()):
             return self.start
-        found = inference.latent_for_actors(inference.infer(self._context()))
-        return torch.where(known, found, self.start)
+        latents = inference.latent_for_actors(inference.infer(self._context()))
+        return torch.where(known, latents, self.start)
 
     def update(self, step: Step) -> None:
         """See `LatentStream.update`."""
@@ -128,8 +128,8 @@ class PooledContexts(GrowingContexts):
         """See `LatentStream.current`."""
         if self.pool is None:
             return self.start
-        found = self.inference.latent_for_actors(self.encoder.read_out(self.pool))
-        return torch.where(self.pool.mass.unsqueeze(-1) > 0, found, self.start)
+        latents = self.inference.latent_for_actors(self.encoder.read_out(self.pool))
+        return torch.where(self.pool.mass.unsqueeze(-1) > 0, latents, self.start)
 
     @torch.no_grad()
     def update(self, step: Step) -> None:

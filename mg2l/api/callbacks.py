@@ -48,7 +48,7 @@ class Callback:
     def on_evaluation(self, training: Training, metrics: Metrics) -> None:
         """After each meta-test, every ``eval_interval`` iterations, before `on_iteration`.
 
-        ``metrics`` holds ``eval/*`` alone.
+        ``metrics`` holds only ``eval/*``.
         """
 
     def on_checkpoint(self, training: Training, path: Path) -> None:
@@ -76,7 +76,7 @@ class _Watch(Callback):
         mode: whether the largest (``max``) or the smallest value (``min``) is best.
 
     Raises:
-        ValueError: ``mode`` is something else.
+        ValueError: ``mode`` is neither of these.
     """
 
     def __init__(self, metric: str | None = None, mode: str = "max") -> None:
@@ -96,7 +96,7 @@ class _Watch(Callback):
             raise ConfigError(f"{name}: metric must be one of {known}, got {self.metric!r}")
 
     def improved(self, metrics: Metrics, by: float = 0.0) -> bool:
-        """Whether the metric is better than ever, by more than ``by``; if so, it is the best."""
+        """Whether the metric beats the best so far by more than ``by``; if so, keep it."""
         value = float(metrics[str(self.metric)])
         if self.sign * (value - self.best) > by:
             self.best = value
@@ -105,7 +105,7 @@ class _Watch(Callback):
 
 
 class EarlyStopping(_Watch):
-    """Stops the training where a metric of the meta-tests does not improve any more.
+    """Stops training when a metric of the meta-tests stops improving.
 
     >>> callbacks = [EarlyStopping("eval/test_2_shots", patience=5)]
 
@@ -117,7 +117,7 @@ class EarlyStopping(_Watch):
         mode: whether the largest (``max``) or the smallest value (``min``) is best.
 
     Raises:
-        ValueError: a number is out of range, or ``mode`` something else.
+        ValueError: a number is out of range, or ``mode`` is neither of these.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class BestCheckpoint(_Watch):
         mode: whether the largest (``max``) or the smallest value (``min``) is best.
 
     Raises:
-        ValueError: ``mode`` is something else.
+        ValueError: ``mode`` is neither of these.
     """
 
     def on_start(self, training: Training) -> None:

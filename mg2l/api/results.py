@@ -50,7 +50,7 @@ class Results:
         """The runs as the JSON that marl-eval reads (Gorsane et al., 2022, arXiv:2209.10485).
 
         Environment, task, algorithm, run, step. A task is a way of meta-testing, such as
-        ``test_1_shots``; runs without meta-tests in the course of training have ``training``, and
+        ``test_1_shots``; runs without meta-tests during training have ``training``, and
         its returns. Each step has ``step_count`` [environment steps] and the list ``return``;
         ``absolute_metrics`` has a value per task and episode of ``evaluation.csv`` where the run
         was evaluated, else the last return. There is no ``elapsed_time``, with which marl-eval's
@@ -123,8 +123,8 @@ def results(*folders: Path | str) -> Results:
     """Read every run in or below folders.
 
     >>> import mg2l
-    >>> found = mg2l.results("runs")
-    >>> metrics, evaluations = found.metrics, found.evaluations
+    >>> results = mg2l.results("runs")
+    >>> metrics, evaluations = results.metrics, results.evaluations
 
     Args:
         *folders: where runs lie, at any depth; what is damaged is left out, see

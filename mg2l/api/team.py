@@ -72,7 +72,7 @@ class Team:
             features: ``[task_dim]`` or ``[N, task_dim]``, the tasks, for the oracle.
 
         Raises:
-            ValueError: ``features`` is of another shape, or the team needs none.
+            ValueError: ``features`` has the wrong shape, or the team needs none.
         """
         if num_envs is not None and num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
@@ -111,9 +111,9 @@ class Team:
 
     @property
     def latent(self) -> Tensor | None:
-        """Latents ``[N, A, D]`` that actors are conditioned on; None where they are on none.
+        """Latents ``[N, A, D]`` that actors are conditioned on, or None.
 
-        May be set where tasks are inferred from contexts; holds until the episode ends or `infer`.
+        May be set where tasks are inferred from contexts; kept until the episode ends or `infer`.
         """
         return self._latent if self._stream is None else self._stream.current()
 
@@ -145,7 +145,7 @@ class Team:
             agents differ; without N of a single environment.
 
         Raises:
-            ValueError: a shape is another one, a number is not finite, or no action is allowed.
+            ValueError: a shape is wrong, a number is not finite, or no action is allowed.
             RuntimeError: the team needs the features of its tasks first.
         """
         width = max(self.observation_sizes)
@@ -197,7 +197,7 @@ class Team:
                 inferred from transitions of the dead.
 
         Raises:
-            ValueError: a shape is another one.
+            ValueError: a shape is wrong.
             RuntimeError: there was no `act` since the last step.
         """
         if self._last is None:
@@ -242,7 +242,7 @@ class Team:
 
         Raises:
             RuntimeError: the algorithm does not infer from contexts, or nothing was observed.
-            ValueError: ``contexts`` has another shape.
+            ValueError: ``contexts`` has the wrong shape.
         """
         if not self.infers:
             name = self.learner.config.algo_name
@@ -270,8 +270,8 @@ class Team:
                 seen = torch.full((self._envs,), held.shape[1])
                 self._stream = self._inference.growing_latent(self._envs, drawn, seen)
         self._inferred = True
-        found: Array = self._latent.cpu().numpy()
-        return found[0] if self._single else found
+        latent: Array = self._latent.cpu().numpy()
+        return latent[0] if self._single else latent
 
     def transitions(
         self,
@@ -296,13 +296,13 @@ class Team:
             torch.as_tensor(np.asarray(rewards, np.float32)),
             torch.as_tensor(np.asarray(next_observations, np.float32)),
         )
-        found: Array = rows.numpy()
-        return found
+        joined: Array = rows.numpy()
+        return joined
 
     # The agents one by one.
 
     def agent(self, index: int) -> Agent:
-        """Agent ``index`` by itself: it sees nothing but its own observations and rewards.
+        """Agent ``index`` on its own: it sees only its own observations and rewards.
 
         Raises:
             ValueError: there is no such agent, or this algorithm's agents share a representation.
@@ -365,8 +365,8 @@ class Team:
             raise ValueError(f"{name} must have shape {list(wanted)}, got {list(array.shape)}")
         if not np.isfinite(array).all():
             raise ValueError(f"{name} must be finite, got NaN or infinity")
-        found = torch.as_tensor(np.array(array), device=self.learner.device)
-        return found.unsqueeze(0) if self._single else found
+        tensor = torch.as_tensor(np.array(array), device=self.learner.device)
+        return tensor.unsqueeze(0) if self._single else tensor
 
 
 class Agent:
@@ -408,8 +408,8 @@ class Agent:
 
     def infer(self) -> Array:
         """Infer the task from its own transitions; returns the latent that it acts on, ``[D]``."""
-        found: Array = self._team.infer()[self.index]
-        return found
+        latent: Array = self._team.infer()[self.index]
+        return latent
 
     @property
     def latent(self) -> Tensor | None:

@@ -29,7 +29,7 @@ class Training:
     Each iteration of a ``for`` loop trains one iteration, writes its metrics and, where one is due,
     a checkpoint. Leaving the loop early writes a checkpoint too; `stop` does the same and lets
     errors of writing be raised. Where an iteration fails, its exception is raised. Then the run's
-    folder is free for ``resume``. The process's signals are left alone.
+    folder is free for ``resume``. The process's signal handlers are not changed.
 
     Args:
         config: every value of the run.
@@ -234,7 +234,7 @@ class Training:
         return place
 
     def save_best(self, best: dict[str, Any]) -> Path:
-        """Write the checkpoint ``checkpoints/best``, which pruning leaves alone.
+        """Write the checkpoint ``checkpoints/best``, which is never pruned.
 
         Args:
             best: ``metric`` and ``value`` that make it the best.
@@ -259,7 +259,7 @@ class Training:
             callback.on_note(self, text)
 
     def close(self) -> None:
-        """Free environments, files and the run's folder, without a checkpoint; can be repeated."""
+        """Free environments, files and the run's folder, without a checkpoint; repeatable."""
         if not self._open:
             return
         self._open = False

@@ -85,15 +85,15 @@ def read_sources(expt: str, algo: str, env: str) -> Sources:
     Raises:
         ConfigError: a file is missing, unreadable or invalid.
     """
-    found = [_source("env", env), _source("algo", algo), _source("expt", expt)]
+    sources = [_source("env", env), _source("algo", algo), _source("expt", expt)]
     values = []
-    path, mapping = found[0]
+    path, mapping = sources[0]
     try:
         family = take_family(mapping, path)
-        (path, mapping), (_, experiment) = found[1:]
+        (path, mapping), (_, experiment) = sources[1:]
         name = experiment.get("algo_name", mapping.get("algo_name", DEFAULTS["algo"]))
         schema = Schema(family, take_algorithm(name, mapping, path))
-        for index, (path, mapping) in enumerate(found):
+        for index, (path, mapping) in enumerate(sources):
             # Files of environments and experiments are shared by all algorithms.
             given = schema.flatten(mapping, foreign=index != 1)
             values.append((str(path), one_budget(given)))

@@ -103,12 +103,12 @@ class Schema:
         algo_class = algorithms.get(algorithm).config_class
         own = {"env": families.get(family).config_class, "algo": algo_class}
         self.groups = {**groups(Config), **own}
-        found = [*keys(Config)]
+        every = [*keys(Config)]
         for group, section in self.groups.items():
-            found += keys(section, group)
-        self.by_path = {key.path: key for key in found}
+            every += keys(section, group)
+        self.by_path = {key.path: key for key in every}
         self.by_name: dict[str, Key] = {}
-        for key in found:
+        for key in every:
             if (other := self.by_name.setdefault(key.name, key)) is not key:
                 raise ConfigError(
                     f"env family {family!r} and algorithm {algorithm!r} cannot be combined: "

@@ -274,7 +274,7 @@ class Config(Section):
     """Iterations between two checkpoints; the last iteration always has one."""
 
     eval_interval: int = bounded(0, ge=0)
-    """Iterations between two meta-tests in the course of training; 0 is never. They change nothing
+    """Iterations between two meta-tests during training; 0 is never. They change nothing
     of the training."""
 
     eval_episodes: int = bounded(4, ge=1, le=100_000)

@@ -240,7 +240,7 @@ def require(value: Any, shape: Any, name: object, at: str = "") -> Any:
         The value.
 
     Raises:
-        FileError: it has another shape; the message says where.
+        FileError: it has the wrong shape; the message says where.
 
     >>> require({"names": {"algo": "mg2l"}}, {"names": {...: str}, "resumed?": [dict]}, "a.json")
     {'names': {'algo': 'mg2l'}}

@@ -43,8 +43,8 @@ def source(module: str) -> tuple[str, bytes]:
         parent, name, spec = None, "", None
         for word in module.split("."):
             name = f"{name}.{word}".removeprefix(".")
-            found = (finder.find_spec(name, parent) for finder in sys.meta_path)
-            spec = next((spec for spec in found if spec is not None), None)
+            specs = (finder.find_spec(name, parent) for finder in sys.meta_path)
+            spec = next((spec for spec in specs if spec is not None), None)
             if spec is None:
                 raise ModuleNotFoundError(f"No module named {name!r}")
             parent = spec.submodule_search_locations

@@ -237,7 +237,7 @@ class Key:
 @functools.cache
 def _docs(section: type) -> dict[str, str]:
     """Help of each field: the string literal below it, from the class that states it."""
-    found: dict[str, str] = {}
+    docs: dict[str, str] = {}
     for base in reversed(section.__mro__):
         if base in (object, Section):
             continue
@@ -254,15 +254,15 @@ def _docs(section: type) -> dict[str, str]:
                 and isinstance(below.value, ast.Constant)
                 and isinstance(below.value.value, str)
             ):
-                found[statement.target.id] = " ".join(below.value.value.split())
-    return found
+                docs[statement.target.id] = " ".join(below.value.value.split())
+    return docs
 
 
 def keys(section: type[Section], group: str = "") -> list[Key]:
     """The keys of a section, its groups' left out, in the order they are written."""
     cls: Any = section
     hints, docs = get_type_hints(section), _docs(cls)
-    found = []
+    known = []
     for item in fields(section):
         if _is_section(hints[item.name]):
             continue
@@ -270,10 +270,10 @@ def keys(section: type[Section], group: str = "") -> list[Key]:
         if item.default_factory is not MISSING:
             default = item.default_factory()
         bounds = _bounds(item, hints[item.name])
-        found.append(
+        known.append(
             Key(item.name, group, hints[item.name], default, bounds, docs.get(item.name, ""))
         )
-    return found
+    return known
 
 
 def groups(section: type[Section]) -> dict[str, type[Section]]:

@@ -155,7 +155,7 @@ def describe(learner: Learner, network: AgentNetwork | None) -> dict[str, Any]:
     family = family_of(config.env)
     names = ("observation", "action", "reward", "next_observation")
     edges = [0, *itertools.accumulate([observation, layout.width, 1, observation])]
-    found: dict[str, Any] = {
+    manifest: dict[str, Any] = {
         "format": FORMAT,
         "algorithm": config.algo_name,
         "environment": {
@@ -177,12 +177,12 @@ def describe(learner: Learner, network: AgentNetwork | None) -> dict[str, Any]:
     }
     if (memory := actor.body.memory) is not None:
         reset = config.policy.recurrent_reset
-        found["memory"] = {"shape": list(memory.state_shape), "reset": reset}
+        manifest["memory"] = {"shape": list(memory.state_shape), "reset": reset}
     for part, said in inference.agent_manifest().items():
-        found[part] = {**(found[part] or {}), **said}
-    if found["context"] is not None and network is not None:
-        found["context"]["fixed_length"] = network.fixed_length
-    return found
+        manifest[part] = {**(manifest[part] or {}), **said}
+    if manifest["context"] is not None and network is not None:
+        manifest["context"]["fixed_length"] = network.fixed_length
+    return manifest
 
 
 # A team.
@@ -223,7 +223,7 @@ def write_team(
         if not 0 <= index <= last:
             raise ConfigError(f"--agents: the team has agents 0..{last}, got {index}")
     try:
-        found = describe(learner, learner.inference.agent_network(0))
+        manifest = describe(learner, learner.inference.agent_network(0))
     except ValueError as error:
         name = learner.config.algo_name
         raise ConfigError(f"this {name} is not executed decentrally: {error}") from None
@@ -236,20 +236,20 @@ def write_team(
                 RUNTIME, partial / "agent", ignore=shutil.ignore_patterns("__pycache__")
             )
         references = References(learner)
-        found["iteration"], found["tolerance"] = iteration, tolerance
-        found["versions"] = {name: importlib.metadata.version(name) for name in VERSIONS}
-        found["agents"] = []
+        manifest["iteration"], manifest["tolerance"] = iteration, tolerance
+        manifest["versions"] = {name: importlib.metadata.version(name) for name in VERSIONS}
+        manifest["agents"] = []
         for index in range(last + 1) if agents is None else agents:
             entry = write_agent(learner, references, index, partial, tolerance)
-            found["agents"].append(entry)
+            manifest["agents"].append(entry)
             on_agent(entry)
-        write_json(partial / "export.json", found)
+        write_json(partial / "export.json", manifest)
         with writing(out):
             shutil.rmtree(out, ignore_errors=True)
             partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return found
+    return manifest
 
 
 def write_agent(

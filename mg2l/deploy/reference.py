@@ -68,13 +68,13 @@ class References:
 
     def policy(self, agent: int) -> list[Reference]:
         """References of an agent's policy: batches ``[B, ...]`` of one, two and many."""
-        found = []
+        references = []
         for rows in (1, 2, None):
             one = self._policies.slice(agent, rows)
             count = len(self._head.outputs)
             raw = self._head.own_raw(agent, one.outputs[:count])
-            found.append(Reference(one.inputs, (*raw, *one.outputs[count:])))
-        return found
+            references.append(Reference(one.inputs, (*raw, *one.outputs[count:])))
+        return references
 
     def inference(self, agent: int) -> list[Reference]:
         """References of an agent's inference network: batches of contexts, or step by step."""
@@ -104,8 +104,8 @@ class _InFloat64(nn.Module):
         }
         wide = tuple(value.double() for value in inputs.values())
         # A module may be part of two, and would be changed twice where weights are tied.
-        found: tuple[Tensor, ...] = functional_call(self, exact, wide, tie_weights=False)
-        return Reference(inputs, found)
+        outputs: tuple[Tensor, ...] = functional_call(self, exact, wide, tie_weights=False)
+        return Reference(inputs, outputs)
 
 
 def _of_policies(learner: Learner, rollout: Rollout) -> Reference:
@@ -167,7 +167,7 @@ def _of_contexts(inference: TaskInference, experience: Tensor) -> list[Reference
         local = inference.infer(Context(context.movedim(0, 2))).local
         return local.mean.transpose(0, 1), local.std.transpose(0, 1)
 
-    exact, found = _InFloat64(inference, infer), []
+    exact, references = _InFloat64(inference, infer), []
     count, held = experience.shape[:2]
     whole = inference.context_length
     generator = torch.Generator().manual_seed(0)
@@ -175,12 +175,12 @@ def _of_contexts(inference: TaskInference, experience: Tensor) -> list[Reference
         index = torch.randint(held, (batch, length, 1, 1), generator=generator)
         index = index.expand(-1, -1, *experience.shape[2:]).to(experience.device)
         context = experience[:batch].gather(1, index)
-        found.append(exact.reference(context=context.movedim(2, 0)))
-    return found
+        references.append(exact.reference(context=context.movedim(2, 0)))
+    return references
 
 
 def _of_beliefs(inference: TaskInference, rollout: Rollout) -> list[Reference]:
-    exact, found = _InFloat64(inference, inference.belief_step), []
+    exact, references = _InFloat64(inference, inference.belief_step), []
     state = inference.initial_belief_state(rollout.rewards.shape[1])
     for t in range(min(len(rollout.rewards), STEPS)):
         transition = inference.transitions.join(
@@ -189,6 +189,6 @@ def _of_beliefs(inference: TaskInference, rollout: Rollout) -> list[Reference]:
             rollout.rewards[t],
             rollout.final_observations[t],
         ).transpose(0, 1)
-        found.append(exact.reference(transition=transition, state=state))
-        state = found[-1].outputs[1].float()
-    return found
+        references.append(exact.reference(transition=transition, state=state))
+        state = references[-1].outputs[1].float()
+    return references

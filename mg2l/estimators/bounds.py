@@ -1,8 +1,8 @@
 """Bounds on mutual information as functions of the scores of all pairs.
 
 A critic ``f(x, y)`` scores every query against every key. A bound needs a few numbers per query,
-:class:`mg2l.ops.PairwiseScores`: the score of its own key (the positive), and log-sum-exp and mean
-of the others' (the negatives). Every function returns a scalar [nats] through which gradients flow.
+:class:`mg2l.ops.PairwiseScores`: the score of its own key (the positive), and the log-sum-exp and
+mean of the others (the negatives). Every function returns a differentiable scalar [nats].
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def club(scores: PairwiseScores) -> Tensor:
 def l1out(scores: PairwiseScores) -> Tensor:
     """``I_L1Out = E[log q(y_i|x_i) - log 1/(B-1) sum_{j != i} q(y_i|x_j)]``.
 
-    Upper bound on ``I(x; y)`` where ``q`` is the true conditional, as in an encoder of one's own; a
+    Upper bound on ``I(x; y)`` where ``q`` is the true conditional, as that of an encoder is; a
     learned one breaks the bound by its divergence. Tight where the information is small against
     ``log B``, loose (biased high) above.
 

@@ -51,7 +51,7 @@ def check_choice(name: str, value: Any, choices: Iterable[str], others: str = ""
     """Validate a name.
 
     Raises:
-        ValueError: none of the choices.
+        ValueError: not one of the choices.
     """
     choices = tuple(choices)
     if not isinstance(value, str) or value not in choices:
@@ -62,7 +62,7 @@ def check_integer(name: str, value: Any, least: int, most: int) -> None:
     """Validate an integer.
 
     Raises:
-        ValueError: no integer, or out of bounds.
+        ValueError: not an integer, or out of bounds.
     """
     if isinstance(value, bool) or not isinstance(value, INTEGER) or not least <= value <= most:
         raise ValueError(f"{name} must be an integer in [{least}, {most}], got {value!r}")
@@ -72,7 +72,7 @@ def check_widths(name: str, value: Any) -> None:
     """Validate the widths of hidden layers.
 
     Raises:
-        ValueError: no sequence of integers, or one out of bounds.
+        ValueError: not a sequence of integers, or one is out of bounds.
     """
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError(f"{name} must be integers such as (64, 64), got {value!r}")
@@ -94,7 +94,7 @@ def held_out_pairs(held_out: Any, pairs: int) -> int:
     """Number of pairs in a fraction of them, at least 2.
 
     Raises:
-        ValueError: no positive fraction, or none that leaves 2 pairs.
+        ValueError: not a positive fraction, or one that does not leave 2 pairs.
     """
     if isinstance(held_out, bool) or not isinstance(held_out, NUMBER) or not 0 < held_out <= 1:
         raise ValueError(f"held_out must be a fraction in (0, 1), got {held_out!r}")

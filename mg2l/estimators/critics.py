@@ -66,12 +66,12 @@ class separable(Critic):  # noqa: N801  (critics are named as in the literature)
         self.g, self.h = mlp(x_size, hidden, features), mlp(y_size, hidden, features)
 
     def queries(self, x: Tensor) -> Tensor:
-        """See base."""
+        """See `Critic`."""
         q: Tensor = self.g(x)
         return q
 
     def keys(self, y: Tensor) -> Tensor:
-        """See base."""
+        """See `Critic`."""
         k: Tensor = self.h(y)
         return k
 
@@ -87,12 +87,12 @@ class bilinear(Critic):  # noqa: N801
         self.g = mlp(x_size, hidden, y_size) if hidden else nn.Linear(x_size, y_size, bias=False)
 
     def queries(self, x: Tensor) -> Tensor:
-        """See base."""
+        """See `Critic`."""
         q: Tensor = self.g(x)
         return q
 
     def keys(self, y: Tensor) -> Tensor:
-        """See base."""
+        """See `Critic`."""
         return y
 
 
@@ -104,11 +104,11 @@ class cosine(separable):  # noqa: N801
         self.log_scale = nn.Parameter(torch.tensor(2.0))
 
     def queries(self, x: Tensor) -> Tensor:
-        """See base."""
+        """See `Critic`."""
         return F.normalize(self.g(x), dim=-1) * self.log_scale.exp()
 
     def keys(self, y: Tensor) -> Tensor:
-        """See base."""
+        """See `Critic`."""
         return F.normalize(self.h(y), dim=-1)
 
 
@@ -123,14 +123,14 @@ class concatenated(Critic):  # noqa: N801
         self.g = mlp(x_size + y_size, hidden, 1)
 
     def forward(self, x: Tensor, y: Tensor, clip: float | None = None) -> PairwiseScores:
-        """See base."""
+        """See `Critic`."""
         # A row of scores against the unit vectors: the scores themselves are the dot products.
         scores = self.matrix(x, y)
         unit = torch.eye(len(y), dtype=x.dtype, device=x.device)
         return pairwise_lse(scores, unit, torch.arange(len(x), device=x.device), clip=clip)
 
     def matrix(self, x: Tensor, y: Tensor) -> Tensor:
-        """See base."""
+        """See `Critic`."""
         left = x.unsqueeze(1).expand(-1, len(y), -1)
         right = y.unsqueeze(0).expand(len(x), -1, -1)
         scores: Tensor = self.g(torch.cat([left, right], -1)).squeeze(-1)
@@ -154,13 +154,13 @@ class gaussian(Critic):  # noqa: N801
         return mean, F.softplus(raw_std) + STD_FLOOR
 
     def forward(self, x: Tensor, y: Tensor, clip: float | None = None) -> PairwiseScores:
-        """See base."""
+        """See `Critic`."""
         mean, std = self.conditional(x)
         own = torch.arange(len(x), device=x.device)
         return pairwise_lse(y, mean, own, std=std, clip=clip)
 
     def matrix(self, x: Tensor, y: Tensor) -> Tensor:
-        """See base."""
+        """See `Critic`."""
         mean, std = self.conditional(x)
         return Gaussian(mean, std).log_prob(y.unsqueeze(1))
 

@@ -82,7 +82,7 @@ def student_t(d: int, degrees: int) -> Known:
 
 
 def mapped(base: Known, name: str, x_map: Callable[[Tensor], Tensor]) -> Known:
-    """The same with x and y through a bijection, which changes no information."""
+    """The same with x and y mapped by bijections, which preserve information."""
 
     def draw(count: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
         x, y = base.draw(count, g)
@@ -92,7 +92,7 @@ def mapped(base: Known, name: str, x_map: Callable[[Tensor], Tensor]) -> Known:
 
 
 def part_of(base: Known, share: float, kept: int) -> Known:
-    """The same with the first ``kept`` coordinates of y alone, which hold a fraction of ``I``."""
+    """The same with only the first ``kept`` coordinates of y, which hold a fraction of ``I``."""
 
     def draw(count: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
         x, y = base.draw(count, g)

@@ -135,10 +135,10 @@ def fit_mi(
         hidden: hidden layers of its networks, widths in ``[1, 65536]``.
         features: width of the vectors that are multiplied, in ``[1, 65536]``.
         steps: steps of Adam, in ``[1, 1e9]``.
-        batch_size: pairs of a step, at least 2; more than there are is all of them.
+        batch_size: pairs of a step, at least 2, and at most all of them.
         lr: learning rate, positive; it falls to 0 along a cosine.
-        held_out: fraction of the pairs that the bound is taken on, in ``(0, 1)``; it leaves at
-            least 2 pairs to train on, and is at least 2 pairs.
+        held_out: fraction of the pairs that the bound is taken on, in ``(0, 1)``; at least 2
+            pairs on either side.
         preprocess: ``rank`` maps each coordinate to a normal by its ranks, under which information
             does not change, and which tames heavy tails; ``standardise`` gives each coordinate
             mean 0 and standard deviation 1; ``none`` scales all coordinates of x by one factor,
@@ -146,7 +146,7 @@ def fit_mi(
         seed: random seed of the split, the critic and the batches, in ``[0, 2^63)``.
         progress: show a bar.
         check: with an upper bound, fit ``info_nce`` to the same pairs too, and say where the upper
-            bound lies below it. Takes as long again.
+            bound lies below it. Doubles the time.
 
     Returns:
         :class:`Estimate`.

@@ -133,7 +133,7 @@ def _unfinished(folders: Sequence[Path]) -> dict[tuple[str, str, int], tuple[str
 
 
 def _points(run: Run) -> Iterable[tuple[str, float, float]]:
-    """Returns of training, smoothed and thinned out, and all meta-tests in its course."""
+    """Returns of training, smoothed and thinned out, and all meta-tests during it."""
     steps, values = run.curve("return")
     if len(steps):
         pace = float(np.median(np.diff(run.env_steps))) if len(run.env_steps) > 1 else steps[-1]

@@ -307,7 +307,7 @@ class MetaTest:
 
 
 class PeriodicTest:
-    """Small meta-tests in the course of training.
+    """Small meta-tests during training.
 
     Args:
         learner: the learner that is trained.

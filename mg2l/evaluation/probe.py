@@ -122,7 +122,7 @@ def probe(
     episodes_per_context: int,
     on_episode: Callable[[], object] = lambda: None,
 ) -> Probe:
-    """Explore the tasks again, and measure what representations say of them.
+    """Explore the tasks again, and measure what representations say about them.
 
     Regressions and classifiers are fitted on training tasks, to one half of the episodes.
 

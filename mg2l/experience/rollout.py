@@ -288,8 +288,8 @@ class Collector:
         if self.device.type != "cpu":  # where policies do not look at their probabilities
             acted = {"observations": observations, "actions": stacked["actions"]}
             for name in ("observations", "rewards") if gained is not None else ():
-                found = observations if name == "observations" else stacked[name]
-                finite.require_finite(name, found, acted)
+                value = observations if name == "observations" else stacked[name]
+                finite.require_finite(name, value, acted)
             finite.require_finite("action", stacked["log_probs"], acted)
         if isinstance(latent, Tensor):
             length, constant = len(latents), len(latent) == 1

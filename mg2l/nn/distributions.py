@@ -409,11 +409,11 @@ class MixedHead(nn.Module):
         """Log-probability and entropy ``[A, rows]`` [nats] of given actions."""
         numbers = action[..., : self.numbers.log_std.shape[-1]]
         choices = action[..., : self.choices.padding.shape[2]].long()
-        found = (
+        parts = (
             self.numbers.evaluate(self.numbers.mean(x), numbers, mask),
             self.choices.evaluate(self.choices.logits(x), choices, mask),
         )
-        return found[0][0] + found[1][0], found[0][1] + found[1][1]
+        return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
 
     def raw(self, hidden: Tensor) -> tuple[Tensor, ...]:
         """Means, standard deviations and logits."""

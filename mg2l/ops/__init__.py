@@ -1,8 +1,8 @@
 """Operators on tensors, compiled for CPU and CUDA.
 
 Each is one public function here, one name in ``torch.ops.mg2l`` and one definition in plain torch
-in :mod:`mg2l.ops.reference`. Where nothing has been compiled, the definitions are what is here:
-same values and gradients, without the checks of arguments.
+in :mod:`mg2l.ops.reference`. If nothing has been compiled, the definitions take their place: same
+values and gradients, without argument checks.
 """
 
 from mg2l.ops import native

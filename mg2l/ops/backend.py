@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mg2l.ops import (
-    encode_context,
-    gae,
-    native,
-    pairwise_lse,
-    pia_pool,
-    reference,
-    stacked_mlp,
-    surrogate,
-    value_loss,
-)
+from mg2l import ops
+from mg2l.ops import native, reference
 from mg2l.ops.results import GAE, EncodedContext, PairwiseScores, Pooled, Surrogate
 
 
@@ -34,18 +26,14 @@ class Backend(NamedTuple):
     value_loss: Callable[..., Tensor]
 
 
-NATIVE = Backend(gae, encode_context, pia_pool, pairwise_lse, stacked_mlp, surrogate, value_loss)
+def _all(module: ModuleType) -> Backend:
+    return Backend(**{name: getattr(module, name) for name in Backend._fields})
+
+
+NATIVE = _all(ops)
 """Compiled operators; their definitions where nothing is compiled."""
 
-TORCH = Backend(
-    reference.gae,
-    reference.encode_context,
-    reference.pia_pool,
-    reference.pairwise_lse,
-    reference.stacked_mlp,
-    reference.surrogate,
-    reference.value_loss,
-)
+TORCH = _all(reference)
 """Their definitions in plain torch."""
 
 
@@ -53,7 +41,7 @@ def choose(kernels: str, device: torch.device) -> Backend:
     """The backend named ``auto``, ``native`` or ``torch`` for a device.
 
     With ``auto`` an operator that has not been compiled for the device is computed by its
-    definition, and a line says so (``import mg2l`` has said it where nothing is compiled).
+    definition, and a line says so (``import mg2l`` prints one if nothing is compiled).
 
     Raises:
         ValueError: ``native`` is asked for and an operator is not compiled for the device.

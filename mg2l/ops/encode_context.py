@@ -41,7 +41,7 @@ def encode_context(
         biases: per hidden layer ``[H]`` or ``[A, H]``.
         query: ``[H]`` or ``[A, H]``, scaled already.
         index: ``[B, T]`` int64 in ``[0, R)``.
-        approximate: GELU: ``none`` is the exact one, or ``tanh``.
+        approximate: GELU: ``none`` (exact) or ``tanh``.
         return_weights: Also return the pooling weights.
 
     A context with a logit ``q . h_t`` that is not finite pools to NaN: :mod:`mg2l.ops.reference`.

@@ -39,7 +39,7 @@ def load() -> None:
 
     The CUDA library is loaded when torch itself has CUDA, and is not older than `CUDA_TORCH`.
 
-    Where there are none, a line on stderr says so, once for a process and those it starts.
+    If there are none, a line on stderr says so, once for a process and those it starts.
 
     Raises:
         ImportError: The operators have not been built for this torch.

@@ -23,7 +23,7 @@ def pairwise_lse(
     mask: Tensor | None = None,
     clip: float | None = None,
 ) -> PairwiseScores:
-    """Statistics of all pairs' scores that estimators of mutual information need.
+    """Reduce the scores of all pairs to what estimators of mutual information need.
 
     ``s_ij = scale q_i . k_j``, or with ``std`` the diagonal Gaussian log-density ``s_ij = scale log
     N(q_i; k_j, diag std_j^2)``. Each query has one positive; its negatives are the keys that are
@@ -41,13 +41,13 @@ def pairwise_lse(
         positive: ``[*G, B]`` int64 in ``[0, M)``: each query's own key.
         scale: Factor of the scores, an inverse temperature.
         std: ``[*G, M, D]`` like ``keys``, positive: the keys are means of Gaussians.
-        query_labels: ``[*G, B]`` int64: keys of the same label are no negatives.
+        query_labels: ``[*G, B]`` int64: keys with the same label are not negatives.
         key_labels: ``[*G, M]`` int64, given with ``query_labels``.
-        mask: ``[*G, B, M]`` bool, False where a key is no negative of a query.
+        mask: ``[*G, B, M]`` bool, False excludes a key from a query's negatives.
         clip: Positive; scores are clamped to ``[-clip, clip]`` in both log-sum-exps.
 
-    Where the mean of a query's scores is not finite, or its positive score, its log-sum-exps are
-    NaN: :mod:`mg2l.ops.reference`.
+    If the mean of a query's scores or its positive score is not finite, its log-sum-exps are NaN:
+    see :mod:`mg2l.ops.reference`.
 
     Returns:
         :class:`PairwiseScores`. ``lse``, ``lse_negatives``, ``mean`` and ``positive`` are

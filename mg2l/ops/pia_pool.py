@@ -28,9 +28,8 @@ def pia_pool(
     Args:
         x: ``[*, T, D]`` float32 or float64, T at ``dim``, ``T >= 1``.
         query: ``[heads, D]`` like ``x``, scaled already.
-        dim: Axis of the sets, not the last.
-        mask: ``x.shape[:-1]`` bool, False where there is no input; what ``x`` holds there is not
-            looked at.
+        dim: Axis of a set's inputs, not the last.
+        mask: ``x.shape[:-1]`` bool, False where there is no input; ``x`` is ignored there.
         return_weights: Also return the weights.
 
     A set with a logit that is not finite pools to NaN: :mod:`mg2l.ops.reference`.
@@ -40,7 +39,7 @@ def pia_pool(
         ``x`` and ``query``.
 
     Raises:
-        ValueError: ``dim`` is no axis of ``x`` or its last.
+        ValueError: ``dim`` is not an axis of ``x``, or is the last one.
         RuntimeError: Shapes, dtypes or devices do not fit, or ``T = 0``; or a second derivative is
             asked for.
 

@@ -3,7 +3,7 @@
 Same arguments and results as the functions of :mod:`mg2l.ops`, none of the checks.
 
 Attention over a set with a logit that is not finite is NaN throughout, and so are the log-sum-exps
-of a query with a score that is not finite: guards against non-finite losses must see it.
+of a query with a score that is not finite, so that guards against non-finite losses see it.
 """
 
 from __future__ import annotations

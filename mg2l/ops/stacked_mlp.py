@@ -24,7 +24,7 @@ def stacked_mlp(
     ``h_l = norm(act(h_{l-1} W_l^T + b_l))`` per group, ``norm`` being LayerNorm (Ba et al., 2016,
     arXiv:1607.06450) without an affine part, its variance that of the population plus 1e-5. On the
     CPU a tile of rows goes through all layers before the next one; only the normalised features
-    are kept for the backward pass, and nothing where no gradient is wanted.
+    are kept for the backward pass, and nothing if no gradient is needed.
 
     Args:
         x: ``[G, rows, in]`` float32 or float64. Groups may share memory, as in
@@ -32,8 +32,8 @@ def stacked_mlp(
         weights: of each layer ``[G, units, in]``, ``in`` being the units of the layer before; like
             ``x``, as are the biases.
         biases: of each layer ``[G, units]``.
-        relu: the activation is ReLU, else tanh.
-        plain_last: the last layer is linear alone: neither activated nor normalised.
+        relu: use ReLU, else tanh.
+        plain_last: leave the last layer linear, without activation or normalisation.
 
     Returns:
         ``[G, rows, units]`` of the last layer, contiguous. Differentiable once with respect to

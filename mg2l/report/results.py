@@ -87,12 +87,11 @@ def markdown(
         _section(
             "Environment steps to a score",
             _efficiency(frames, found),
-            "Until the meta-test in the course of training first shows a mean return on held-out "
-            "tasks that is this far on the way from `mappo` to the `oracle` at the end; median of "
-            "the seeds that come so far.",
+            "Until a meta-test during training first shows a mean return on held-out tasks this "
+            "far from `mappo` towards the `oracle` at the end; median of the seeds that get there.",
         ),
         _section(
-            "What representations say of the task",
+            "What representations say about the task",
             _probes(frames),
             "R² of the task's features by a linear regression that was fitted on training tasks: "
             "`z` of joint experience / mean of the agents' own `z^i`.",
@@ -224,7 +223,7 @@ def _gains(parts: Sequence[Adaptation]) -> list[str]:
 
 
 def _efficiency(frames: Frames, found: Sequence[Adaptation]) -> list[str]:
-    """Steps until meta-tests in the course of training show a score, by algorithm and family."""
+    """Steps until meta-tests during training show a score, by algorithm and family."""
     rows = []
     for part in found:
         if part.part != "test" or part.scale is None:

@@ -32,7 +32,7 @@ FORMAT = 2
 TENSORS, STRUCTURE = "state.safetensors", "state.json"
 
 BEST = "best"
-"""Name of the checkpoint that is best by a metric; pruning leaves it alone."""
+"""Name of the checkpoint that is best by a metric; it is never pruned."""
 
 _PARTIAL, _ASIDE, _TRASH = ".partial-", ".aside-", ".trash-"
 
@@ -107,8 +107,8 @@ def iterations(folder: Path | str) -> list[int]:
     folder = Path(folder)
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if re.fullmatch("[0-9]{8,18}", path.name)]
-    return sorted(int(path.name) for path in found if path.is_dir() and not path.is_symlink())
+    folders = [path for path in folder.iterdir() if re.fullmatch("[0-9]{8,18}", path.name)]
+    return sorted(int(path.name) for path in folders if path.is_dir() and not path.is_symlink())
 
 
 def last_iteration(folder: Path | str) -> int:
@@ -291,10 +291,10 @@ def _read_structure(path: Path) -> dict[str, Any]:
     if (written := content.get("format")) not in older.FORMATS:
         known = " and ".join(map(str, older.FORMATS))
         raise ValueError(f"{STRUCTURE} has format {written}, this version of mg2l reads {known}")
-    found: dict[str, Any] = require(content, CONTENT, STRUCTURE)
+    structure: dict[str, Any] = require(content, CONTENT, STRUCTURE)
     if path_of(path.parent, content["iteration"]).name != path.name and path.name.isdecimal():
         raise ValueError(f"{STRUCTURE} is of iteration {content['iteration']}, not of this one")
-    return found
+    return structure
 
 
 def _read(path: Path, most: int) -> bytes:
@@ -391,17 +391,17 @@ def load_last(
     folder = Path(folder)
     clean(folder)
     candidates = iterations(folder)[::-1]
-    found = None
+    loaded = None
     for iteration in candidates:
         try:
-            found = load(path_of(folder, iteration), about=about, template=template)
+            loaded = load(path_of(folder, iteration), about=about, template=template)
             break
         except CheckpointError:
             if not previous or iteration == candidates[-1]:
                 raise
-    if found is not None:
-        remove_later(folder, found.iteration)
-    return found
+    if loaded is not None:
+        remove_later(folder, loaded.iteration)
+    return loaded
 
 
 def load_networks(

@@ -130,8 +130,8 @@ def _earlier(
     """
     from mg2l.training import checkpoint  # imports torch, which new runs are chosen without
 
-    found = newest(overrides, names, option) if str(run) == LAST else run
-    folder, name = checkpoint.locate(found)
+    path = newest(overrides, names, option) if str(run) == LAST else run
+    folder, name = checkpoint.locate(path)
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{option}={run}: no run lies there (it has no config.yaml)")
     shape = {"names": dict.fromkeys(KINDS, str)}
@@ -163,8 +163,8 @@ def newest(
     )
     root = Path({str(key): value for key, value in pairs}.get("main_save_path", "runs"))
     env, algo = (stem(names[kind]) if kind in names else "*" for kind in ("env", "algo"))
-    found = [path.parent for path in root.glob(f"{env}/{algo}/*/config.yaml")]
-    found = [path for path in found if not path.name.startswith(".")]
-    if not found:
+    runs = [path.parent for path in root.glob(f"{env}/{algo}/*/config.yaml")]
+    runs = [path for path in runs if not path.name.startswith(".")]
+    if not runs:
         raise ConfigError(f"{option}={LAST}: no run lies in {root}/{env}/{algo}")
-    return max(found, key=lambda path: (path.name[:15], (path / "config.yaml").stat().st_mtime_ns))
+    return max(runs, key=lambda path: (path.name[:15], (path / "config.yaml").stat().st_mtime_ns))

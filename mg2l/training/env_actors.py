@@ -116,9 +116,9 @@ class Host:
         return PaddedEnv(registry.make(config, len(seeds), seeds), num_envs, part)
 
     def _collector(self, kind: str) -> Collector:
-        found = self.learner.collector if kind == ROLLOUT else self.learner.explorer
-        assert found is not None
-        return found
+        collector = self.learner.collector if kind == ROLLOUT else self.learner.explorer
+        assert collector is not None
+        return collector
 
     def state(self, kind: str) -> dict[str, Any]:
         """State of the environments as they were built."""
@@ -307,12 +307,12 @@ class HostedCollector(Collector):
             )
             for actor, state, part in zip(env.actors, env.states, env.parts, strict=True)
         ]  # fmt: skip
-        found = env.get(fragments)
-        env.states = [state for _, state, _ in found]
+        answers = env.get(fragments)
+        env.states = [state for _, state, _ in answers]
         env.task_ids = task_ids
         if self.generator.device.type == "cpu":
-            self.generator.set_state(found[0][2])
-        return self._joined([rollout for rollout, _, _ in found])
+            self.generator.set_state(answers[0][2])
+        return self._joined([rollout for rollout, _, _ in answers])
 
     def _noise(self) -> Tensor:
         """State of the policies' noise on the CPU, where they act.

@@ -24,7 +24,7 @@ from mg2l.experience.finite import NonFiniteLossError
 from mg2l.experience.rollout import Rollout
 from mg2l.training import checkpoint, env_actors
 from mg2l.training.checkpoint import Checkpoint, CheckpointError
-from mg2l.training.finite import check_finite
+from mg2l.training.finite import save_batch
 from mg2l.training.folder import RunFolder
 from mg2l.training.learner import Learner
 from mg2l.training.random_state import (
@@ -42,7 +42,7 @@ _MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeErro
 
 
 class Evaluator(Protocol):
-    """Meta-tests in the course of training, such as `mg2l.evaluation.meta_test.PeriodicTest`."""
+    """Meta-tests during training, such as `mg2l.evaluation.meta_test.PeriodicTest`."""
 
     def measure(self) -> dict[str, float]:
         """Metrics of the learner as it is; measuring them does not affect training.
@@ -187,23 +187,23 @@ def fork(learner: Learner, options: Options) -> Checkpoint | None:
         saved = checkpoint.last_iteration(folder)
         name = options.checkpoint or checkpoint.path_of(folder, saved).name
         try:
-            found = checkpoint.load(folder / name, template=template)
+            parent = checkpoint.load(folder / name, template=template)
             break
         except CheckpointError:  # the run may be at work, and have replaced its last one
             if options.checkpoint or checkpoint.last_iteration(folder) == saved:
                 raise
     config = learner.config
-    if not config.n_env_steps and config.n_iters <= found.iteration:
+    if not config.n_env_steps and config.n_iters <= parent.iteration:
         raise ConfigError(
-            f"n_iters={config.n_iters} must be more than {found.iteration}, the iteration of the "
+            f"n_iters={config.n_iters} must be more than {parent.iteration}, the iteration of the "
             f"checkpoint of --from={options.fork}"
         )
     try:
-        learner.load_learnt(found.state)
+        learner.load_learnt(parent.state)
     except _MISFITS as error:
-        raise _misfit(found, error) from None
-    learner.reseed(found.iteration)
-    return replace(found, state=snapshot(learner))
+        raise _misfit(parent, error) from None
+    learner.reseed(parent.iteration)
+    return replace(parent, state=snapshot(learner))
 
 
 def restore(
@@ -221,48 +221,48 @@ def restore(
         CheckpointError: it is damaged, or of another run.
     """
     is_of, template = about(learner.config), learner.state_dict()
-    found: Checkpoint | None = None
+    read: Checkpoint | None = None
 
     def choose() -> str | None:
-        nonlocal found
+        nonlocal read
         if options.checkpoint:
             path = folder.checkpoints / options.checkpoint
-            found = checkpoint.load(path, about=is_of, template=template)
-            checkpoint.roll_back(folder.checkpoints, found)
+            read = checkpoint.load(path, about=is_of, template=template)
+            checkpoint.roll_back(folder.checkpoints, read)
         else:
-            found = checkpoint.load_last(
+            read = checkpoint.load_last(
                 folder.checkpoints, previous=options.resume_previous, about=is_of, template=template
             )
-        checkpoint.remove_best_after(folder.checkpoints, 0 if found is None else found.iteration)
-        return None if found is None else str(found.path)
+        checkpoint.remove_best_after(folder.checkpoints, 0 if read is None else read.iteration)
+        return None if read is None else str(read.path)
 
     chosen = world.from_main(choose)
     if chosen is None:
         return 0
-    if found is None:
-        found = checkpoint.load(chosen, about=is_of, template=template)
+    if read is None:
+        read = checkpoint.load(chosen, about=is_of, template=template)
     seed = learner.config.seed
     try:
-        learner.load_state_dict(found.state)
+        learner.load_state_dict(read.state)
         renewed = set_random_state(
-            own_random_state(found.state["random"]),
+            own_random_state(read.state["random"]),
             learner.generators,
             learner.device,
-            fresh=(seed, found.iteration),
+            fresh=(seed, read.iteration),
         )
     except _MISFITS as error:
-        raise _misfit(found, error) from None
+        raise _misfit(read, error) from None
     if renewed:
         note(
             f"continuing on {learner.device}, not where the checkpoint was written: fresh random "
-            f"streams from seed {seed} and iteration {found.iteration} ({', '.join(renewed)})"
+            f"streams from seed {seed} and iteration {read.iteration} ({', '.join(renewed)})"
         )
-    return found.iteration
+    return read.iteration
 
 
-def _misfit(found: Checkpoint, error: Exception) -> CheckpointError:
+def _misfit(read: Checkpoint, error: Exception) -> CheckpointError:
     reason = f"{type(error).__name__}: {error}"
-    return CheckpointError(f"checkpoint {found.path} does not fit this run: {reason}")
+    return CheckpointError(f"checkpoint {read.path} does not fit this run: {reason}")
 
 
 def snapshot(learner: Learner) -> dict[str, Any]:
@@ -302,8 +302,7 @@ def error_context(iteration: int, folder: RunFolder) -> Iterator[None]:
     except EnvError as error:
         raise EnvError(f"iteration {iteration}: {error}") from None
     except NonFiniteLossError as error:
-        check_finite({error.term: error.value}, iteration, error.batch, folder.path)
-        raise
+        raise save_batch(error, iteration, folder.path) from error
 
 
 @contextmanager

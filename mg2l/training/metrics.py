@@ -35,13 +35,13 @@ def _plain(value: Any) -> Any:
 
 def scalars(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """The numbers among plain metrics, nested ones under ``outer/inner``."""
-    found: dict[str, float] = {}
+    flat: dict[str, float] = {}
     for name, value in metrics.items():
         if isinstance(value, Mapping):
-            found.update(scalars(value, f"{prefix}{name}/"))
+            flat.update(scalars(value, f"{prefix}{name}/"))
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            found[prefix + name] = value
-    return found
+            flat[prefix + name] = value
+    return flat
 
 
 def read_metrics(path: Path | str, inside: Path | None = None) -> list[dict[str, Any]]:

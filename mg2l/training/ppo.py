@@ -204,10 +204,10 @@ class PPO:
 
         def returns(rewards: Tensor, value: float) -> Tensor:
             values = torch.full((len(rewards) + 1, *rewards.shape[1:]), value).to(rewards)
-            found = self.backend.gae(
+            returned = self.backend.gae(
                 rewards, values, terminated, truncated, gamma, lam, final_values=values[1:]
             ).returns
-            return found.movedim(-1, 0)
+            return returned.movedim(-1, 0)
 
         at_zero = returns(rewards.double(), 0.0)  # returns are linear in the value
         slope = returns(torch.zeros_like(rewards, dtype=torch.float64), 1.0)
@@ -276,8 +276,8 @@ class PPO:
         """
         metrics: dict[str, list[Tensor]] = {}  # of all agents
 
-        def note(found: dict[str, Tensor]) -> None:
-            for name, value in found.items():
+        def note(terms: dict[str, Tensor]) -> None:
+            for name, value in terms.items():
                 metrics.setdefault(name, []).append(value.detach())
 
         parts = 1 if critic_latent.every_minibatch else self.config.num_mini_batch
@@ -326,16 +326,16 @@ class PPO:
         )
         weights = part.weights(config.use_policy_active_masks)
         before, advantages = part.log_probs.flatten(1), part.advantages.flatten(1)
-        found = self.backend.surrogate(log_probs, before, advantages, weights, config.clip_param)
+        clipped = self.backend.surrogate(log_probs, before, advantages, weights, config.clip_param)
         entropies = mean_per_agent(entropy, weights)
-        loss = found.loss - config.entropy_coef * entropies
+        loss = clipped.loss - config.entropy_coef * entropies
         require_finite("loss/policy", loss, vars(part))
         self.backward(self.trained_actor, loss)
         metrics = {
-            "loss/policy": found.loss,
+            "loss/policy": clipped.loss,
             "entropy": entropies,
-            "kl": found.kl,
-            "clip_fraction": found.clip_fraction,
+            "kl": clipped.kl,
+            "clip_fraction": clipped.clip_fraction,
         }
         return {name: value.detach() for name, value in metrics.items()}
 

@@ -50,12 +50,12 @@ def tested_return(metrics: Mapping[str, Any]) -> float | None:
     was no meta-test.
     """
     for part in ("validation", "test", "train"):
-        found = {}
+        by_shots = {}
         for name, value in metrics.items():
             if name.startswith(f"eval/{part}_") and value is not None:
-                found[int(name.removeprefix(f"eval/{part}_").partition("_")[0])] = float(value)
-        if found:
-            return found[max(found)]
+                by_shots[int(name.removeprefix(f"eval/{part}_").partition("_")[0])] = float(value)
+        if by_shots:
+            return by_shots[max(by_shots)]
     return None
 
 

@@ -100,21 +100,21 @@ class SpacesOnly(VectorEnv):
     """
 
     def __init__(self, path: Path, config: EnvConfig, num_envs: int) -> None:
-        found = read_json(path, SHAPE, inside=path.parent)
-        tasks = found["tasks"]
+        content = read_json(path, SHAPE, inside=path.parent)
+        tasks = content["tasks"]
         try:
             self.observation_spaces = tuple(
-                spaces.Box(-np.inf, np.inf, (_width(size),)) for size in found["observations"]
+                spaces.Box(-np.inf, np.inf, (_width(size),)) for size in content["observations"]
             )
-            self.action_spaces = tuple(_space(described) for described in found["actions"])
+            self.action_spaces = tuple(_space(described) for described in content["actions"])
             if not 1 <= len(self.observation_spaces) == len(self.action_spaces):
                 raise ValueError("needs a space of observations and of actions for each agent")
             features = np.asarray(tasks["features"], np.float32)
             params: list[dict[str, Any]] = [{} for _ in tasks["names"]]
             counts = (tasks["n_train"], tasks["n_test"], tasks.get("n_validation", 0))
             self.tasks = TaskSet(params, features, tasks["names"], *counts)
-            image = found["image"]
-            self.shared_reward = found.get("shared_reward", False)
+            image = content["image"]
+            self.shared_reward = content.get("shared_reward", False)
             self.image = None if image is None else (image[0], image[1], image[2])
         except (ValueError, LookupError) as error:
             raise ConfigError(f"{path}: describes no environment: {error}") from None

@@ -252,12 +252,12 @@ class MG2L(ContextInference):
         cosine = F.cosine_similarity(means, self.means, dim=-1)
         parts = [spread, distances.sum() / max(pairs, 1), self.means.any()]
         numbers = [x.reshape(1) for x in parts] + [cosine[:, 0], cosine[:, 1:].mean(1)]
-        found = torch.cat(numbers).tolist()  # in one copy from the device
-        metrics: dict[str, Any] = {"z/spread": found[0]}
+        values = torch.cat(numbers).tolist()  # in one copy from the device
+        metrics: dict[str, Any] = {"z/spread": values[0]}
         if self.tasks > 1:
-            metrics["z/distance"] = found[1]
-        if found[2]:  # there was an update before
-            drift = found[3:]
+            metrics["z/distance"] = values[1]
+        if values[2]:  # there was an update before
+            drift = values[3:]
             metrics["drift/global"] = {str(k): drift[k] for k in range(self.tasks)}
             metrics["drift/local"] = {str(k): drift[self.tasks + k] for k in range(self.tasks)}
         self.means.copy_(means)

@@ -55,14 +55,14 @@ class Agent:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"{folder / 'export.json'} cannot be used: {reason}") from None
-        found = [entry for entry in self.manifest["agents"] if entry["index"] == index]
-        if not found:
+        entries = [entry for entry in self.manifest["agents"] if entry["index"] == index]
+        if not entries:
             known = [entry["index"] for entry in self.manifest["agents"]]
             raise ValueError(f"index must be one of {known}, got {index}")
         networks: dict[str, Network] = {}
-        for name, files in found[0]["files"].items():
+        for name, files in entries[0]["files"].items():
             data = read(folder, files["onnx"], MAX_MODEL)
-            if hashlib.sha256(data).hexdigest() != found[0]["sha256"][files["onnx"]]:
+            if hashlib.sha256(data).hexdigest() != entries[0]["sha256"][files["onnx"]]:
                 raise ValueError(f"{folder / files['onnx']} is not what was exported")
             if b"\n\x08location" in data:  # weights kept in other files, wherever those lie
                 raise ValueError(f"{folder / files['onnx']} must hold its weights itself")
@@ -71,9 +71,9 @@ class Agent:
             except Exception as error:  # onnxruntime's own classes
                 raise ValueError(f"{folder / files['onnx']} is no network: {error}") from None
         self.policy, self.inference = networks["policy"], networks.get("inference")
-        self.action: dict[str, Any] = found[0].get("action", self.manifest["action"])
-        self.width: int = found[0].get("observation", self.manifest["observation"])
-        self.initial = np.array(found[0].get("initial_belief", []), np.float32)
+        self.action: dict[str, Any] = entries[0].get("action", self.manifest["action"])
+        self.width: int = entries[0].get("observation", self.manifest["observation"])
+        self.initial = np.array(entries[0].get("initial_belief", []), np.float32)
         self.latent: Array | None = None
         self.state: Array | None = None
         self.belief: Array | None = None
@@ -119,7 +119,7 @@ class Agent:
             ``[size]`` float32 that may lie outside the action space: environments clip.
 
         Raises:
-            ValueError: observation or mask has another shape, or no action is allowed.
+            ValueError: observation or mask has the wrong shape, or no action is allowed.
             RuntimeError: it must be given features of its task first.
         """
         if self.infers and not self.inferred and not self._explores_on_context:
@@ -134,12 +134,12 @@ class Agent:
             inputs["latent"] = self.latent[None]
         if self.state is not None:
             inputs["state"] = self.state[None]
-        found = self.policy(**inputs)
+        outputs = self.policy(**inputs)
         if self.state is not None:
-            self.state = found["next_state"][0]
-        if "logits" in found:
-            return self._choose(found["logits"][0], mask)
-        mean, std = found["action_mean"][0], found["action_std"][0]
+            self.state = outputs["next_state"][0]
+        if "logits" in outputs:
+            return self._choose(outputs["logits"][0], mask)
+        mean, std = outputs["action_mean"][0], outputs["action_std"][0]
         return mean if self.deterministic else self._normal(mean, std)
 
     def observe(
@@ -161,7 +161,7 @@ class Agent:
                 transitions in which it was dead.
 
         Raises:
-            ValueError: a shape is another one.
+            ValueError: a shape is wrong.
         """
         row = self.transition(observation, action, reward, next_observation)
         self.observed += 1
@@ -174,8 +174,8 @@ class Agent:
         elif self.source == "belief":
             assert self.inference is not None
             assert self.belief is not None
-            found = self.inference(transition=row[None], state=self.belief[None])
-            self.latent, self.belief = found["latent"][0], found["next_state"][0]
+            outputs = self.inference(transition=row[None], state=self.belief[None])
+            self.latent, self.belief = outputs["latent"][0], outputs["next_state"][0]
         elif self.source == "last_step":
             width, size = len(self._row("observation", observation)), self._action_width
             described = self.manifest["latent"]
@@ -230,8 +230,8 @@ class Agent:
         """
         if not self.infers or self.inference is None:
             raise RuntimeError(f"{self.manifest['algorithm']} does not infer from contexts")
-        found = self.inference(context=np.asarray(context, np.float32)[None])
-        return found["z_mean"][0], found["z_std"][0]
+        outputs = self.inference(context=np.asarray(context, np.float32)[None])
+        return outputs["z_mean"][0], outputs["z_std"][0]
 
     def transition(
         self, observation: ArrayLike, action: Any, reward: float, next_observation: ArrayLike

@@ -69,16 +69,16 @@ class MlflowRun(ServiceTracker):
                 client.update_run(run.info.run_id, status="RUNNING")
                 return str(run.info.run_id)
             client.delete_run(run.info.run_id)
-        found = str(client.create_run(group, tags={TAG: name}, run_name=name).info.run_id)
+        run_id = str(client.create_run(group, tags={TAG: name}, run_name=name).info.run_id)
         values = [self._parameter(_allowed(k), str(v)[:LONGEST]) for k, v in config.items()]
         for some in _parts(values, 100):
-            client.log_batch(found, params=some)
+            client.log_batch(run_id, params=some)
         rows = read_metrics(record) if iteration and record.exists() else []
         kept = [row for row in rows if row["iteration"] <= iteration]
         metrics = [x for row in kept for x in self._metrics(scalars(row), row["iteration"])]
         for some in _parts(metrics, MOST):
-            client.log_batch(found, metrics=some)
-        return found
+            client.log_batch(run_id, metrics=some)
+        return run_id
 
     def _metrics(self, numbers: Mapping[str, float], iteration: int) -> list[Any]:
         now = time.time_ns() // 1_000_000
