@@ -33,10 +33,11 @@ def per_agent(critic, observations, latent):
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("norm", ["none", "layer"])
 def test_a_joint_critic_is_one_per_agent_on_copies_of_the_joint_observation(shared, norm):
-    critic = make_critic(share_policy=shared, observation_normalization=norm)
-    observations, latent = torch.randn(ROWS, AGENTS, OBS), torch.randn(ROWS, TASK)
+    critic = make_critic(share_policy=shared, observation_normalization=norm).double()
+    observations = torch.randn(ROWS, AGENTS, OBS, dtype=torch.float64)
+    latent = torch.randn(ROWS, TASK, dtype=torch.float64)
     wanted, each = per_agent(critic, observations, latent)
-    loss = torch.randn(AGENTS, ROWS)
+    loss = torch.randn(AGENTS, ROWS, dtype=torch.float64)
     (wanted * loss).sum().backward()
     gradients = {name: p.grad.clone() for name, p in critic.named_parameters()}
     critic.zero_grad()
