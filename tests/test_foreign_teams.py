@@ -1,5 +1,6 @@
 """Mixed teams of other packages, through adapters, and robots of unequal parts."""
 
+import itertools
 import json
 from typing import Any
 
@@ -162,6 +163,26 @@ def trained_spaces(folder):
         return learner.env.action_spaces
     finally:
         learner.close()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("algo", ["mg2l", "rl2"])
+def test_a_mixed_run_is_resumed_bit_for_bit(tmp_path, name, algo):
+    adapters.register(name, *FAMILIES[name])
+    (tmp_path / "env.yaml").write_text(f"family: {name}\n")
+    values = {**TINY, "save_model": True, "save_interval": 1, "n_workers": 1, "n_iters": 4}
+    keys = {**values, "algo": algo, "env": tmp_path / "env.yaml"}
+    whole = mg2l.train(**keys, main_save_path=str(tmp_path / "whole")).folder
+    with mg2l.iterations(**keys, main_save_path=str(tmp_path / "parts")) as parts:
+        assert len([*itertools.islice(parts, 2)]) == 2
+    mg2l.train(resume=parts.path)
+    rows = [read_metrics(folder / "metrics.jsonl") for folder in (whole, parts.path)]
+    kept = [
+        [{k: v for k, v in row.items() if "time/" not in k and "_per_s" not in k} for row in run]
+        for run in rows
+    ]
+    assert len(kept[0]) == 4
+    assert repr(kept[0]) == repr(kept[1])
 
 
 @pytest.mark.parametrize("name", FAMILIES)

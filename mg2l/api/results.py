@@ -50,8 +50,9 @@ class Results:
         """The runs as the JSON that marl-eval reads (Gorsane et al., 2022, arXiv:2209.10485).
 
         Environment, task, algorithm, run, step. A task is a way of meta-testing, such as
-        ``test_1_shots``; runs without meta-tests during training have ``training``, and
-        its returns. Each step has ``step_count`` [environment steps] and the list ``return``;
+        ``test_1_shots``; where no run of an environment has meta-tests during training it is
+        ``training``, with its returns, and else runs without any, such as those that have just
+        begun, are left out: marl-eval wants every algorithm in every task. Each step has ``step_count`` [environment steps] and the list ``return``;
         ``absolute_metrics`` has a value per task and episode of ``evaluation.csv`` where the run
         was evaluated, else the last return. There is no ``elapsed_time``, with which marl-eval's
         ``DiagnoseData`` finds the metrics of steps and of ``absolute_metrics`` to differ.
@@ -60,7 +61,10 @@ class Results:
         >>> text = json.dumps(mg2l.results("runs").marl_eval())
         """
         found: dict[str, Any] = {}
+        tested = {run.env for run in self.runs if _is_tested(run)}
         for run in self.runs:
+            if run.env in tested and not _is_tested(run):
+                continue
             for task, steps in _steps(run).items():
                 absolute = _episodes(run).get(task) or steps[max(steps, key=_number)]["return"]
                 algorithms = found.setdefault(run.env, {}).setdefault(task, {})
@@ -76,10 +80,14 @@ def _number(step: str) -> int:
     return int(step.removeprefix("step_"))
 
 
+def _is_tested(run: Run) -> bool:
+    return any(MEASURED.fullmatch(name) for row in run.numbers for name in row)
+
+
 def _steps(run: Run) -> dict[str, dict[str, dict[str, Any]]]:
     """Entries ``step_<n>`` of a run, by task."""
     tasks: dict[str, dict[str, dict[str, Any]]] = {}
-    tested = any(MEASURED.fullmatch(name) for row in run.numbers for name in row)
+    tested = _is_tested(run)
     for row in run.numbers:
         values = {
             name.removeprefix("eval/"): value
