@@ -52,9 +52,10 @@ class Results:
         Environment, task, algorithm, run, step. A task is a way of meta-testing, such as
         ``test_1_shots``; where no run of an environment has meta-tests during training it is
         ``training``, with its returns, and else runs without any, such as those that have just
-        begun, are left out: marl-eval wants every algorithm in every task. Each step has ``step_count`` [environment steps] and the list ``return``;
-        ``absolute_metrics`` has a value per task and episode of ``evaluation.csv`` where the run
-        was evaluated, else the last return. There is no ``elapsed_time``, with which marl-eval's
+        begun, are left out: marl-eval wants every algorithm in every task. Each step has
+        ``step_count`` [environment steps] and the list ``return``; ``absolute_metrics`` has
+        a value per task and episode of ``evaluation.csv`` where the run was evaluated, else the
+        last return. There is no ``elapsed_time``, with which marl-eval's
         ``DiagnoseData`` finds the metrics of steps and of ``absolute_metrics`` to differ.
 
         >>> import json, mg2l

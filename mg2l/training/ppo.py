@@ -375,11 +375,10 @@ class PPO:
         """Compute the encoder's gradients on the value losses, given those of the latent."""
         assert self.encoder_optimiser is not None
         self.encoder_optimiser.zero_grad()
-        if penalty is None:
-            inferred.backward(gradient)
-        else:
-            each = torch.full_like(penalty, 1 / world.size)  # a mean over own environments
-            torch.autograd.backward([inferred, penalty], [gradient, each])
+        loss = (inferred * gradient).sum()
+        if penalty is not None:
+            loss = loss + penalty.sum() / world.size  # a mean over own environments
+        loss.backward()
         return Trained(
             "grad_norm/encoder_from_critic",
             self.encoder_parameters,
@@ -396,7 +395,8 @@ class PPO:
         """Gradients of the agents' losses ``[A]``; agents with own networks do not mix."""
         trained.optimiser.zero_grad()
         averaged = self.policy.share_policy or trained.clip is clip_grad_norm
-        losses.backward(torch.full_like(losses, 1 / len(losses) if averaged else 1.0))
+        # Of a number: for a vector and its gradient torch imports its symbolic algebra.
+        (losses.mean() if averaged else losses.sum()).backward()
 
     def start_step(self, *trained: Trained) -> Step:
         """Begin to sum gradients over processes, those of all ``trained`` in one message."""
