@@ -149,7 +149,7 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
         The norm before, a scalar.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm: Tensor = torch.stack(torch._foreach_norm(gradients)).norm()
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if norm.device.type != "cpu" or bool(norm > limit):  # a GPU would be waited for
         torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm
@@ -162,7 +162,8 @@ def clip_grad_norm_per_agent(parameters: Iterable[nn.Parameter], limit: float) -
         The norms before, ``[G]``.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norms: Tensor = torch.cat([g.flatten(1) for g in gradients], 1).norm(dim=1)
+    flat = torch.cat([g.flatten(1) for g in gradients], 1)
+    norms: Tensor = torch.linalg.vector_norm(flat, dim=1)
     if norms.device.type != "cpu" or bool((norms > limit).any()):
         scale = (limit / (norms + 1e-6)).clamp(max=1.0)
         for g in gradients:

@@ -25,7 +25,7 @@ class _Unit(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        norm: Tensor = x.norm(dim=-1, keepdim=True).clamp_(min=_SMALLEST)
+        norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=_SMALLEST)
         y: Tensor = x / norm
         ctx.save_for_backward(y, norm)
         return y
