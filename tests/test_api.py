@@ -455,6 +455,16 @@ def test_frames_where_pandas_is_installed(sizes, tmp_path, monkeypatch):
     assert rows.evaluations == []
 
 
+def test_marl_eval_gets_every_algorithm_in_every_task(sizes, tmp_path):
+    """A run that has no meta-test yet would make a task of its own, without the others."""
+    tested = mg2l.train(algo="mappo", n_iters=1, **TESTED, **sizes)
+    new = mg2l.train(algo="oracle", n_iters=1, **sizes)
+    held = mg2l.results(tested.folder, new.folder).marl_eval()["mpe-spread"]
+    assert {tuple(task) for task in held.values()} == {("mappo",)}
+    alone = mg2l.results(new.folder).marl_eval()["mpe-spread"]
+    assert {name: list(task) for name, task in alone.items()} == {"training": ["oracle"]}
+
+
 # The package.
 
 

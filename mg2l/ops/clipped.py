@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -135,12 +136,13 @@ class _FirstDerivative(torch.autograd.Function):
         refuse(ctx.name)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.name = "surrogate" if len(output) == 4 else "value_loss"
+def _setup_context(
+    name: str, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
+) -> None:
     ctx.save_for_backward(output[-1])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.others = len(inputs) - 1
+    ctx.name, ctx.others = name, len(inputs) - 1
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -159,4 +161,6 @@ def _value_loss_fake(prediction: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 for _name in ("surrogate", "value_loss"):
-    torch.library.register_autograd(f"mg2l::{_name}", _backward, setup_context=_setup_context)
+    torch.library.register_autograd(
+        f"mg2l::{_name}", _backward, setup_context=partial(_setup_context, _name)
+    )
