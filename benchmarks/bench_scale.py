@@ -1,12 +1,13 @@
 """Data-parallel training: iterations of two processes, their messages, and a model fitted to them.
 
-``python -m benchmarks.bench_scale --write docs`` measures on this machine, in about two minutes on
+``python -m benchmarks.bench_scale --write docs`` measures on this machine, in about four minutes on
 two idle cores, and writes ``scale_out.json``, the plot ``scale_out.png`` and, between their marks,
 the tables of ``scaling.md`` into that folder; with ``--fit`` from the measurements that lie there.
 
 Iterations are timed in turns, each process with one thread: of one process while the other idles,
 of both at once as runs of their own, of both with as much work each as that one in a single run
-(weak scaling), and of both that share its work (strong).
+(weak scaling), and of both that share its work (strong). First they exchange through memory, as
+processes of one machine do, then by Gloo over TCP, as those of two do.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import socket
 import statistics
 import subprocess
 import sys
@@ -41,6 +43,7 @@ KINDS = {
     "weak": "two, one run, as much work for each (weak)",
     "strong": "two, one run, the same work together (strong)",
 }
+WAYS = {"memory": "shared memory", "gloo": "Gloo over TCP"}
 
 SIZES = (2, 8, 64, 512)
 MEASURED, PAGE, PLOT = "scale_out.json", "scaling.md", "scale_out.png"
@@ -143,12 +146,17 @@ def work(out: Path, algo: str, num_envs: int, rounds: int) -> None:
 # The model.
 
 
+Kind = Callable[[float, float], Callable[[int, float], float]]
+
+
 class Network(NamedTuple):
     """How long a sum over W processes takes."""
 
     name: str
     seconds: Callable[[int, float], float]
     """Time for W processes and so many bytes [s]."""
+    overlaps: bool = True
+    """Whether it sums while a process computes."""
 
 
 def doubling(latency: float, bandwidth: float) -> Callable[[int, float], float]:
@@ -184,6 +192,20 @@ def expected_maximum(size: int) -> float:
     return float((middle * np.diff(below**size)).sum())
 
 
+def adding(latency: float, bandwidth: float) -> Callable[[int, float], float]:
+    """What processes do that share memory: each adds the messages of all W (`SharedMemory`).
+
+    Args:
+        latency: of a sum [s].
+        bandwidth: of a sum of two [B/s].
+    """
+
+    def seconds(size: int, count: float) -> float:
+        return latency + size / 2 * count / bandwidth
+
+    return seconds
+
+
 class Model:
     """Seconds of an iteration of W processes with as much work each (weak scaling).
 
@@ -195,9 +217,11 @@ class Model:
 
     Args:
         found: what `work` has written.
+        kind: time of a sum, of a latency and a bandwidth.
+        overlaps: as of a `Network`.
     """
 
-    def __init__(self, found: dict[str, Any]) -> None:
+    def __init__(self, found: dict[str, Any], kind: Kind, overlaps: bool = True) -> None:
         sizes = np.array([int(size) for size in found["sums"]], float)
         seconds = np.array(list(found["sums"].values()))
         columns = np.stack([np.ones_like(sizes), sizes], 1) / seconds[:, None]
@@ -209,56 +233,87 @@ class Model:
         self.sums, self.overlapped = int(weak["comm/reductions"]), int(found["overlapped"])
         self.bytes = float(weak["comm/bytes"]) / self.sums
         self.hidden = float(found["one"]["time/ppo"]) / self.overlapped
-        self.here = Network("this machine", doubling(self.latency, self.bandwidth))
+        self.here = Network("as measured", kind(self.latency, self.bandwidth), overlaps)
         self.skew = max(0.0, weak["time/iteration"] - self.base - self.waiting(2, self.here))
 
     def waiting(self, size: int, network: Network) -> float:
         """Seconds of an iteration in which all wait for sums."""
         each = network.seconds(size, self.bytes)
         total: float = (self.sums - self.overlapped) * each
-        return total + self.overlapped * max(0.0, each - self.hidden)
+        hidden = self.hidden if network.overlaps else 0.0
+        return total + self.overlapped * max(0.0, each - hidden)
 
     def efficiency(self, size: int, network: Network) -> float:
         """``T(1) / T(W)``."""
         skew = self.skew * expected_maximum(size) / expected_maximum(2)
         return float(self.one / (self.base + self.waiting(size, network) + skew))
 
-    @property
-    def networks(self) -> list[Network]:
-        """Networks that are predicted."""
-        # Firestone et al., NSDI 2018; a step also takes what Gloo takes on this machine.
-        bandwidth = 1 / (1 / self.bandwidth + 8 / 32e9)
-        gloo = doubling(self.latency + 15e-6, bandwidth)
-        return [
-            Network("gloo, Azure AccelNet (15 us, 32 Gbit/s)", gloo),
-            Network("nccl, 8 GPUs a node, 400 Gbit/s InfiniBand", tree),
-        ]
+
+class Prediction(NamedTuple):
+    """Efficiencies of a network, by the model of the processes that were measured."""
+
+    model: Model
+    network: Network
+    most: int
+    """Processes that it can have."""
+
+    def efficiency(self, size: int) -> float | None:
+        """``T(1) / T(W)``; None where there can be no such W."""
+        return self.model.efficiency(size, self.network) if size <= self.most else None
+
+
+def models(found: dict[str, Any]) -> dict[str, Model]:
+    """One fitted to the measurements of each way to exchange."""
+    memory = Model(found["memory"], adding, overlaps=False)
+    return {"memory": memory, "gloo": Model(found["gloo"], doubling)}
+
+
+def predictions(fitted: dict[str, Model]) -> list[Prediction]:
+    """What is predicted, from what was measured here."""
+    memory, gloo = fitted["memory"], fitted["gloo"]
+    # Firestone et al., NSDI 2018; a step also takes what Gloo takes on this machine.
+    bandwidth = 1 / (1 / gloo.bandwidth + 8 / 32e9)
+    cloud = doubling(gloo.latency + 15e-6, bandwidth)
+    inside = adding(memory.latency, memory.bandwidth)
+    return [
+        Prediction(memory, Network("shared memory of one machine", inside, False), 64),
+        Prediction(gloo, Network("gloo, Azure AccelNet (15 us, 32 Gbit/s)", cloud), 512),
+        Prediction(memory, Network("nccl, 8 GPUs a node, 400 Gbit/s InfiniBand", tree), 512),
+    ]
 
 
 # Writing.
 
 
-def table(found: dict[str, Any], model: Model) -> list[str]:
+def table(found: dict[str, Any]) -> list[str]:
     """Lines of Markdown: what was measured, and what is predicted from it."""
-    weak, envs = found["weak"], found["num_envs"]
+    first, fitted = found["memory"], models(found)
+    envs = first["num_envs"]
     counts = {"one": f"{envs}", "beside": f"2 x {envs}", "weak": f"{2 * envs}", "strong": f"{envs}"}
     lines = [
-        f"Measured: `{found['algo']}` on `mpe-spread`, medians of {found['rounds']} rounds, one "
+        f"Measured: `{first['algo']}` on `mpe-spread`, medians of {first['rounds']} rounds, one "
         "thread a process; the ratio is the median of ratios within a round.",
         "",
-        "| processes | sub-environments | s / iteration | time of the first over this |",
-        "|---|---|---|---|",
+        "| processes | exchange | sub-environments | s / iteration | one process / this |",
+        "|---|---|---|---|---|",
     ]
-    for kind, name in KINDS.items():
-        row = found[kind]
-        ratio = "" if kind == "one" else f"{row['ratio to one']:.2f}"
-        lines.append(f"| {name} | {counts[kind]} | {row['time/iteration']:.3f} | {ratio} |")
+    for way, name in WAYS.items():
+        for kind, processes in KINDS.items():
+            row = found[way][kind]
+            ratio = "" if kind == "one" else f"{row['ratio to one']:.2f}"
+            exchange = name if kind in ("weak", "strong") else ""
+            cells = [processes, exchange, counts[kind], f"{row['time/iteration']:.3f}", ratio]
+            lines.append(f"| {' | '.join(cells)} |")
+    for way, model in fitted.items():
+        weak = found[way]["weak"]
+        lines += [
+            "",
+            f"{WAYS[way]}: an iteration has {model.sums} sums of {weak['comm/bytes'] / 1e6:.1f} MB "
+            f"together; {model.overlapped} of them overlap with computation, and "
+            f"{weak['time/comm']:.3f} s are waited. Fitted: {1e6 * model.latency:.0f} us for a "
+            f"step of a sum, {model.bandwidth / 1e9:.1f} GB/s, {1e3 * model.skew:.0f} ms of skew.",
+        ]
     lines += [
-        "",
-        f"An iteration has {model.sums} sums of {weak['comm/bytes'] / 1e6:.1f} MB together; "
-        f"{model.overlapped} of them overlap with computation, and {weak['time/comm']:.3f} s are "
-        f"waited. Fitted: {1e6 * model.latency:.0f} us for a step of a sum, "
-        f"{model.bandwidth / 1e9:.1f} GB/s, and {1e3 * model.skew:.0f} ms of skew.",
         "",
         "**Prediction, not measured**: efficiency of weak scaling, of processes that compute as "
         "fast as this machine's cores do.",
@@ -266,14 +321,15 @@ def table(found: dict[str, Any], model: Model) -> list[str]:
         "| network | " + " | ".join(f"W = {size}" for size in SIZES[1:]) + " |",
         "|---|" + "---|" * len(SIZES[1:]),
     ]
-    for network in model.networks:
-        cells = [f"{model.efficiency(size, network):.2f}" for size in SIZES[1:]]
-        lines.append(f"| {network.name} | " + " | ".join(cells) + " |")
+    for prediction in predictions(fitted):
+        values = [prediction.efficiency(size) for size in SIZES[1:]]
+        cells = ["" if value is None else f"{value:.2f}" for value in values]
+        lines.append(f"| {prediction.network.name} | " + " | ".join(cells) + " |")
     return lines
 
 
-def plot(found: dict[str, Any], model: Model, path: Path) -> None:
-    """Draw predictions, marked as such, and the measured point."""
+def plot(found: dict[str, Any], path: Path) -> None:
+    """Draw predictions, marked as such, and what was measured."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -281,11 +337,13 @@ def plot(found: dict[str, Any], model: Model, path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 4))
     sizes = [2**power for power in range(1, 10)]
-    for network in model.networks:
-        efficiency = [model.efficiency(size, network) for size in sizes]
-        axes.plot(sizes, efficiency, "--", label=f"prediction: {network.name}")
-    measured = found["weak"]["ratio to one"]
-    axes.plot([2], [measured], "ko", label="measured: gloo, two cores of one machine")
+    for prediction in predictions(models(found)):
+        shown = [size for size in sizes if size <= prediction.most]
+        efficiency = [prediction.efficiency(size) or 0.0 for size in shown]
+        axes.plot(shown, efficiency, "--", label=f"prediction: {prediction.network.name}")
+    for (way, name), mark in zip(WAYS.items(), ("ko", "kx"), strict=True):
+        measured = found[way]["weak"]["ratio to one"]
+        axes.plot([2], [measured], mark, label=f"measured: {name}, two cores of one machine")
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.set_ylim(0, 1.05)
@@ -299,11 +357,10 @@ def plot(found: dict[str, Any], model: Model, path: Path) -> None:
 
 def write(folder: Path, found: dict[str, Any]) -> None:
     """Write measurements, plot and tables into a folder."""
-    model = Model(found)
-    lines = table(found, model)
+    lines = table(found)
     print("\n".join(lines))
     (folder / MEASURED).write_text(json.dumps(found, indent=1) + "\n")
-    plot(found, model, folder / PLOT)
+    plot(found, folder / PLOT)
     put(folder / PAGE, "bench_scale", [*lines, "", f"![Efficiency by processes]({PLOT})"])
 
 
@@ -317,15 +374,23 @@ def put(page: Path, name: str, lines: Sequence[str]) -> None:
     page.write_text("\n".join([head + begin, *lines, end + tail]))
 
 
-def start(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure with two processes."""
-    with tempfile.TemporaryDirectory() as folder:
+def start(options: argparse.Namespace, way: str) -> dict[str, Any]:
+    """Measure with two processes, for Gloo as if each were on a machine of its own."""
+    nodes = 2 if way == "gloo" else 1
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+        free.close()
         out = Path(folder) / MEASURED
         words = [f"--algo={options.algo}", f"--num-envs={options.num_envs}"]
         words += [f"--rounds={options.rounds}", f"--work={out}"]
-        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        module = ["-m", "benchmarks.bench_scale"]
-        subprocess.run([sys.executable, "-m", *torchrun, *module, *words], check=True)
+        torchrun = ["torch.distributed.run", f"--nnodes={nodes}", f"--nproc-per-node={2 // nodes}"]
+        torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--local-addr=127.0.0.1"]
+        command = [sys.executable, "-m", *torchrun, "-m", "benchmarks.bench_scale", *words]
+        agents = [subprocess.Popen(command) for _ in range(nodes)]
+        statuses = [agent.wait() for agent in agents]
+        if any(statuses):
+            raise SystemExit("a process has failed")
         found: dict[str, Any] = json.loads(out.read_text())
     return found
 
@@ -346,11 +411,11 @@ def main() -> None:
     if options.fit:
         found = json.loads(((options.write or Path("docs")) / MEASURED).read_text())
     else:
-        found = start(options)
+        found = {way: start(options, way) for way in WAYS}
     if options.write:
         write(options.write, found)
     else:
-        print("\n".join(table(found, Model(found))))
+        print("\n".join(table(found)))
 
 
 if __name__ == "__main__":

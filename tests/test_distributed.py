@@ -1,5 +1,7 @@
 """W processes on this machine train as one does."""
 
+import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +28,21 @@ def torchrun(size: int, *words: str, restarts: int = 0) -> list[str]:
     """The command that starts W processes on this machine."""
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
     return [sys.executable, "-m", *launcher, f"--max-restarts={restarts}", *words]
+
+
+def on_nodes(nodes: int, *words: str) -> list[str]:
+    """The same with a process on each of several nodes, all of which are this machine.
+
+    They exchange by Gloo, as they know nothing of each other's memory.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"--rdzv-endpoint=127.0.0.1:{free.getsockname()[1]}"
+    options = [f"--nnodes={nodes}", "--nproc-per-node=1", "--rdzv-backend=c10d", endpoint]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "--local-addr=127.0.0.1"]
+    agents = "; ".join(shlex.join([*command, *words]) + f" & p{i}=$!" for i in range(nodes))
+    waits = " && ".join(f"wait $p{i}" for i in range(nodes))
+    return ["bash", "-c", f"trap 'kill 0' TERM; {agents}; {waits}"]
 
 
 def launch(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -66,6 +83,22 @@ def test_gradients_do_not_depend_on_the_number_of_processes(measured, case, size
             assert difference <= CLOSE * gradients[0].norm(), name
             assert gradients[0].norm() > 0
     assert many["return"] == pytest.approx(one["return"], rel=1e-5)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("nodes", [2, 4])
+def test_gradients_do_not_depend_on_where_the_processes_are(measured, tmp_path, nodes):
+    names = ["mg2l", "focal", "varibad"]
+    script = str(ROOT / "tests/distributed_cases.py")
+    done = launch(on_nodes(nodes, script, str(tmp_path / "nodes.pt"), *names))
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "nodes.pt")
+    for name in names:
+        assert found[name]["equal"]
+        for part, gradients in measured[1][name]["gradients"].items():
+            if gradients:
+                difference = (gradients[0] - found[name]["gradients"][part][0]).norm()
+                assert difference <= CLOSE * gradients[0].norm(), (name, part)
 
 
 @pytest.mark.ci

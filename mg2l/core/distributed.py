@@ -26,6 +26,7 @@ import numpy as np
 
 from mg2l.core.errors import RunError
 from mg2l.core.schema import ConfigError
+from mg2l.core.shared_memory import SharedMemory, is_available
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +64,7 @@ class World:
         self.reductions, self.bytes, self.seconds = 0, 0, 0.0
         self._repeats = 1
         self._store: Any = None
+        self._memory: SharedMemory | None = None
         self._is_main = True
         self._runs, self._published, self._sums = 0, 0, 0
 
@@ -94,7 +96,8 @@ class World:
         """Open the connections that `sum`, `gather` and the like need.
 
         Args:
-            device: of the tensors; NCCL reduces those on GPUs, Gloo those on the CPU.
+            device: of the tensors; NCCL reduces those on GPUs, Gloo those on the CPU, unless all
+                processes are on one machine and share memory.
         """
         if self.size == 1:
             return
@@ -111,6 +114,18 @@ class World:
         self._runs += 1
         with self._peers():
             dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
+            if self.local_size == self.size and is_available():
+                self._memory = self._share_memory(dist.PrefixStore("memory", store))
+
+    def _share_memory(self, store: dist.Store) -> SharedMemory | None:
+        """Memory of all processes of this machine; None where one may not see another's."""
+        try:
+            memory = SharedMemory(store, self.rank, self.size)
+        except OSError:
+            memory = None
+        store.set(f"sees{self.rank}", str(int(memory is not None)))
+        sees = [store.get(f"sees{peer}") == b"1" for peer in range(self.size)]
+        return memory if all(sees) else None
 
     def leave(self) -> None:
         """Close the connections."""
@@ -118,6 +133,9 @@ class World:
             return
         import torch.distributed as dist
 
+        if self._memory is not None:
+            self._memory.leave()
+            self._memory = None
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -220,14 +238,19 @@ class World:
     def _start_sum(self, flat: Tensor) -> Callable[[], object]:
         """Begin to sum a buffer in place; returns what waits for it.
 
-        On CPUs by recursive doubling (Thakur et al., 2005, doi:10.1177/1094342005051521, section
-        4.4), with the processes at distances 1, 2, 4, ...: log2 W steps, where Gloo's ring takes
-        2 (W - 1), and the same bits everywhere, as both of a pair add the same two numbers.
+        On the CPUs of one machine through the memory that its processes share, where each adds all
+        in the order of ranks; on those of several by recursive doubling (Thakur et al., 2005,
+        doi:10.1177/1094342005051521, section 4.4), with the processes at distances 1, 2, 4, ...:
+        log2 W steps, where Gloo's ring takes 2 (W - 1), and the same bits everywhere, as both of a
+        pair add the same two numbers.
         """
         import torch
         import torch.distributed as dist
 
         size, rank = self.size, self.rank
+        if self._memory is not None and not flat.is_cuda:
+            finish = self._memory.start(flat)
+            return lambda: finish(lambda parts: torch.sum(parts, 0, dtype=flat.dtype, out=flat))
         if flat.is_cuda or size.bit_count() > 1:
             work: dist.Work = dist.all_reduce(flat, async_op=True)
             return work.wait
@@ -323,9 +346,12 @@ class World:
         import torch
         import torch.distributed as dist
 
-        parts = [torch.empty_like(x) for _ in range(self.size)]
         with self._peers():
-            dist.all_gather(parts, x)
+            if self._memory is not None and not x.is_cuda:
+                parts = list(self._memory.start(x)(torch.clone).unbind())
+            else:
+                parts = [torch.empty_like(x) for _ in range(self.size)]
+                dist.all_gather(parts, x)
         self._count(x)
         return parts
 
