@@ -105,6 +105,15 @@ def cases(device: torch.device) -> Iterator[tuple[str, str, list[Tensor], Callab
             f"value_loss 2,{rows_}", "value_loss", [randn(2, rows_)],
             lambda op, x, a=before, b=aim: op(x, a, b, 1 / x.shape[1], clip=0.2, delta=10.0),
         )  # fmt: skip
+    for groups, rows_, keys in ((1, 160, 3), (2, 160, 40), (2, 16_000, 40)):
+        own = torch.randint(keys, (rows_,), device=device)
+        yield (
+            f"contrast {groups},{rows_},{keys},16", "contrast",
+            [randn(groups, rows_, 32), randn(keys, 16)],
+            lambda op, x, k, own=own: op(
+                x, k, own, temperature=0.2, kl_weight=0.1, std_floor=1e-3
+            ).loss,
+        )  # fmt: skip
 
 
 def both(compute: Callable[..., Any], op: Any, leaves: list[Tensor]) -> None:

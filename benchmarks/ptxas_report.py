@@ -48,6 +48,8 @@ BLOCK_THREADS = {
     "pairwise_lse_backward_queries_kernel": 256,
     "pairwise_lse_backward_keys_kernel": 256,
     "clipped_kernel": 256,
+    "contrast_rows_kernel": 32,
+    "contrast_keys_kernel": 256,
     "stacked_mlp_kernel": 128,
     "stacked_mlp_backward_kernel": 128,
 }

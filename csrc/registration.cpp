@@ -51,4 +51,8 @@ STABLE_TORCH_LIBRARY(mg2l, m) {
   m.def(
       "value_loss(Tensor prediction, Tensor old, Tensor target, Tensor? weights, float weight,"
       " float? clip, float? delta) -> (Tensor loss, Tensor slope)");
+  m.def(
+      "contrast(Tensor raw, Tensor keys, Tensor positive, float temperature, float kl_weight,"
+      " float std_floor) -> (Tensor loss, Tensor bound, Tensor accuracy, Tensor kl,"
+      " Tensor raw_slope, Tensor key_slope)");
 }

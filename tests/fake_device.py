@@ -67,6 +67,7 @@ _OPERATORS: dict[str, Callable[..., int]] = {
     "mg2l::encode_context_backward": lambda *args: 3,
     "mg2l::surrogate": lambda *args: 1,
     "mg2l::value_loss": lambda *args: 1,
+    "mg2l::contrast": lambda *args: 2,
     "mg2l::stacked_mlp": lambda *args: 2 * len(args[1]),
     "mg2l::stacked_mlp_backward": lambda *args: 4 * len(args[2]),  # two products, a sum, the norm
 }

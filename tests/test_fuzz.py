@@ -161,6 +161,15 @@ def value_loss(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
     return [*rows, weights], options
 
 
+def contrast(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
+    groups, rows = draw.size(3), draw.size(300, 1)
+    keys, width = draw.size(40, 1), draw.size(40, 1)
+    positive = torch.from_numpy(draw.rng.integers(keys, size=rows))
+    options = {name: float(draw.rng.uniform(0.01, 2)) for name in ("temperature", "kl_weight")}
+    options["std_floor"] = 1e-3
+    return [draw.strided(groups, rows, 2 * width), draw.strided(keys, width), positive], options
+
+
 def wide(value: Any) -> Any:
     """Arguments in float64, each with memory of its own."""
     if isinstance(value, list):
@@ -269,6 +278,7 @@ def abuse() -> list[Any]:
 
     layers = (weights, biases, query)
     row, short = torch.zeros(2, 5), torch.zeros(2, 4)
+    flat, key, each = torch.zeros(2, 5, 6), torch.ones(4, 3), torch.arange(5) % 4
 
     inputs, units = torch.randn(2, 5, 3), ([torch.randn(2, 4, 3)], [torch.zeros(2, 4)])
     top, kept, moments = RAW.stacked_mlp(inputs, *units, True, False, True)
@@ -326,10 +336,14 @@ def abuse() -> list[Any]:
         ("clip must be positive", lambda: RAW.surrogate(row, row, row, None, 1.0, math.nan)),
         ("target must be float32", lambda: RAW.value_loss(row, row, row.int(), None, 1, 1, None)),
         ("delta must be positive", lambda: RAW.value_loss(row, row, row, None, 1.0, None, 0.0)),
+        ("raw must have shape", lambda: RAW.contrast(row, row, each, 0.2, 0.1, 1e-3)),
+        ("keys must have shape", lambda: RAW.contrast(flat, none, each, 0.2, 0.1, 1e-3)),
+        ("positive must lie in", lambda: RAW.contrast(flat, key, each + 10**9, 0.2, 0.1, 1e-3)),
+        ("temperature must be positive", lambda: RAW.contrast(flat, key, each, 0.0, 0.1, 1e-3)),
     ]  # fmt: skip
 
 
-REFUSALS = 33
+REFUSALS = 37
 
 
 @pytest.mark.parametrize("case", range(REFUSALS))
@@ -364,6 +378,16 @@ def test_there_is_no_second_derivative(name):
         ),
         "surrogate": lambda: ops.surrogate(x[0, 0], one, one, 1.0, 0.2).loss,
         "value_loss": lambda: ops.value_loss(x[0, 0], one, one, 1.0),
+        "contrast": lambda: (
+            ops.contrast(
+                x[:, :, 0, :4],
+                torch.eye(2).double(),
+                torch.tensor([0, 1, 1]),
+                temperature=0.2,
+                kl_weight=0.1,
+                std_floor=1e-3,
+            ).loss
+        ),
     }
     (first,) = torch.autograd.grad(calls[name]().square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match=f"{name}: there are first derivatives only"):

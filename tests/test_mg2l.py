@@ -104,6 +104,31 @@ def test_where_all_agents_meet_the_same_keys_they_must_speak_one_language(form, 
     assert metrics["accuracy/local"] == 1 / AGENTS  # agent 0 alone speaks that of z
 
 
+def test_the_operator_computes_what_the_parts_do(monkeypatch):
+    """The losses of the defaults, their metrics and gradients."""
+    objective, _, queries, _ = make(kl_weight=0.3)
+    found = []
+    for at_once in (True, False):
+        assert objective._at_once
+        if not at_once:
+            monkeypatch.setattr(Objective, "_at_once", False)
+        objective.noise.manual_seed(1)
+        loss, metrics = objective(queries, ORDER, None, objective.encoder)
+        parameters = [p for p in objective.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        found.append((loss, metrics, gradients))
+    (loss, metrics, gradients), (other, others, wanted) = found
+    torch.testing.assert_close(loss, other)
+    assert metrics.keys() == others.keys()
+    assert {"mi/gap", "mi/l1out"} < metrics.keys()
+    for name, value in metrics.items():
+        torch.testing.assert_close(value, others[name], check_dtype=False)
+    for a, b in zip(gradients, wanted, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("keys", ["task", "context"])
 @pytest.mark.parametrize("local_objective", ["conditional_mi", "mi"])
 def test_shared_and_independent_negatives_agree_where_contexts_do(keys, local_objective):

@@ -324,4 +324,29 @@ MG2L_API int mg2l_surrogate_double(const ClippedArgs<double>* args, void* stream
 MG2L_API int mg2l_value_loss_float(const ClippedArgs<float>* args, void* stream);
 MG2L_API int mg2l_value_loss_double(const ClippedArgs<double>* args, void* stream);
 
+template <typename scalar_t>
+struct ContrastArgs {
+  int64_t groups;
+  int64_t rows;
+  int64_t keys_count;
+  int64_t width;
+  scalar_t temperature;
+  scalar_t kl_weight;
+  scalar_t std_floor;
+  const scalar_t* raw;      // [G, B, 2 D]
+  const scalar_t* keys;     // [K, D]
+  const int64_t* positive;  // [B]
+  scalar_t* factors;    // [G, B, K], of each key in the gradient of a row and the other way round
+  scalar_t* measured;   // [G, 3, B]: log-probability, hit and divergence of each row
+  scalar_t* raw_slope;  // [G, B, 2 D]
+  scalar_t* key_slope;  // [G, K, D]
+  scalar_t* loss;       // [G]
+  scalar_t* bound;      // [G]
+  scalar_t* accuracy;   // [G]
+  scalar_t* kl;         // [G]
+};
+
+MG2L_API int mg2l_contrast_float(const ContrastArgs<float>* args, void* stream);
+MG2L_API int mg2l_contrast_double(const ContrastArgs<double>* args, void* stream);
+
 }  // namespace mg2l

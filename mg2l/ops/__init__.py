@@ -6,12 +6,13 @@ values and gradients, without argument checks.
 """
 
 from mg2l.ops import native
-from mg2l.ops.results import GAE, EncodedContext, PairwiseScores, Pooled, Surrogate
+from mg2l.ops.results import GAE, Contrast, EncodedContext, PairwiseScores, Pooled, Surrogate
 
 native.load()
 
 if native.is_built():
     from mg2l.ops.clipped import surrogate, value_loss
+    from mg2l.ops.contrast import contrast
     from mg2l.ops.encode_context import encode_context
     from mg2l.ops.gae import gae
     from mg2l.ops.pairwise_lse import pairwise_lse
@@ -19,6 +20,7 @@ if native.is_built():
     from mg2l.ops.stacked_mlp import stacked_mlp
 else:
     from mg2l.ops.reference import (
+        contrast,
         encode_context,
         gae,
         pairwise_lse,
@@ -36,16 +38,19 @@ NAMES = (
     "stacked_mlp",
     "surrogate",
     "value_loss",
+    "contrast",
 )
 """Every operator, as it is called here and in the dispatcher."""
 
 __all__ = [
     "GAE",
     "NAMES",
+    "Contrast",
     "EncodedContext",
     "PairwiseScores",
     "Pooled",
     "Surrogate",
+    "contrast",
     "encode_context",
     "gae",
     "pairwise_lse",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mg2l import ops
 from mg2l.ops import native, reference
-from mg2l.ops.results import GAE, EncodedContext, PairwiseScores, Pooled, Surrogate
+from mg2l.ops.results import GAE, Contrast, EncodedContext, PairwiseScores, Pooled, Surrogate
 
 
 class Backend(NamedTuple):
@@ -24,6 +24,7 @@ class Backend(NamedTuple):
     stacked_mlp: Callable[..., Tensor]
     surrogate: Callable[..., Surrogate]
     value_loss: Callable[..., Tensor]
+    contrast: Callable[..., Contrast]
 
 
 def _all(module: ModuleType) -> Backend:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mg2l.ops.results import GAE, EncodedContext, PairwiseScores, Pooled, Surrogate
+from mg2l.ops.results import GAE, Contrast, EncodedContext, PairwiseScores, Pooled, Surrogate
 
 
 def gae(
@@ -201,6 +201,29 @@ def value_loss(
         # Within the bounds they differ by rounding.
         losses = torch.where(moved.abs() <= clip, losses, torch.maximum(losses, clipped))
     return (losses * weights).sum(1)
+
+
+def contrast(
+    raw: Tensor,
+    keys: Tensor,
+    positive: Tensor,
+    *,
+    temperature: float,
+    kl_weight: float,
+    std_floor: float,
+) -> Contrast:
+    """See :func:`mg2l.ops.contrast`."""
+    mean, raw_std = raw.chunk(2, -1)
+    direction = F.normalize(mean, dim=-1)
+    square = mean.shape[-1] * direction.square()
+    variance = (F.softplus(raw_std) + std_floor).square()
+    kl = 0.5 * (square + variance - 1 - variance.log()).sum(-1).mean(-1)
+    scores = direction @ F.normalize(keys, dim=-1).T / temperature
+    own = positive.expand(raw.shape[:-1]).unsqueeze(-1)
+    log_probs = scores.log_softmax(-1).gather(-1, own).squeeze(-1)
+    bound = math.log(len(keys)) + log_probs.mean(-1)
+    accuracy = (scores.argmax(-1) == positive).to(raw.dtype).mean(-1)
+    return Contrast(kl_weight * kl - bound, bound.detach(), accuracy, kl.detach())
 
 
 def _constants(*arguments: Any) -> list[Any]:

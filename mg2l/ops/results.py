@@ -79,3 +79,19 @@ class Surrogate(NamedTuple):
 
     clip_fraction: Tensor
     """Whether r is farther than c from 1; no gradient."""
+
+
+class Contrast(NamedTuple):
+    """Result of :func:`mg2l.ops.contrast`: means over the rows of a group, ``[G]`` each."""
+
+    loss: Tensor
+    """``kl_weight * kl - bound`` [nats]."""
+
+    bound: Tensor
+    """Lower bound on the information about the key [nats], at most ``log K``; no gradient."""
+
+    accuracy: Tensor
+    """Fraction of the rows whose own key scores highest; no gradient."""
+
+    kl: Tensor
+    """Divergence from ``N(0, I)`` [nats]; no gradient."""

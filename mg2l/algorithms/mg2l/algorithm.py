@@ -142,7 +142,7 @@ class MG2L(ContextInference):
     @torch.no_grad()
     def information(self, context: Context, tasks: Tensor) -> dict[str, float]:
         keys = self._keys(self.contexts, tasks)
-        bounds = self.objective(self.encoder(context), tasks, keys, self.acting)[1]
+        bounds = self.objective(context, tasks, keys, self.acting)[1]
         return {name: float(bound) for name, bound in bounds.items() if name.startswith("mi/")}
 
     # Decentralised execution.
@@ -201,21 +201,20 @@ class MG2L(ContextInference):
         if self.options.global_objective == "none":
             return super().recognise(context, tasks)
         keys = self._keys(self.contexts, tasks)
-        query = self.encoder(context)
-        metrics = self.objective(query, tasks, keys, self.acting, measure_gap=False)[1]
+        metrics = self.objective(context, tasks, keys, self.acting, measure_gap=False)[1]
         return {name: float(metrics[name]) for name in ("accuracy/global", "accuracy/local")}
 
     def loss(self, measure_gap: bool) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
         tasks = world.own(self.update_tasks())
         queries = self.short_contexts(tasks)
         keys = self._keys(self.short_contexts, tasks)
-        query = self.encoder(queries)
-        loss, metrics = self.objective(query, tasks, keys, self.acting, measure_gap)
+        raw = self.encoder.raw(queries)
+        loss, metrics = self.objective(raw, tasks, keys, self.acting, measure_gap)
         batch: dict[str, Any] = {"queries": queries, "tasks": tasks, "keys": keys}
         if self.prediction is not None:
             batch["predicted"] = self.short_contexts(tasks)
             rows = self.encoder.aggregator.moments.standardise(batch["predicted"].gather())
-            error, errors = self.prediction(query, rows)
+            error, errors = self.prediction(self.encoder.gaussians(raw), rows)
             loss = loss + self.options.prediction_weight * error
             metrics = metrics | errors
         return loss, metrics, batch

@@ -42,6 +42,16 @@ class RunningPool(NamedTuple):
     """``[N, A]``, sum of ``exp(logit - peak)``; 0 of an agent without transitions."""
 
 
+class RawEncoding(NamedTuple):
+    """What networks make of B contexts: means before they are projected, and raw deviations."""
+
+    task: Tensor
+    """Of the global representation, ``[B, 2 D]``."""
+
+    local: Tensor
+    """Of each agent's own, ``[A, B, 2 D]``."""
+
+
 class TransitionAggregator(TransitionEncoder):
     """Transition encoder and aggregation encoder: ``c^i = {(o, a, r, o')_t}_t -> x^i``.
 
@@ -170,11 +180,11 @@ class LocalInference(nn.Module):
         self.head = StackedLinear(groups, sizes[-1], 2 * config.context_dim, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x``: ``[B, A, D]``; returns ``[B, A, 2 D]``, raw means and standard deviations."""
+        """``x``: ``[B, A, D]``; returns ``[A, B, 2 D]``, raw means and standard deviations."""
         hidden = (x if self.to_encoder else x.detach()).transpose(0, 1)
         for layer in self.layers:
             hidden = F.gelu(layer(hidden))
-        raw: Tensor = self.head(hidden).transpose(0, 1)
+        raw: Tensor = self.head(hidden)
         return raw
 
 
@@ -207,18 +217,26 @@ class TaskEncoder(nn.Module):
 
     def forward(self, context: Context | Tensor) -> Encoding:
         """``context``: B contexts, as drawn from a replay or ``[B, T, A, F]`` float32."""
-        return self._encoding(self.aggregator(context))
+        return self.gaussians(self.raw(context))
+
+    def raw(self, context: Context | Tensor) -> RawEncoding:
+        """What `gaussians` makes representations of."""
+        return self._raw(self.aggregator(context))
+
+    def gaussians(self, raw: RawEncoding) -> Encoding:
+        """Representations."""
+        return Encoding(self._gaussian(raw.task), self._gaussian(raw.local.transpose(0, 1)))
 
     def read_out(self, pool: RunningPool) -> Encoding:
         """Representations of what agents have seen so far."""
-        return self._encoding(self.aggregator.read_out(pool))
+        return self.gaussians(self._raw(self.aggregator.read_out(pool)))
 
-    def _encoding(self, x: Tensor) -> Encoding:
-        return Encoding(self._gaussian(self.over_agents(x)), self._gaussian(self.local(x)))
+    def _raw(self, x: Tensor) -> RawEncoding:
+        return RawEncoding(self.over_agents(x), self.local(x))
 
     def infer_local(self, context: Context | Tensor) -> Gaussian:
         """Only the agents' own representations, ``[B, A, D]``."""
-        return self._gaussian(self.local(self.aggregator(context)))
+        return self._gaussian(self.local(self.aggregator(context)).transpose(0, 1))
 
     def infer_task(self, context: Context | Tensor) -> Gaussian:
         """Only the global representation, ``[B, D]``."""

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from mg2l.algorithms.base import Encoding
 from mg2l.algorithms.losses import info_nce, leave_one_out, pair_scores
 from mg2l.algorithms.mg2l.config import MG2LConfig
-from mg2l.algorithms.mg2l.encoder import TaskEncoder
+from mg2l.algorithms.mg2l.encoder import RawEncoding, TaskEncoder
 from mg2l.core.distributed import world
-from mg2l.estimators.gaussian import Gaussian, kl_between, kl_to_standard
+from mg2l.estimators.gaussian import STD_FLOOR, Gaussian, kl_between, kl_to_standard
 from mg2l.experience.replay import Context
 from mg2l.ops.backend import NATIVE, Backend
 
@@ -60,7 +60,7 @@ class Objective(nn.Module):
 
     def forward(
         self,
-        queries: Encoding | Context | Tensor,
+        queries: RawEncoding | Context | Tensor,
         tasks: Tensor,
         keys: Context | Tensor | None,
         key_encoder: TaskEncoder,
@@ -69,7 +69,7 @@ class Objective(nn.Module):
         """Loss and metrics.
 
         Args:
-            queries: contexts ``[B, T, A, F]``, or their encoding.
+            queries: contexts ``[B, T, A, F]``, or what the encoder makes of them.
             tasks: ``[B]`` int64.
             keys: contexts of `key_tasks`, this process's part of them where queries share them; or
                 None when keys are not encoded.
@@ -78,7 +78,13 @@ class Objective(nn.Module):
                 needs.
         """
         config = self.config
-        query = queries if isinstance(queries, Encoding) else self.encoder(queries)
+        if self._at_once:
+            raw = queries if isinstance(queries, RawEncoding) else self.encoder.raw(queries)
+            return self._contrast(raw, tasks.to(raw.task.device), measure_gap)
+        if isinstance(queries, RawEncoding):
+            query = self.encoder.gaussians(queries)
+        else:
+            query = self.encoder(queries)
         key: Encoding | None = None
         if keys is not None:
             with torch.set_grad_enabled(key_encoder is self.encoder):
@@ -98,13 +104,60 @@ class Objective(nn.Module):
         metrics |= {"loss/global": loss, "kl/global": kl}
         local, local_metrics = self.local_losses(query, key, z.detach(), positive)
         metrics |= local_metrics
-        if measure_gap and len(tasks) > 1 and config.dist == "gaussian":
-            with torch.no_grad():
-                upper = leave_one_out(query.task, query.task.sample(self.noise), self.backend)
-                metrics["mi/l1out"] = upper
-                if "mi/local" in metrics:
-                    metrics["mi/gap"] = upper - metrics["mi/local"]
+        if measure_gap and config.dist == "gaussian":
+            metrics |= self._gap(query.task, local_metrics["mi/local"])
         return loss + local, metrics
+
+    @property
+    def _at_once(self) -> bool:
+        """Whether one operator computes all losses: by default it does."""
+        config = self.config
+        chosen = {
+            "keys": "task",
+            "contrast": "mean",
+            "score": "cosine",
+            "dist": "gaussian",
+            "bounded_by": "sphere",
+            "global_objective": "mi",
+            "local_objective": "conditional_mi",
+            "local_query": "own",
+        }
+        return all(getattr(config, key) == value for key, value in chosen.items())
+
+    def _contrast(
+        self, raw: RawEncoding, positive: Tensor, measure_gap: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What `forward` returns, by the operator `contrast`."""
+        assert self.task_keys is not None
+        options = {
+            "temperature": self.config.temperature,
+            "kl_weight": self.config.kl_weight,
+            "std_floor": STD_FLOOR,
+        }
+        contrast, keys = self.backend.contrast, self.task_keys
+        task = contrast(raw.task.unsqueeze(0), keys, positive, **options)
+        local = contrast(raw.local, keys.detach(), positive, **options)
+        own = local.loss.mean() if self.share else local.loss.sum()
+        metrics = {
+            "mi/global": task.bound[0],
+            "accuracy/global": task.accuracy[0],
+            "loss/global": task.loss[0],
+            "kl/global": task.kl[0],
+            "mi/local": local.bound.mean(),
+            "accuracy/local": local.accuracy.mean(),
+            "loss/local": own,
+        }
+        if measure_gap:
+            metrics |= self._gap(self.encoder.gaussians(raw).task, metrics["mi/local"])
+        return task.loss[0] + own, metrics
+
+    @torch.no_grad()
+    def _gap(self, task: Gaussian, local: Tensor) -> dict[str, Tensor]:
+        """The leave-one-out bound of more than one context, and how far the local one is below."""
+        if len(task.mean) < 2:
+            return {}
+        upper = leave_one_out(task, task.sample(self.noise), self.backend)
+        return {"mi/l1out": upper, "mi/gap": upper - local}
 
     def local_losses(
         self, query: Encoding, key: Encoding | None, z: Tensor, positive: Tensor
