@@ -6,7 +6,7 @@ values and gradients, without argument checks.
 """
 
 from mg2l.ops import native
-from mg2l.ops.results import GAE, EncodedContext, PairwiseScores, Pooled, Surrogate
+from mg2l.ops.results import GAE, EncodedContext, PairwiseScores, Pooled, Surrogate, ValueLoss
 
 native.load()
 
@@ -46,6 +46,7 @@ __all__ = [
     "PairwiseScores",
     "Pooled",
     "Surrogate",
+    "ValueLoss",
     "encode_context",
     "gae",
     "pairwise_lse",

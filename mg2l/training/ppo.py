@@ -314,10 +314,11 @@ class PPO:
             return None, None
         return inferred, inferred.detach().requires_grad_(inferred.requires_grad)
 
+    @torch.no_grad()
     def actor_gradients(self, part: Batch) -> dict[str, Tensor]:
         """Compute the actors' gradients on a minibatch; returns its metrics, of each agent."""
         config = self.config
-        log_probs, entropy = self.actor.evaluate(
+        (log_probs, entropy), pull = self.actor.vjp(
             part.actor_inputs.flatten(1, 2),
             part.actions.flatten(1, 2),
             part.actor_states,
@@ -330,14 +331,20 @@ class PPO:
         entropies = mean_per_agent(entropy, weights)
         loss = clipped.loss - config.entropy_coef * entropies
         require_finite("loss/policy", loss, vars(part))
-        self.backward(self.trained_actor, loss)
-        metrics = {
+        self.actor_optimiser.zero_grad()
+        factor = self.factor(self.trained_actor)
+        bonus = -config.entropy_coef * factor
+        if isinstance(weights, Tensor):
+            to_entropy = bonus * weights
+        else:
+            to_entropy = torch.full_like(log_probs, bonus * weights)
+        pull(clipped.slope * factor, to_entropy)
+        return {
             "loss/policy": clipped.loss,
             "entropy": entropies,
             "kl": clipped.kl,
             "clip_fraction": clipped.clip_fraction,
         }
-        return {name: value.detach() for name, value in metrics.items()}
 
     def critic_gradients(
         self, part: Batch, where: tuple[Tensor, Tensor] | None, latent: Tensor | None
@@ -356,20 +363,25 @@ class PPO:
         steps = part.critic_observations.shape[1]
         latent = _latent_at_steps(latent, steps) if where is None else _latent_at(latent, where)
         rows = part.critic_observations.flatten(1, 2)
-        values, _ = self.critic(rows, latent, part.critic_states, part.reset)
+        values, pull = self.critic.vjp(rows, latent, part.critic_states, part.reset)
         weights = part.weights(config.use_value_active_masks)
         before, returns = part.values.flatten(1), part.returns.flatten(1)
-        losses = self.backend.value_loss(
-            values,
-            before,
-            returns,
-            weights,
-            clip=config.clip_param if config.use_clipped_value_loss else None,
-            delta=config.huber_delta if config.use_huber_loss else None,
-        )
-        require_finite("loss/value", losses, vars(part))
-        self.backward(self.trained_critic, config.value_loss_coef * losses)
-        return {"loss/value": losses.detach()}
+        with torch.no_grad():
+            losses, slope = self.backend.value_loss(
+                values,
+                before,
+                returns,
+                weights,
+                clip=config.clip_param if config.use_clipped_value_loss else None,
+                delta=config.huber_delta if config.use_huber_loss else None,
+            )
+            require_finite("loss/value", losses, vars(part))
+            self.critic_optimiser.zero_grad()
+            factor = self.factor(self.trained_critic)
+            to_latent = pull(slope * (config.value_loss_coef * factor))
+        if latent is not None and to_latent is not None:
+            (latent * to_latent).sum().backward()
+        return {"loss/value": losses}
 
     def encoder_gradients(self, inferred: Any, gradient: Tensor, penalty: Tensor | None) -> Trained:
         """Compute the encoder's gradients on the value losses, given those of the latent."""
@@ -391,12 +403,10 @@ class PPO:
         """Norm that gradients are clipped to; infinite without clipping."""
         return self.config.max_grad_norm if self.config.use_max_grad_norm else float("inf")
 
-    def backward(self, trained: Trained, losses: Tensor) -> None:
-        """Gradients of the agents' losses ``[A]``; agents with own networks do not mix."""
-        trained.optimiser.zero_grad()
+    def factor(self, trained: Trained) -> float:
+        """Factor of each agent's loss; with networks of their own, agents do not mix."""
         averaged = self.policy.share_policy or trained.clip is clip_grad_norm
-        # Of a number: for a vector and its gradient torch imports its symbolic algebra.
-        (losses.mean() if averaged else losses.sum()).backward()
+        return 1 / self.critic.agents if averaged else 1.0
 
     def start_step(self, *trained: Trained) -> Step:
         """Begin to sum gradients over processes, those of all ``trained`` in one message."""
