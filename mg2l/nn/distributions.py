@@ -160,7 +160,9 @@ class GaussianHead(nn.Module):
             action = x + self.log_std.exp() * world.draw(randn, x.shape, dim=1)
         if self.own is not None:
             action = action * self.own
-        return action, self._log_prob(x, action)
+        # By itself, not as a function of autograd, which takes longer than it.
+        log_prob, *_ = _gaussian_log_prob(x, self.log_std, action, self.own)
+        return action, log_prob
 
     def evaluate(self, x: Tensor, action: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy ``[A, rows]`` [nats] of given actions."""

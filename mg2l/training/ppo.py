@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,10 @@ from mg2l.nn.moments import batch_moments
 from mg2l.nn.policy import Actor
 from mg2l.ops.backend import Backend
 from mg2l.training.batch import Batch, mean_per_agent
+from mg2l.training.interleave import SideBySide, take_turns
+
+Part = tuple[Batch, tuple[Tensor, Tensor] | None]
+"""A minibatch and, unless it is the whole batch, step and environment of its rows."""
 
 Step = Callable[[], dict[str, Tensor]]
 """Steps on gradients that are computed already; returns their norms, by metric."""
@@ -35,6 +40,15 @@ class Trained(NamedTuple):
 
     clip: Callable[[list[nn.Parameter], float], Tensor]
     """Limits norms of their gradients, and returns what they were."""
+
+
+class _Metrics(dict[str, list[Tensor]]):
+    """Values of each metric, of all agents, in the order in which they came."""
+
+    def note(self, values: dict[str, Tensor]) -> None:
+        """Add one value of each."""
+        for name, value in values.items():
+            self.setdefault(name, []).append(value.detach())
 
 
 def _latent_at_steps(latent: Tensor | None, steps: int) -> Tensor | None:
@@ -271,41 +285,56 @@ class PPO:
         minibatches reach the encoder together, in one step at its end. With
         `CriticLatent.every_minibatch` each of them does on its own.
 
-        While the actors' gradients are summed over processes, those of the critics are computed,
-        and the other way round.
+        Actors and critics do not depend on each other here. On several cores each are trained by
+        half of the threads; else they take turns, and while the actors' gradients are summed over
+        processes, those of the critics are computed, and the other way round.
         """
-        metrics: dict[str, list[Tensor]] = {}  # of all agents
+        actors, critics = _Metrics(), _Metrics()
 
-        def note(terms: dict[str, Tensor]) -> None:
-            for name, value in terms.items():
-                metrics.setdefault(name, []).append(value.detach())
+        def train(parts: Iterable[Part]) -> tuple[Iterator[None], Iterator[None]]:
+            one, two = itertools.tee(parts)
+            return self._train_actors(one, actors), self._train_critics(two, critics, critic_latent)
 
-        parts = 1 if critic_latent.every_minibatch else self.config.num_mini_batch
-        step_actor: Step = dict
-        step_critic: Step = dict
-        for _ in range(self.config.ppo_epoch):
-            for number, (part, where) in enumerate(self.minibatches(batch)):
-                note(step_actor())
-                note(self.actor_gradients(part))
-                step_actor = self.start_step(self.trained_actor)
-                note(step_critic())
-                if number % parts == 0:
-                    inferred, latent = self.infer(critic_latent)
-                note(self.critic_gradients(part, where, latent))
-                trained = [self.trained_critic]
-                if (number + 1) % parts == 0 and latent is not None and latent.grad is not None:
-                    gradient, penalty = latent.grad / parts, critic_latent.penalty()
-                    trained.append(self.encoder_gradients(inferred, gradient, penalty))
-                step_critic = self.start_step(*trained)
-        note(step_actor())
-        note(step_critic())
-        means = {name: torch.stack(values).mean() for name, values in metrics.items()}
+        epochs, on_cpu = range(self.config.ppo_epoch), batch.advantages.device.type == "cpu"
+        if on_cpu and torch.get_num_threads() > 1 and world.size == 1:
+            with SideBySide() as side_by_side:
+                for _ in epochs:
+                    side_by_side.run(*train([*self.minibatches(batch)]))
+        else:
+            parts = itertools.chain.from_iterable(self.minibatches(batch) for _ in epochs)
+            take_turns(*train(parts))
+        means = {name: torch.stack(values).mean() for name, values in (actors | critics).items()}
         # Norms are of gradients that are summed already.
         world.start_sum(x for name, x in means.items() if not name.startswith("grad_norm/"))()
         for name, value in means.items():
             if name.startswith("grad_norm/"):  # the next policies would act on NaN
                 require_finite(name, value, vars(batch))
         return means | {"explained_variance": batch.explained_variance}
+
+    def _train_actors(self, parts: Iterable[Part], metrics: _Metrics) -> Iterator[None]:
+        """Step on the actors with each minibatch; yields while gradients are summed."""
+        for part, _ in parts:
+            metrics.note(self.actor_gradients(part))
+            step = self.start_step(self.trained_actor)
+            yield
+            metrics.note(step())
+
+    def _train_critics(
+        self, parts: Iterable[Part], metrics: _Metrics, critic_latent: CriticLatent
+    ) -> Iterator[None]:
+        """Step on the critics, and at times on the encoder; yields while gradients are summed."""
+        every = 1 if critic_latent.every_minibatch else self.config.num_mini_batch
+        for number, (part, where) in enumerate(parts):
+            if number % every == 0:
+                inferred, latent = self.infer(critic_latent)
+            metrics.note(self.critic_gradients(part, where, latent))
+            trained = [self.trained_critic]
+            if (number + 1) % every == 0 and latent is not None and latent.grad is not None:
+                gradient, penalty = latent.grad / every, critic_latent.penalty()
+                trained.append(self.encoder_gradients(inferred, gradient, penalty))
+            step = self.start_step(*trained)
+            yield
+            metrics.note(step())
 
     def infer(self, critic_latent: CriticLatent) -> tuple[Tensor | None, Tensor | None]:
         """The critics' latent, and a leaf of the same values that collects its gradients."""
@@ -423,8 +452,8 @@ class PPO:
 
         return step
 
-    def minibatches(self, batch: Batch) -> Iterator[tuple[Batch, tuple[Tensor, Tensor] | None]]:
-        """Parts of a batch and, unless it is the whole, step and environment of its rows."""
+    def minibatches(self, batch: Batch) -> Iterator[Part]:
+        """The minibatches of an epoch."""
         parts, chunk = self.config.num_mini_batch, 1
         if batch.critic_states is not None:
             whole = self.policy.use_naive_recurrent_policy
