@@ -103,7 +103,7 @@ def cases(device: torch.device) -> Iterator[tuple[str, str, list[Tensor], Callab
         )  # fmt: skip
         yield (
             f"value_loss 2,{rows_}", "value_loss", [randn(2, rows_)],
-            lambda op, x, a=before, b=aim: op(x, a, b, 1 / x.shape[1], clip=0.2, delta=10.0),
+            lambda op, x, a=before, b=aim: op(x, a, b, 1 / x.shape[1], clip=0.2, delta=10.0).loss,
         )  # fmt: skip
     for groups, rows_, keys in ((1, 160, 3), (2, 160, 40), (2, 16_000, 40)):
         own = torch.randint(keys, (rows_,), device=device)

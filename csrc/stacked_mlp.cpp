@@ -24,7 +24,7 @@ MG2L_INLINE scalar_t sum_row(const scalar_t* row, int64_t width, const Body& bod
 
 // LayerNorm of a tile in place; columns past `units` become zero.
 template <int kBytes, typename scalar_t>
-MG2L_INLINE void normalise(TileRows<scalar_t>& tile, int64_t units, int64_t count,
+MG2L_INLINE void normalise(const Span<scalar_t>& tile, int64_t units, int64_t count,
                            scalar_t* moments) {
   constexpr int kLanes = kBytes / sizeof(scalar_t);
   using V = Vec<scalar_t, kLanes>;
@@ -56,7 +56,7 @@ MG2L_INLINE void normalise(TileRows<scalar_t>& tile, int64_t units, int64_t coun
 template <int kBytes, typename scalar_t>
 MG2L_INLINE void dot_products(const Rows<scalar_t>& rows, const scalar_t* weight,
                               const scalar_t* bias, int64_t units, int64_t count,
-                              TileRows<scalar_t>& to) {
+                              const Span<scalar_t>& to) {
   constexpr int kLanes = kBytes / sizeof(scalar_t);
   using V = Vec<scalar_t, kLanes>;
   const int64_t whole = rows.width / kLanes * kLanes;
@@ -78,8 +78,8 @@ struct MlpScratch {
   std::vector<TileRows<scalar_t>> tiles;  // inputs, then what every layer makes of them
 
   explicit MlpScratch(const MlpSizes& sizes) {
-    tiles.emplace_back(sizes.inputs);
-    for (const int64_t units : sizes.units) tiles.emplace_back(units);
+    tiles.emplace_back(sizes.inputs, sizes.rows);
+    for (const int64_t units : sizes.units) tiles.emplace_back(units, sizes.rows);
   }
 };
 
@@ -88,10 +88,14 @@ MG2L_INLINE void forward_tile(const MlpArrays<scalar_t>& a, MlpScratch<scalar_t>
                               int64_t group, int64_t first, int64_t count) {
   const MlpSizes& sizes = a.sizes;
   copy_rows(a.row(group, first), a.row_stride, count, sizes.inputs, scratch.tiles[0]);
+  Span<scalar_t> from = scratch.tiles[0].span();
   for (size_t l = 0; l < sizes.layers(); ++l) {
-    const TileRows<scalar_t>& from = scratch.tiles[l];
-    TileRows<scalar_t>& to = scratch.tiles[l + 1];
     const int64_t units = sizes.units[l];
+    scalar_t* const out = a.features(l, group, first);
+    // Whole vectors of whole blocks of rows are made where they are kept.
+    const bool in_place =
+        out != nullptr && units == padded_width<scalar_t>(units) && count % kRows<kBytes> == 0;
+    const Span<scalar_t> to = in_place ? Span<scalar_t>{out, units} : scratch.tiles[l + 1].span();
     const Rows<scalar_t> rows{from.data, from.stride, sizes.inputs_of(l)};
     const scalar_t* bias = a.layers[l].bias + group * units;
     if (l < sizes.normalised()) {
@@ -103,11 +107,12 @@ MG2L_INLINE void forward_tile(const MlpArrays<scalar_t>& a, MlpScratch<scalar_t>
     } else {
       linear<kBytes, false>(rows, a.layers[l].panels, group, bias, units, count, a.relu, to);
     }
-    if (scalar_t* out = a.features(l, group, first)) {
+    if (out != nullptr && !in_place) {
       for (int64_t t = 0; t < count; ++t) {
         std::copy_n(to.data + t * to.stride, units, out + t * units);
       }
     }
+    from = to;
   }
 }
 

@@ -106,11 +106,11 @@ struct MlpBackwardScratch {
   TileRows<scalar_t> row;
 
   explicit MlpBackwardScratch(const MlpSizes& sizes)
-      : row(*std::max_element(sizes.units.begin(), sizes.units.end())) {
-    grads.emplace_back(sizes.inputs);
+      : row(*std::max_element(sizes.units.begin(), sizes.units.end()), 1) {
+    grads.emplace_back(sizes.inputs, sizes.rows);
     for (size_t l = 0; l < sizes.layers(); ++l) {
-      grads.emplace_back(sizes.units[l]);
-      inputs.emplace_back(sizes.inputs_of(l));
+      grads.emplace_back(sizes.units[l], sizes.rows);
+      inputs.emplace_back(sizes.inputs_of(l), sizes.rows);
     }
   }
 };
@@ -162,7 +162,7 @@ MG2L_INLINE void backward_tile(const MlpArrays<scalar_t>& a, const MlpGradients<
     if (l == 0 && out.x == nullptr) return;
     TileRows<scalar_t>& to = scratch.grads[l];
     linear<kBytes, false>(Rows<scalar_t>{grad.data, grad.stride, units}, a.layers[l].panels, group,
-                          static_cast<const scalar_t*>(nullptr), inputs, count, false, to);
+                          static_cast<const scalar_t*>(nullptr), inputs, count, false, to.span());
     if (l == 0) {
       scalar_t* grad_x = out.x + (group * sizes.rows + first) * inputs;
       for (int64_t t = 0; t < count; ++t) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <vector>
 
 #include "gemm.h"
@@ -33,19 +34,16 @@ inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1)
 template <typename scalar_t>
 struct Panels {
   int64_t depth, width, panel;
-  std::vector<scalar_t> data;
+  std::unique_ptr<scalar_t[]> data;
 
   Panels(int64_t groups, int64_t depth_, int64_t width_)
       : depth(depth_),
         width(round_up(width_, panel_width<scalar_t>())),
         panel(panel_width<scalar_t>()),
-        data(groups * depth * width) {}
+        data(new scalar_t[groups * depth * width]) {}
 
-  const scalar_t* at(int64_t group, int64_t column) const {
-    return data.data() + (group * width + column) * depth;
-  }
-  scalar_t* at(int64_t group, int64_t column) {
-    return data.data() + (group * width + column) * depth;
+  scalar_t* at(int64_t group, int64_t column) const {
+    return data.get() + (group * width + column) * depth;
   }
 };
 
@@ -61,6 +59,7 @@ Panels<scalar_t> pack(const scalar_t* weight, int64_t groups, int64_t units, int
     for (int64_t column = 0; column < panels.width; column += panel) {
       scalar_t* to = panels.at(group, column);
       const int64_t count = std::min(panel, (transposed ? units : inputs) - column);
+      if (count < panel) std::fill_n(to, panels.depth * panel, scalar_t(0));
       if (!transposed) {
         for (int64_t h = 0; h < units; ++h) {
           std::copy_n(from + h * inputs + column, count, to + h * panel);
@@ -110,19 +109,28 @@ struct MlpArrays {
   }
 };
 
-// A tile of rows, padded to `stride` columns.
+// Rows that are written, `stride` numbers apart.
+template <typename scalar_t>
+struct Span {
+  scalar_t* data;
+  int64_t stride;
+};
+
+// A tile of at most kTile rows, padded to `stride` columns.
 template <typename scalar_t>
 struct TileRows {
   int64_t stride = 0;
   std::vector<scalar_t> memory;
   scalar_t* data = nullptr;
 
-  explicit TileRows(int64_t width) {
+  TileRows(int64_t width, int64_t rows) {
     stride = padded_width<scalar_t>(width);
-    memory.assign(kTile * stride + 64 / sizeof(scalar_t), 0);
+    memory.assign(round_up(std::min(rows, kTile), kRows<64>) * stride + 64 / sizeof(scalar_t), 0);
     const auto address = reinterpret_cast<uintptr_t>(memory.data());
     data = memory.data() + (64 - address % 64) % 64 / sizeof(scalar_t);
   }
+
+  Span<scalar_t> span() const { return {data, stride}; }
 };
 
 template <typename scalar_t>
@@ -157,7 +165,7 @@ MG2L_INLINE Vec<double, kLanes> tanh_lanes(const Vec<double, kLanes>& x) {
 template <int kBytes, bool kActivate, typename scalar_t>
 MG2L_INLINE void linear(const Rows<scalar_t>& rows, const Panels<scalar_t>& panels, int64_t group,
                         const scalar_t* bias, int64_t units, int64_t count, bool relu,
-                        TileRows<scalar_t>& to) {
+                        const Span<scalar_t>& to) {
   constexpr int kLanes = kBytes / sizeof(scalar_t), kMicro = kRows<kBytes>;
   constexpr int64_t panel = kPanel<kBytes, scalar_t>;
   using V = Vec<scalar_t, kLanes>;

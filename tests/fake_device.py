@@ -313,6 +313,13 @@ class _Module:
     def manual_seed_all(self, seed: int) -> None:
         """Draws are the generators' of a run."""
 
+    def get_rng_state(self, device: Any = None) -> Tensor:
+        """Nothing: its generators are those of tests; ``torch.compile`` keeps that of a device."""
+        return torch.empty(0, dtype=torch.uint8)
+
+    def set_rng_state(self, state: Tensor, device: Any = None) -> None:
+        """See `get_rng_state`."""
+
     def synchronize(self, device: Any = None) -> None:
         current.synchronize()
 

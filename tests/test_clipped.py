@@ -28,11 +28,14 @@ def drawn(shape: tuple[int, int], dtype: torch.dtype, device: Any) -> list[Tenso
 def results(function: Any, first: Tensor, *others: Any, **options: Any) -> list[Tensor]:
     """All that is returned, and the gradient of a weighted sum of the losses."""
     leaf = first.detach().requires_grad_()
-    found = function(leaf, *others, **options)
-    parts = [found] if isinstance(found, Tensor) else list(found)
+    parts = list(function(leaf, *others, **options))
     assert [part.requires_grad for part in parts] == [True, *[False] * (len(parts) - 1)]
     factor = torch.arange(1.0, 1.0 + len(first)).to(first)
     (gradient,) = torch.autograd.grad((parts[0] * factor).sum(), leaf)
+    torch.testing.assert_close(parts[-1] * factor.unsqueeze(1), gradient)
+    with torch.no_grad():
+        for part, again in zip(parts, function(leaf, *others, **options), strict=True):
+            assert torch.equal(part, again)
     return [*(part.detach() for part in parts), gradient]
 
 
@@ -41,7 +44,7 @@ def results(function: Any, first: Tensor, *others: Any, **options: Any) -> list[
 def test_the_huber_loss_is_symmetric(ops, delta):
     errors = torch.tensor([-1e4, -100.0, -2.0, -0.3, 0.0, 0.3, 2.0, 100.0, 1e4])
     column = errors.unsqueeze(1)
-    found = ops.value_loss(column, column, torch.zeros_like(column), 1.0, delta=delta)
+    found = ops.value_loss(column, column, torch.zeros_like(column), 1.0, delta=delta).loss
     wanted = [
         0.5 * e * e if abs(e) <= delta else delta * (abs(e) - 0.5 * delta) for e in errors.tolist()
     ]
@@ -64,7 +67,7 @@ def test_the_huber_loss_is_symmetric(ops, delta):
 )
 def test_the_clipped_value_loss_by_hand(ops, delta, sign, prediction, old, target, wanted):
     rows = [torch.tensor([[sign * x]]) for x in (prediction, old, target)]
-    found = ops.value_loss(*rows, 1.0, clip=0.2, delta=delta)
+    found = ops.value_loss(*rows, 1.0, clip=0.2, delta=delta).loss
     torch.testing.assert_close(found, torch.tensor([wanted]))
 
 
@@ -117,7 +120,7 @@ def test_gradcheck(weighted, device):
     assert torch.autograd.gradcheck(lambda x: surrogate(x, second, third, w, 0.2).loss, first)
     for options in OPTIONS:
         assert torch.autograd.gradcheck(
-            lambda x, options=options: value_loss(x, second, third, w, **options), first
+            lambda x, options=options: value_loss(x, second, third, w, **options).loss, first
         )
 
 
@@ -141,8 +144,7 @@ def test_what_is_not_finite_is_not_hidden(argument, value, device):
     ):
         ours = getattr(backend.NATIVE, name)(*rows, 0.1, *more, **options)
         theirs = getattr(reference, name)(*rows, 0.1, *more, **options)
-        loss, other = (x if isinstance(x, Tensor) else x.loss for x in (ours, theirs))
-        torch.testing.assert_close(loss, other, equal_nan=True, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours.loss, theirs.loss, equal_nan=True, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("change", [-200.0, -100.0, -80.0, 80.0, 88.5, 100.0])

@@ -377,7 +377,7 @@ def test_there_is_no_second_derivative(name):
             x[0], [torch.eye(5).double().expand(3, 5, 5)], [torch.zeros(3, 5).double()]
         ),
         "surrogate": lambda: ops.surrogate(x[0, 0], one, one, 1.0, 0.2).loss,
-        "value_loss": lambda: ops.value_loss(x[0, 0], one, one, 1.0),
+        "value_loss": lambda: ops.value_loss(x[0, 0], one, one, 1.0).loss,
         "contrast": lambda: (
             ops.contrast(
                 x[:, :, 0, :4],

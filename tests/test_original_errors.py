@@ -166,13 +166,13 @@ def test_the_encoder_learns_from_the_start() -> None:
 def test_the_huber_loss_sees_negative_errors() -> None:
     errors = torch.tensor([-100.0, -2.0, 0.0, 2.0, 100.0])
     column = errors.unsqueeze(1)
-    found = value_loss(column, column, torch.zeros(5, 1), 1.0, delta=10.0)
+    found = value_loss(column, column, torch.zeros(5, 1), 1.0, delta=10.0).loss
     torch.testing.assert_close(found, torch.tensor([950.0, 2.0, 0.0, 2.0, 950.0]))
 
 
 def test_clipped_value_loss_is_the_larger_of_both() -> None:
     zero, two = torch.zeros(1, 1), torch.full((1, 1), 2.0)
-    found = value_loss(torch.ones(1, 1), zero, two, 1.0, clip=0.2)
+    found = value_loss(torch.ones(1, 1), zero, two, 1.0, clip=0.2).loss
     torch.testing.assert_close(found, torch.tensor([0.5 * 1.8**2]))
 
 

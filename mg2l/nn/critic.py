@@ -13,6 +13,7 @@ from mg2l.nn.normaliser import LayerNorm, PopArt, ValueNorm
 from mg2l.nn.policy import Body, MakeMemory
 from mg2l.nn.stacked import StackedLinear
 from mg2l.nn.vision import Vision
+from mg2l.nn.vjp import Pull, by_autograd
 from mg2l.ops.backend import NATIVE, Backend
 
 POOLING_HEADS = 4
@@ -117,6 +118,42 @@ class Critic(nn.Module):
             values, state = self.body(inputs, state, reset, self.value)
         return values.squeeze(-1), state
 
+    @property
+    def has_vjp(self) -> bool:
+        """Whether the gradients of all its parameters are known in closed form."""
+        return self.body.has_vjp and not (self.joint and self.body.identity is not None)
+
+    @torch.no_grad()
+    def vjp(
+        self,
+        observations: Tensor,
+        latent: Tensor | None,
+        state: Tensor | None,
+        reset: Tensor | None,
+    ) -> tuple[Tensor, Pull]:
+        """Values ``[A, rows]``, and what takes their gradient to parameters and the latent.
+
+        Arguments are those of `forward`; the latent's gradient is wanted where it requires one.
+        """
+        want = latent is not None and latent.requires_grad
+        if not self.has_vjp:
+            (values,), pull_values = by_autograd(
+                lambda z: self.forward(observations, z, state, reset)[:1], latent, want
+            )
+            return values, pull_values
+        z = None if latent is None else latent.expand(len(observations), *latent.shape)
+        rows = self.body.inputs(observations, z).expand(self.agents, -1, -1)
+        y, pull_rows = self.body.mlp.vjp(rows, self.value, want)
+        begin = observations.shape[-1]
+
+        def pull(grad: Tensor) -> Tensor | None:
+            to_rows = pull_rows(grad.unsqueeze(-1))
+            if to_rows is None:
+                return None
+            return to_rows[..., begin : begin + self.body.latent].sum(0)
+
+        return y.squeeze(-1), pull
+
 
 class PooledCritic(Critic):
     """A centralised critic whose cost is linear in agents: they are encoded, and then pooled.
@@ -175,6 +212,10 @@ class PooledCritic(Critic):
     @property
     def trained_together(self) -> bool:
         return True
+
+    @property
+    def has_vjp(self) -> bool:
+        return False
 
     def initial_state(self, envs: int) -> Tensor:
         heads = 1 if self.shared_reward else self.agents

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from mg2l.core.distributed import world
 from mg2l.envs.actions import ActionLayout
 from mg2l.nn.stacked import StackedLinear
+from mg2l.nn.vjp import Pull
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -159,14 +160,32 @@ class GaussianHead(nn.Module):
             action = x + self.log_std.exp() * world.draw(randn, x.shape, dim=1)
         if self.own is not None:
             action = action * self.own
-        return action, self._log_prob(x, action)
+        # By itself, not as a function of autograd, which takes longer than it.
+        log_prob, *_ = _gaussian_log_prob(x, self.log_std, action, self.own)
+        return action, log_prob
 
     def evaluate(self, x: Tensor, action: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy ``[A, rows]`` [nats] of given actions."""
+        return self._log_prob(x, action), self._entropy(x)
+
+    def _entropy(self, x: Tensor) -> Tensor:
         entropy = self.log_std + 0.5 + _LOG_SQRT_2PI
         if self.own is not None:
             entropy = entropy * self.own
-        return self._log_prob(x, action), entropy.sum(-1).expand(x.shape[:-1])
+        return entropy.sum(-1).expand(x.shape[:-1])
+
+    def vjp(self, x: Tensor, action: Tensor) -> tuple[list[Tensor], Pull]:
+        """`evaluate` under ``torch.no_grad``, and what takes gradients of both back to ``x``."""
+        log_prob, error, scale = _gaussian_log_prob(x, self.log_std, action, self.own)
+
+        def pull(to_log_prob: Tensor, to_entropy: Tensor) -> Tensor:
+            to_x, to_log_std = _gaussian_slopes(error, scale, self.own, to_log_prob)
+            to_each = to_entropy.sum(1).view(-1, 1, 1)
+            to_each = to_each if self.own is None else to_each * self.own
+            self.log_std.grad = (to_log_std + to_each).sum_to_size(scale.shape)
+            return to_x
+
+        return [log_prob, self._entropy(x)], pull
 
     def raw(self, hidden: Tensor) -> tuple[Tensor, ...]:
         """Means and standard deviations, ``[A, rows, size]`` each."""
@@ -201,23 +220,37 @@ class _GaussianLogProb(torch.autograd.Function):
     def forward(
         ctx: Any, mean: Tensor, log_std: Tensor, action: Tensor, own: Tensor | None
     ) -> Tensor:
-        scale = torch.exp(-log_std)
-        error = (action - mean) * scale
-        constant = log_std + _LOG_SQRT_2PI
-        if own is not None:
-            error, constant = error * own, constant * own
+        log_prob, error, scale = _gaussian_log_prob(mean, log_std, action, own)
         ctx.save_for_backward(error, scale, own)
-        return error.square().sum(-1).mul_(-0.5).sub_(constant.sum(-1))
+        return log_prob
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         error, scale, own = ctx.saved_tensors
-        to_error = error * grad.unsqueeze(-1)
-        to_log_std = (to_error * error).sum(1, True) - grad.sum(1).view(-1, 1, 1)
-        if own is not None:
-            to_log_std = to_log_std * own
-        return to_error * scale, to_log_std.sum_to_size(scale.shape), None, None
+        to_mean, to_log_std = _gaussian_slopes(error, scale, own, grad)
+        return to_mean, to_log_std.sum_to_size(scale.shape), None, None
+
+
+def _gaussian_log_prob(
+    mean: Tensor, log_std: Tensor, action: Tensor, own: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-density ``[A, rows]``, and what its slopes need."""
+    scale = torch.exp(-log_std)
+    error = (action - mean) * scale
+    constant = log_std + _LOG_SQRT_2PI
+    if own is not None:
+        error, constant = error * own, constant * own
+    return error.square().sum(-1).mul_(-0.5).sub_(constant.sum(-1)), error, scale
+
+
+def _gaussian_slopes(
+    error: Tensor, scale: Tensor, own: Tensor | None, grad: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the mean, and of each agent's logarithm of the standard deviation."""
+    to_error = error * grad.unsqueeze(-1)
+    to_log_std = (to_error * error).sum(1, True) - grad.sum(1).view(-1, 1, 1)
+    return to_error * scale, to_log_std if own is None else to_log_std * own
 
 
 class CategoricalHead(nn.Module):

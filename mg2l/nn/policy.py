@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from mg2l.config.sections import PolicyConfig
 from mg2l.envs.actions import ActionLayout
 from mg2l.nn.conditioning import FiLM, HyperHead
-from mg2l.nn.distributions import make_head
+from mg2l.nn.distributions import GaussianHead, make_head
 from mg2l.nn.normaliser import LayerNorm, RunningNorm
 from mg2l.nn.stacked import StackedGRU, StackedLinear, StackedMLP
 from mg2l.nn.vision import ImageEncoder, Vision
+from mg2l.nn.vjp import Pull, by_autograd
 from mg2l.ops.backend import NATIVE, Backend
 
 
@@ -140,6 +141,27 @@ class Body(nn.Module):
             remembered, state = self._remember(self.mlp(x), state, reset)
             features = self.condition(self.base(features), remembered)
         return _apply(output, features), state
+
+    @property
+    def has_vjp(self) -> bool:
+        """Whether the gradients of all its parameters are known in closed form."""
+        others = (self.image, self.condition, self.memory)
+        return self.mlp.has_vjp and all(part is None for part in others)
+
+    def vjp(
+        self,
+        inputs: Tensor,
+        state: Tensor | None,
+        reset: Tensor | None,
+        output: StackedLinear | None,
+    ) -> tuple[Tensor, Pull]:
+        """`forward` without the next state, and what takes its gradient back to parameters."""
+        if self.has_vjp:
+            return self.mlp.vjp(inputs, output, want_x=False)
+        values, pull = by_autograd(
+            lambda _: self.forward(inputs, state, reset, output)[:1], None, want_x=False
+        )
+        return values[0], pull
 
     def shared(
         self,
@@ -269,3 +291,23 @@ class Actor(nn.Module):
         """Log-probability and entropy ``[A, rows]`` [nats]."""
         x, _ = self.body(inputs, state, reset, self.head.linear)
         return self.head.evaluate(x, action, mask)
+
+    @torch.no_grad()
+    def vjp(
+        self,
+        inputs: Tensor,
+        action: Tensor,
+        state: Tensor | None,
+        reset: Tensor | None,
+        mask: Tensor | None,
+    ) -> tuple[tuple[Tensor, Tensor], Pull]:
+        """`evaluate`, and what takes gradients ``[A, rows]`` of both back to the parameters."""
+        x, pull_body = self.body.vjp(inputs, state, reset, self.head.linear)
+        if isinstance(self.head, GaussianHead):
+            values, pull_head = self.head.vjp(x, action)
+        else:
+            values, pull_head = by_autograd(
+                lambda x: self.head.evaluate(x, action, mask), x, want_x=True
+            )
+        log_prob, entropy = values
+        return (log_prob, entropy), lambda *gradients: pull_body(pull_head(*gradients))

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mg2l.nn.vjp import Pull
+from mg2l.ops import reference
 from mg2l.ops.backend import NATIVE, Backend
+from mg2l.ops.stacked_mlp import stacked_mlp_vjp
 
 
 def _initialise(weight: Tensor, orthogonal: bool, gain: float) -> None:
@@ -127,6 +130,30 @@ class StackedMLP(nn.Module):
     def forward(self, x: Tensor, output: StackedLinear | None = None) -> Tensor:
         """Features ``[A, rows, H]``, or what a linear layer ``output`` makes of them."""
         return self._compute(x, [*self.layers], output)
+
+    @property
+    def has_vjp(self) -> bool:
+        """Whether there is a `vjp`: the operator is compiled."""
+        return self.backend.stacked_mlp is not reference.stacked_mlp
+
+    def vjp(self, x: Tensor, output: StackedLinear | None, want_x: bool) -> tuple[Tensor, Pull]:
+        """`forward`, and what takes its gradient back; see `mg2l.nn.vjp`."""
+        layers: list[Any] = [*self.layers] if output is None else [*self.layers, output]
+        weights, biases = [x.weight for x in layers], [x.bias for x in layers]
+        groups, _, inputs = weights[0].shape
+        rows = x if len(x) == groups else x.reshape(groups, -1, inputs)
+        y, pull_rows = stacked_mlp_vjp(
+            rows, weights, biases, relu=self.relu, plain_last=output is not None, want_x=want_x
+        )
+
+        def pull(grad: Tensor) -> Tensor | None:
+            to_rows, *gradients = pull_rows(grad.reshape(y.shape))
+            for parameters, own in zip((weights, biases), gradients, strict=True):
+                for parameter, gradient in zip(parameters, own, strict=True):
+                    parameter.grad = gradient
+            return None if to_rows is None else to_rows.view(x.shape)
+
+        return y if len(x) == groups else y.view(*x.shape[:-1], y.shape[-1]), pull
 
     def shared(
         self,

@@ -6,7 +6,15 @@ values and gradients, without argument checks.
 """
 
 from mg2l.ops import native
-from mg2l.ops.results import GAE, Contrast, EncodedContext, PairwiseScores, Pooled, Surrogate
+from mg2l.ops.results import (
+    GAE,
+    Contrast,
+    EncodedContext,
+    PairwiseScores,
+    Pooled,
+    Surrogate,
+    ValueLoss,
+)
 
 native.load()
 
@@ -50,6 +58,7 @@ __all__ = [
     "PairwiseScores",
     "Pooled",
     "Surrogate",
+    "ValueLoss",
     "contrast",
     "encode_context",
     "gae",

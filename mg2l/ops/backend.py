@@ -11,7 +11,15 @@ from torch import Tensor
 
 from mg2l import ops
 from mg2l.ops import native, reference
-from mg2l.ops.results import GAE, Contrast, EncodedContext, PairwiseScores, Pooled, Surrogate
+from mg2l.ops.results import (
+    GAE,
+    Contrast,
+    EncodedContext,
+    PairwiseScores,
+    Pooled,
+    Surrogate,
+    ValueLoss,
+)
 
 
 class Backend(NamedTuple):
@@ -23,7 +31,7 @@ class Backend(NamedTuple):
     pairwise_lse: Callable[..., PairwiseScores]
     stacked_mlp: Callable[..., Tensor]
     surrogate: Callable[..., Surrogate]
-    value_loss: Callable[..., Tensor]
+    value_loss: Callable[..., ValueLoss]
     contrast: Callable[..., Contrast]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mg2l.ops.once import refuse, without_autograd
-from mg2l.ops.results import Surrogate
+from mg2l.ops.results import Surrogate, ValueLoss
 
 Weights = Tensor | float
 
@@ -44,7 +44,7 @@ def surrogate(
     arguments = log_probs, before, advantages, *_split(weights), clip
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return Surrogate(*_Once.apply("surrogate", *arguments))  # type: ignore[no-untyped-call]
-    return Surrogate(*torch.ops.mg2l.surrogate.default(*arguments)[:3])
+    return Surrogate(*without_autograd(torch.ops.mg2l.surrogate.default, *arguments))
 
 
 def value_loss(
@@ -55,7 +55,7 @@ def value_loss(
     *,
     clip: float | None = None,
     delta: float | None = None,
-) -> Tensor:
+) -> ValueLoss:
     """Clipped value loss of each agent.
 
     ``sum_i w_i max(l(v_i - y_i), l(o_i + clip(v_i - o_i, -c, c) - y_i))`` of predictions v, those
@@ -71,23 +71,20 @@ def value_loss(
         delta: error from which on the Huber loss is linear, positive; None is half the square.
 
     Returns:
-        ``[A]``. Differentiable once with respect to ``prediction`` alone.
+        :class:`ValueLoss`. Differentiable once with respect to ``prediction`` alone.
 
     Raises:
         RuntimeError: Shapes, dtypes or devices do not fit, or ``clip`` or ``delta`` is not
             positive; or a second derivative is asked for.
 
     Example:
-        >>> value_loss(torch.ones(1, 2), torch.zeros(1, 2), torch.zeros(1, 2), 1 / 2).tolist()
+        >>> value_loss(torch.ones(1, 2), torch.zeros(1, 2), torch.zeros(1, 2), 1 / 2).loss.tolist()
         [0.5]
     """
     arguments = prediction, old, target, *_split(weights), clip, delta
-    loss: Tensor
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        (loss,) = _Once.apply("value_loss", *arguments)  # type: ignore[no-untyped-call]
-    else:
-        loss, _ = torch.ops.mg2l.value_loss.default(*arguments)
-    return loss
+        return ValueLoss(*_Once.apply("value_loss", *arguments))  # type: ignore[no-untyped-call]
+    return ValueLoss(*without_autograd(torch.ops.mg2l.value_loss.default, *arguments))
 
 
 def _split(weights: Weights) -> tuple[Tensor | None, float]:
@@ -100,12 +97,12 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, name: str, *arguments: Any) -> tuple[Tensor, ...]:
         op = getattr(torch.ops.mg2l, name).default
-        *results, slope = without_autograd(op, *arguments)
-        ctx.save_for_backward(slope)
+        results: tuple[Tensor, ...] = without_autograd(op, *arguments)
+        ctx.save_for_backward(results[-1])
         ctx.mark_non_differentiable(*results[1:])
         ctx.set_materialize_grads(False)
         ctx.name, ctx.others = name, len(arguments) - 1
-        return tuple(results)
+        return results
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mg2l.ops.results import GAE, Contrast, EncodedContext, PairwiseScores, Pooled, Surrogate
+from mg2l.ops.results import (
+    GAE,
+    Contrast,
+    EncodedContext,
+    PairwiseScores,
+    Pooled,
+    Surrogate,
+    ValueLoss,
+)
 
 
 def gae(
@@ -171,10 +179,12 @@ def surrogate(
     ratio = change.exp()
     clipped = ratio.clamp(1 - clip, 1 + clip) * advantages
     loss = -(torch.minimum(ratio * advantages, clipped) * weights).sum(1)
-    ratio, change = ratio.detach(), change.detach()
+    ratio, change, clipped = ratio.detach(), change.detach(), clipped.detach()
+    plain = ratio * advantages
+    slope = torch.where(plain <= clipped, -weights * plain, 0.0)
     outside = ((ratio - 1).abs() > clip).to(ratio.dtype)
     kl = ((ratio - 1 - change) * weights).sum(1)
-    return Surrogate(loss, kl, (outside * weights).sum(1))
+    return Surrogate(loss, kl, (outside * weights).sum(1), slope)
 
 
 def value_loss(
@@ -185,7 +195,7 @@ def value_loss(
     *,
     clip: float | None = None,
     delta: float | None = None,
-) -> Tensor:
+) -> ValueLoss:
     """See :func:`mg2l.ops.value_loss`."""
     old, target, weights = _constants(old, target, weights)
 
@@ -195,12 +205,15 @@ def value_loss(
         return F.huber_loss(value, target, reduction="none", delta=delta)
 
     losses = loss(prediction)
+    error = (prediction - target).detach()
+    slope = error if delta is None else error.clamp(-delta, delta)
     if clip is not None:
         moved = prediction - old
         clipped = loss(old + moved.clamp(-clip, clip))
-        # Within the bounds they differ by rounding.
-        losses = torch.where(moved.abs() <= clip, losses, torch.maximum(losses, clipped))
-    return (losses * weights).sum(1)
+        inside = moved.detach().abs() <= clip  # there, they differ by rounding
+        slope = torch.where(inside | (losses >= clipped), slope, 0.0)
+        losses = torch.where(inside, losses, torch.maximum(losses, clipped))
+    return ValueLoss((losses * weights).sum(1), slope * weights)
 
 
 def contrast(

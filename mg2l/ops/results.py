@@ -69,7 +69,10 @@ class PairwiseScores(NamedTuple):
 
 
 class Surrogate(NamedTuple):
-    """Result of :func:`mg2l.ops.surrogate`: weighted sums over an agent's rows, ``[A]`` each."""
+    """Result of :func:`mg2l.ops.surrogate`: weighted sums over an agent's rows, ``[A]`` each.
+
+    Also the slope of each row.
+    """
 
     loss: Tensor
     """The clipped surrogate, negative."""
@@ -79,6 +82,19 @@ class Surrogate(NamedTuple):
 
     clip_fraction: Tensor
     """Whether r is farther than c from 1; no gradient."""
+
+    slope: Tensor
+    """``[A, rows]``: derivative of the agent's loss with respect to ``log_probs``; no gradient."""
+
+
+class ValueLoss(NamedTuple):
+    """Result of :func:`mg2l.ops.value_loss`."""
+
+    loss: Tensor
+    """``[A]``: weighted sum over an agent's rows."""
+
+    slope: Tensor
+    """``[A, rows]``: derivative of the agent's loss with respect to ``prediction``; no gradient."""
 
 
 class Contrast(NamedTuple):

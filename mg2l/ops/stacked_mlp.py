@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -55,6 +55,36 @@ def stacked_mlp(
         torch.ops.mg2l.stacked_mlp.default, x, weights, biases, relu, plain_last, False
     )
     return y
+
+
+def stacked_mlp_vjp(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    relu: bool,
+    plain_last: bool,
+    want_x: bool,
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor | None, list[Tensor], list[Tensor]]]]:
+    """`stacked_mlp` without a graph, for a loss whose gradient is known.
+
+    Returns:
+        The value, and a function from its gradient to those of ``x`` (None unless ``want_x``), of
+        the weights, and of the biases. To be called under ``torch.no_grad``, as that is.
+    """
+    options = relu, plain_last
+    y, *kept = without_autograd(
+        torch.ops.mg2l.stacked_mlp.default, x, weights, biases, *options, True
+    )
+
+    def pull(grad: Tensor) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
+        backward = torch.ops.mg2l.stacked_mlp_backward.default
+        to_x, to_weights, to_biases = without_autograd(
+            backward, grad, x, weights, biases, *options, y, *kept, want_x
+        )
+        return to_x if want_x else None, to_weights, to_biases
+
+    return y, pull
 
 
 class _Differentiable(torch.autograd.Function):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,10 @@ from mg2l.nn.moments import batch_moments
 from mg2l.nn.policy import Actor
 from mg2l.ops.backend import Backend
 from mg2l.training.batch import Batch, mean_per_agent
+from mg2l.training.interleave import SideBySide, take_turns
+
+Part = tuple[Batch, tuple[Tensor, Tensor] | None]
+"""A minibatch and, unless it is the whole batch, step and environment of its rows."""
 
 Step = Callable[[], dict[str, Tensor]]
 """Steps on gradients that are computed already; returns their norms, by metric."""
@@ -35,6 +40,15 @@ class Trained(NamedTuple):
 
     clip: Callable[[list[nn.Parameter], float], Tensor]
     """Limits norms of their gradients, and returns what they were."""
+
+
+class _Metrics(dict[str, list[Tensor]]):
+    """Values of each metric, of all agents, in the order in which they came."""
+
+    def note(self, values: dict[str, Tensor]) -> None:
+        """Add one value of each."""
+        for name, value in values.items():
+            self.setdefault(name, []).append(value.detach())
 
 
 def _latent_at_steps(latent: Tensor | None, steps: int) -> Tensor | None:
@@ -271,41 +285,56 @@ class PPO:
         minibatches reach the encoder together, in one step at its end. With
         `CriticLatent.every_minibatch` each of them does on its own.
 
-        While the actors' gradients are summed over processes, those of the critics are computed,
-        and the other way round.
+        Actors and critics do not depend on each other here. On several cores each are trained by
+        half of the threads; else they take turns, and while the actors' gradients are summed over
+        processes, those of the critics are computed, and the other way round.
         """
-        metrics: dict[str, list[Tensor]] = {}  # of all agents
+        actors, critics = _Metrics(), _Metrics()
 
-        def note(terms: dict[str, Tensor]) -> None:
-            for name, value in terms.items():
-                metrics.setdefault(name, []).append(value.detach())
+        def train(parts: Iterable[Part]) -> tuple[Iterator[None], Iterator[None]]:
+            one, two = itertools.tee(parts)
+            return self._train_actors(one, actors), self._train_critics(two, critics, critic_latent)
 
-        parts = 1 if critic_latent.every_minibatch else self.config.num_mini_batch
-        step_actor: Step = dict
-        step_critic: Step = dict
-        for _ in range(self.config.ppo_epoch):
-            for number, (part, where) in enumerate(self.minibatches(batch)):
-                note(step_actor())
-                note(self.actor_gradients(part))
-                step_actor = self.start_step(self.trained_actor)
-                note(step_critic())
-                if number % parts == 0:
-                    inferred, latent = self.infer(critic_latent)
-                note(self.critic_gradients(part, where, latent))
-                trained = [self.trained_critic]
-                if (number + 1) % parts == 0 and latent is not None and latent.grad is not None:
-                    gradient, penalty = latent.grad / parts, critic_latent.penalty()
-                    trained.append(self.encoder_gradients(inferred, gradient, penalty))
-                step_critic = self.start_step(*trained)
-        note(step_actor())
-        note(step_critic())
-        means = {name: torch.stack(values).mean() for name, values in metrics.items()}
+        epochs, on_cpu = range(self.config.ppo_epoch), batch.advantages.device.type == "cpu"
+        if on_cpu and torch.get_num_threads() > 1 and world.size == 1:
+            with SideBySide() as side_by_side:
+                for _ in epochs:
+                    side_by_side.run(*train([*self.minibatches(batch)]))
+        else:
+            parts = itertools.chain.from_iterable(self.minibatches(batch) for _ in epochs)
+            take_turns(*train(parts))
+        means = {name: torch.stack(values).mean() for name, values in (actors | critics).items()}
         # Norms are of gradients that are summed already.
         world.start_sum(x for name, x in means.items() if not name.startswith("grad_norm/"))()
         for name, value in means.items():
             if name.startswith("grad_norm/"):  # the next policies would act on NaN
                 require_finite(name, value, vars(batch))
         return means | {"explained_variance": batch.explained_variance}
+
+    def _train_actors(self, parts: Iterable[Part], metrics: _Metrics) -> Iterator[None]:
+        """Step on the actors with each minibatch; yields while gradients are summed."""
+        for part, _ in parts:
+            metrics.note(self.actor_gradients(part))
+            step = self.start_step(self.trained_actor)
+            yield
+            metrics.note(step())
+
+    def _train_critics(
+        self, parts: Iterable[Part], metrics: _Metrics, critic_latent: CriticLatent
+    ) -> Iterator[None]:
+        """Step on the critics, and at times on the encoder; yields while gradients are summed."""
+        every = 1 if critic_latent.every_minibatch else self.config.num_mini_batch
+        for number, (part, where) in enumerate(parts):
+            if number % every == 0:
+                inferred, latent = self.infer(critic_latent)
+            metrics.note(self.critic_gradients(part, where, latent))
+            trained = [self.trained_critic]
+            if (number + 1) % every == 0 and latent is not None and latent.grad is not None:
+                gradient, penalty = latent.grad / every, critic_latent.penalty()
+                trained.append(self.encoder_gradients(inferred, gradient, penalty))
+            step = self.start_step(*trained)
+            yield
+            metrics.note(step())
 
     def infer(self, critic_latent: CriticLatent) -> tuple[Tensor | None, Tensor | None]:
         """The critics' latent, and a leaf of the same values that collects its gradients."""
@@ -314,10 +343,11 @@ class PPO:
             return None, None
         return inferred, inferred.detach().requires_grad_(inferred.requires_grad)
 
+    @torch.no_grad()
     def actor_gradients(self, part: Batch) -> dict[str, Tensor]:
         """Compute the actors' gradients on a minibatch; returns its metrics, of each agent."""
         config = self.config
-        log_probs, entropy = self.actor.evaluate(
+        (log_probs, entropy), pull = self.actor.vjp(
             part.actor_inputs.flatten(1, 2),
             part.actions.flatten(1, 2),
             part.actor_states,
@@ -330,14 +360,20 @@ class PPO:
         entropies = mean_per_agent(entropy, weights)
         loss = clipped.loss - config.entropy_coef * entropies
         require_finite("loss/policy", loss, vars(part))
-        self.backward(self.trained_actor, loss)
-        metrics = {
+        self.actor_optimiser.zero_grad()
+        factor = self.factor(self.trained_actor)
+        bonus = -config.entropy_coef * factor
+        if isinstance(weights, Tensor):
+            to_entropy = bonus * weights
+        else:
+            to_entropy = torch.full_like(log_probs, bonus * weights)
+        pull(clipped.slope * factor, to_entropy)
+        return {
             "loss/policy": clipped.loss,
             "entropy": entropies,
             "kl": clipped.kl,
             "clip_fraction": clipped.clip_fraction,
         }
-        return {name: value.detach() for name, value in metrics.items()}
 
     def critic_gradients(
         self, part: Batch, where: tuple[Tensor, Tensor] | None, latent: Tensor | None
@@ -356,20 +392,25 @@ class PPO:
         steps = part.critic_observations.shape[1]
         latent = _latent_at_steps(latent, steps) if where is None else _latent_at(latent, where)
         rows = part.critic_observations.flatten(1, 2)
-        values, _ = self.critic(rows, latent, part.critic_states, part.reset)
+        values, pull = self.critic.vjp(rows, latent, part.critic_states, part.reset)
         weights = part.weights(config.use_value_active_masks)
         before, returns = part.values.flatten(1), part.returns.flatten(1)
-        losses = self.backend.value_loss(
-            values,
-            before,
-            returns,
-            weights,
-            clip=config.clip_param if config.use_clipped_value_loss else None,
-            delta=config.huber_delta if config.use_huber_loss else None,
-        )
-        require_finite("loss/value", losses, vars(part))
-        self.backward(self.trained_critic, config.value_loss_coef * losses)
-        return {"loss/value": losses.detach()}
+        with torch.no_grad():
+            losses, slope = self.backend.value_loss(
+                values,
+                before,
+                returns,
+                weights,
+                clip=config.clip_param if config.use_clipped_value_loss else None,
+                delta=config.huber_delta if config.use_huber_loss else None,
+            )
+            require_finite("loss/value", losses, vars(part))
+            self.critic_optimiser.zero_grad()
+            factor = self.factor(self.trained_critic)
+            to_latent = pull(slope * (config.value_loss_coef * factor))
+        if latent is not None and to_latent is not None:
+            (latent * to_latent).sum().backward()
+        return {"loss/value": losses}
 
     def encoder_gradients(self, inferred: Any, gradient: Tensor, penalty: Tensor | None) -> Trained:
         """Compute the encoder's gradients on the value losses, given those of the latent."""
@@ -391,12 +432,10 @@ class PPO:
         """Norm that gradients are clipped to; infinite without clipping."""
         return self.config.max_grad_norm if self.config.use_max_grad_norm else float("inf")
 
-    def backward(self, trained: Trained, losses: Tensor) -> None:
-        """Gradients of the agents' losses ``[A]``; agents with own networks do not mix."""
-        trained.optimiser.zero_grad()
+    def factor(self, trained: Trained) -> float:
+        """Factor of each agent's loss; with networks of their own, agents do not mix."""
         averaged = self.policy.share_policy or trained.clip is clip_grad_norm
-        # Of a number: for a vector and its gradient torch imports its symbolic algebra.
-        (losses.mean() if averaged else losses.sum()).backward()
+        return 1 / self.critic.agents if averaged else 1.0
 
     def start_step(self, *trained: Trained) -> Step:
         """Begin to sum gradients over processes, those of all ``trained`` in one message."""
@@ -413,8 +452,8 @@ class PPO:
 
         return step
 
-    def minibatches(self, batch: Batch) -> Iterator[tuple[Batch, tuple[Tensor, Tensor] | None]]:
-        """Parts of a batch and, unless it is the whole, step and environment of its rows."""
+    def minibatches(self, batch: Batch) -> Iterator[Part]:
+        """The minibatches of an epoch."""
         parts, chunk = self.config.num_mini_batch, 1
         if batch.critic_states is not None:
             whole = self.policy.use_naive_recurrent_policy

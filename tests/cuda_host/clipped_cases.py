@@ -35,7 +35,8 @@ def case(
             assert clip is not None
             found = reference.surrogate(first, second, third, w, clip)._asdict()
         else:
-            found = {"loss": reference.value_loss(first, second, third, w, clip=clip, delta=delta)}
+            options = {"clip": clip, "delta": delta}
+            found = reference.value_loss(first, second, third, w, **options)._asdict()
         found["slope"] = torch.autograd.grad(found["loss"].sum(), first)[0]
         return {name: x.detach().numpy() for name, x in found.items()}
 
