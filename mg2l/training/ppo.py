@@ -46,9 +46,9 @@ class _Metrics(dict[str, list[Tensor]]):
     """Values of each metric, of all agents, in the order in which they came."""
 
     def note(self, values: dict[str, Tensor]) -> None:
-        """Add one value of each."""
+        """Add one value of each, which has no graph."""
         for name, value in values.items():
-            self.setdefault(name, []).append(value.detach())
+            self.setdefault(name, []).append(value)
 
 
 def _latent_at_steps(latent: Tensor | None, steps: int) -> Tensor | None:
