@@ -121,7 +121,7 @@ void stacked_mlp_kernel(const MlpArrays<scalar_t>& a) {
   const MlpSizes& sizes = a.sizes;
   const int64_t tiles = (sizes.rows + kTile - 1) / kTile;
   const int64_t work = products_of_row<scalar_t>(sizes) * std::min(sizes.rows, kTile);
-  const int64_t grain = std::max<int64_t>(kMinTaskWork / std::max<int64_t>(work, 1), 1);
+  const int64_t grain = tiles_per_task(work);
   torch::stable::parallel_for(0, sizes.groups * tiles, grain, [&](int64_t begin, int64_t end) {
     MlpScratch<scalar_t> scratch(sizes);
     run_simd([&](auto bytes) MG2L_INLINE_LAMBDA {

@@ -181,7 +181,7 @@ void stacked_mlp_backward_kernel(const MlpArrays<scalar_t>& a, const MlpGradient
   const int64_t part_rows = (sizes.rows + parts - 1) / parts;
   const int64_t size = MlpPart<scalar_t>::size(sizes);
   const int64_t work = products_of_row<scalar_t>(sizes) * part_rows * 2;
-  const int64_t grain = std::max<int64_t>(kMinTaskWork / std::max<int64_t>(work, 1), 1);
+  const int64_t grain = tiles_per_task(work);
   const std::unique_ptr<scalar_t[]> partial(new scalar_t[sizes.groups * parts * size]);
   torch::stable::parallel_for(0, sizes.groups * parts, grain, [&](int64_t begin, int64_t end) {
     MlpBackwardScratch<scalar_t> scratch(sizes);

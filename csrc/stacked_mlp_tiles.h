@@ -200,6 +200,11 @@ inline bool is_narrow(const MlpSizes& sizes, size_t layer) {
   return layer >= sizes.normalised() && sizes.units[layer] <= kNarrow;
 }
 
+// Tiles or parts of `work` products each that are at least a task.
+inline int64_t tiles_per_task(int64_t work) {
+  return round_up(kMinTaskWork, std::max<int64_t>(work, 1)) / std::max<int64_t>(work, 1);
+}
+
 template <typename scalar_t>
 int64_t products_of_row(const MlpSizes& sizes) {
   int64_t total = 0;

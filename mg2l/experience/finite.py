@@ -97,7 +97,8 @@ def require_finite(term: str, value: Tensor, batch: Mapping[str, Any]) -> None:
         NonFiniteLossError: an element of ``value`` is NaN or infinite; on a device other than the
             CPU, the block of `checked_together` raises it.
     """
-    value = value.detach()
+    if value.requires_grad:
+        value = value.detach()
     if not value.is_floating_point():
         return
     if _unread is not None and value.device.type != "cpu":

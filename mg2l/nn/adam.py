@@ -164,7 +164,7 @@ def clip_grad_norm_per_agent(parameters: Iterable[nn.Parameter], limit: float) -
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([g.flatten(1) for g in gradients], 1)
     norms: Tensor = torch.linalg.vector_norm(flat, dim=1)
-    if norms.device.type != "cpu" or bool((norms > limit).any()):
+    if norms.device.type != "cpu" or float(norms.amax()) > limit:
         scale = (limit / (norms + 1e-6)).clamp(max=1.0)
         for g in gradients:
             g.mul_(scale.view(-1, *[1] * (g.dim() - 1)))

@@ -169,7 +169,7 @@ class GaussianHead(nn.Module):
         return self._log_prob(x, action), self._entropy(x)
 
     def _entropy(self, x: Tensor) -> Tensor:
-        entropy = self.log_std + 0.5 + _LOG_SQRT_2PI
+        entropy = self.log_std + (0.5 + _LOG_SQRT_2PI)
         if self.own is not None:
             entropy = entropy * self.own
         return entropy.sum(-1).expand(x.shape[:-1])

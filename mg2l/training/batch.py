@@ -112,7 +112,7 @@ class Batch:
         order = torch.randperm(count, generator=generator, device=device)
         start, places = order // all_envs * chunk, order % all_envs
         times = start + torch.arange(chunk, device=device).unsqueeze(1)
-        numbers = torch.stack([self.log_probs, self.advantages, self.returns, self.values], -1)
+        numbers = torch.stack([self.log_probs, self.advantages, self.returns, self.values])
         picked = zip(times.tensor_split(parts, 1), places.tensor_split(parts), strict=True)
         for time, env in picked:
             rows = living = None
@@ -123,12 +123,14 @@ class Batch:
                 own = env // envs == world.rank
                 time, env = time[:, own], env[own] % envs
             where = time.flatten(), env.expand_as(time).flatten()
-            yield replace(self._take(numbers, time, env), rows=rows, living=living), where
+            yield self._take(numbers, time, env, rows, living), where
 
-    def _take(self, numbers: Tensor, time: Tensor, env: Tensor) -> Batch:
+    def _take(
+        self, numbers: Tensor, time: Tensor, env: Tensor, count: int | None, living: Tensor | None
+    ) -> Batch:
         """Rows at steps ``[chunk, chunks]`` of environments ``[chunks]``.
 
-        ``numbers`` ``[A, T, N, 4]`` are log-probabilities, advantages, returns and values, taken
+        ``numbers`` ``[4, A, T, N]`` are log-probabilities, advantages, returns and values, taken
         together: on a minibatch a call takes longer than its work.
         """
         _, _, envs = self.advantages.shape
@@ -141,7 +143,8 @@ class Batch:
         def take_first(x: Tensor | None) -> Any:
             return None if x is None else x[:, time[0], env]
 
-        log_probs, advantages, returns, values = take(numbers).movedim(-1, 0).contiguous()
+        together = take(numbers.flatten(0, 1)).unflatten(0, numbers.shape[:2])
+        log_probs, advantages, returns, values = together
         recurrent = self.actor_states is not None or self.critic_states is not None
         return Batch(
             actor_inputs=take(self.actor_inputs),
@@ -156,4 +159,6 @@ class Batch:
             critic_states=take_first(self.critic_states),
             action_mask=take(self.action_mask),
             active=take(self.active),
+            rows=count,
+            living=living,
         )

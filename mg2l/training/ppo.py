@@ -46,9 +46,9 @@ class _Metrics(dict[str, list[Tensor]]):
     """Values of each metric, of all agents, in the order in which they came."""
 
     def note(self, values: dict[str, Tensor]) -> None:
-        """Add one value of each."""
+        """Add one value of each, which has no graph."""
         for name, value in values.items():
-            self.setdefault(name, []).append(value.detach())
+            self.setdefault(name, []).append(value)
 
 
 def _latent_at_steps(latent: Tensor | None, steps: int) -> Tensor | None:
@@ -183,7 +183,8 @@ class PPO:
             rows.flatten(1, 2), None if acted_on is None else acted_on.flatten(1, 2)
         )
         return Batch(
-            actor_inputs=inputs.view(agents, steps, envs, -1),
+            # Rows are picked from it several times as fast where they lie behind each other.
+            actor_inputs=inputs.view(agents, steps, envs, -1).contiguous(),
             critic_observations=observations[:, :-1],
             actions=rollout.actions.movedim(2, 0).contiguous(),
             log_probs=rollout.log_probs.movedim(2, 0).contiguous(),
@@ -367,7 +368,7 @@ class PPO:
             to_entropy = bonus * weights
         else:
             to_entropy = torch.full_like(log_probs, bonus * weights)
-        pull(clipped.slope * factor, to_entropy)
+        pull(clipped.slope if factor == 1 else clipped.slope * factor, to_entropy)
         return {
             "loss/policy": clipped.loss,
             "entropy": entropies,
