@@ -1,15 +1,17 @@
-"""Times what a GPU does: ``python -m benchmarks.gpu --out gpu.json kernels iterations worlds``.
+"""Times what a GPU does: ``python -m benchmarks.gpu --out gpu.json`` and the parts to time.
 
 Medians of rounds, after a warm-up, with the device synchronised around each. ``kernels`` are
 operators, forward and with the backward pass, against their definitions in torch and against the
-predictions of docs/kernels.md; ``iterations`` are whole ones on the device and on the CPU, by
-phase; ``worlds`` are rollouts of many particle worlds. ``--table`` writes what a JSON file holds as
-Markdown. `benchmarks/gpu.sh` runs all of it.
+predictions of docs/kernels.md; ``ways`` are the two of `pairwise_lse`, tiles and products, at sizes
+around the one from which products are used; ``iterations`` are whole ones on the device and on the
+CPU, by phase; ``worlds`` are rollouts of many particle worlds. ``--table`` writes what a JSON file
+holds as Markdown. `benchmarks/gpu.sh` runs all of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import itertools
 import json
 import statistics
@@ -24,20 +26,31 @@ from torch import Tensor
 
 from mg2l.config import files
 from mg2l.core.transfer import synchronize
-from mg2l.ops import backend
+from mg2l.ops import backend, native
 from mg2l.training.learner import Learner
 from mg2l.training.loop import iterate
 
-PARTS = ("kernels", "iterations", "worlds")
+PARTS = ("kernels", "ways", "iterations", "worlds")
 PREDICTED = {
     "gae 512x1024": (11.0, None),
     "gae 2048x4096": (75.0, None),
     "pia_pool 64,512,64": (25.0, 70.0),
     "encode_context 128,100,2": (40.0, 150.0),
-    "pairwise_lse 1024": (110.0, 410.0),
-    "pairwise_lse 8192": (1400.0, 5400.0),
+    "pairwise_lse 1024": (17.0, 48.0),
+    "pairwise_lse 8192": (360.0, 1200.0),
 }
 """Microseconds on an H100, forward and with the backward pass: docs/kernels.md."""
+
+PREDICTED_WAYS = {
+    ("tiles", 512): (17.0, 37.0),
+    ("products", 512): (14.0, 35.0),
+    ("tiles", 1024): (22.0, 77.0),
+    ("products", 1024): (17.0, 48.0),
+    ("tiles", 8192): (1400.0, 4300.0),
+    ("products", 8192): (360.0, 1200.0),
+    ("products, TF32", 8192): (220.0, 670.0),
+}
+"""The same for the two ways of `pairwise_lse`, by queries, which are as many as keys."""
 
 Call = Callable[[], Any]
 
@@ -139,6 +152,49 @@ def kernels(device: torch.device, rounds: int) -> list[dict[str, Any]]:
     return table
 
 
+def ways(device: torch.device, rounds: int) -> list[dict[str, Any]]:
+    """Microseconds of `pairwise_lse` by tiles and by products, of as many queries as keys.
+
+    The number of scores from which products take less time, forward and backward together, is what
+    ``kProductsFrom`` of csrc/cuda/pairwise_lse_layout.h should be.
+
+    Raises:
+        OSError: The operators are not compiled for CUDA.
+    """
+    products_from = ctypes.CDLL(str(native.CUDA_LIBRARY)).mg2l_pairwise_products_from
+    products_from.argtypes, products_from.restype = [ctypes.c_int64], ctypes.c_int64
+    before, precision = products_from(0), torch.get_float32_matmul_precision()
+    table = []
+    for count in (128, 256, 512, 1024, 2048, 4096, 8192):
+        own = torch.arange(count, device=device)
+        leaves = [torch.randn(count, 64, device=device) / 8, torch.randn(count, 64, device=device)]
+        held = [leaf.clone().requires_grad_() for leaf in leaves]
+
+        def compute(op: Any, q: Tensor, k: Tensor, own: Tensor = own) -> Tensor:
+            lse: Tensor = op(q, k, own).lse
+            return lse
+
+        op = backend.NATIVE.pairwise_lse
+        for way, least, allowed in (
+            ("tiles", 2**62, "highest"),
+            ("products", 0, "highest"),
+            ("products, TF32", 0, "high"),
+        ):
+            products_from(least)
+            torch.set_float32_matmul_precision(allowed)
+            with torch.no_grad():
+                forward = 1e6 * seconds(partial(compute, op, *leaves), device, rounds)
+            whole = 1e6 * seconds(partial(both, compute, op, held), device, rounds)
+            predicted = PREDICTED_WAYS.get((way, count), (None, None))
+            table.append(
+                {"queries, keys": count, "way": way, "forward": forward, "both": whole,
+                 "predicted forward": predicted[0], "predicted both": predicted[1]}
+            )  # fmt: skip
+    products_from(before)
+    torch.set_float32_matmul_precision(precision)
+    return table
+
+
 def iterations(device: torch.device, rounds: int) -> list[dict[str, Any]]:
     """Seconds of an iteration on mpe-spread, by phase, on the device and on the CPU."""
     table = []
@@ -194,7 +250,7 @@ def main() -> None:
     device = torch.device(options.device)
     found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     for part in options.parts:
-        rounds = options.rounds if part == "kernels" else max(options.rounds // 6, 1)
+        rounds = options.rounds if part in ("kernels", "ways") else max(options.rounds // 6, 1)
         found[part] = globals()[part](device, rounds)
         found["device"] = str(device) if device.type == "cpu" else torch.cuda.get_device_name()
         found["torch"] = torch.__version__

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from cuda_host.layout import ask
 from torch import Tensor, nn
 from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -56,13 +57,28 @@ _WAITING = {
 """Operators whose result has a shape, or is a number, that the host must wait for."""
 
 
+def _pool_launches(x: Tensor, query: Tensor, *_: Any) -> int:
+    outer, length, inner, _width = x.shape
+    return 1 + (ask("pool_splits", outer * inner * len(query), length) > 1)
+
+
+def _pair_launches(backward: bool, queries: Tensor, keys: Tensor, std: Tensor | None) -> int:
+    (groups, count, _), most = queries.shape, keys.shape[1]
+    if std is None and count * most >= ask("products_from"):
+        chunks = groups * -(-count // ask("product_queries", count, most))
+        return chunks * (5 if backward else 3)  # and products of torch among them
+    sides = [(count, most), (most, count)][: 1 + backward]
+    shared = any(ask("pair_splits", groups, *side) > 1 for side in sides)
+    return 1 + shared + (std is not None)
+
+
 _OPERATORS: dict[str, Callable[..., int]] = {
     "mg2l::gae": lambda *args: 1,
     "mg2l::gae_backward": lambda *args: 1,
-    "mg2l::pia_pool": lambda *args: 1,
+    "mg2l::pia_pool": _pool_launches,
     "mg2l::pia_pool_backward": lambda *args: 4,
-    "mg2l::pairwise_lse": lambda *args: 1 if args[4] is None else 2,
-    "mg2l::pairwise_lse_backward": lambda *args: 2 if args[8] is None else 3,
+    "mg2l::pairwise_lse": lambda *args: _pair_launches(False, args[0], args[1], args[4]),
+    "mg2l::pairwise_lse_backward": lambda *args: _pair_launches(True, args[4], args[5], args[8]),
     "mg2l::encode_context": lambda *args: 3,
     "mg2l::encode_context_backward": lambda *args: 3,
     "mg2l::surrogate": lambda *args: 1,

@@ -243,6 +243,8 @@ def test_every_launcher_has_cases() -> None:
         "mg2l_pairwise_lse_double",
         "mg2l_pairwise_lse_backward_float",
         "mg2l_pairwise_lse_backward_double",
+        "mg2l_pairwise_lse_products_float",
+        "mg2l_pairwise_lse_products_double",
         "mg2l_particle_step_float",
         "mg2l_particle_step_double",
         "mg2l_surrogate_float",

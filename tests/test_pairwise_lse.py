@@ -210,6 +210,18 @@ def test_results_do_not_depend_on_the_number_of_threads(gaussian, threads):
         assert torch.equal(ours, theirs)
 
 
+def test_more_queries_than_are_multiplied_at_a_time(device):
+    """On CUDA the products of so many queries are made in two chunks."""
+    arguments, leaves = inputs(((), 65_600, 5, 3), False, "both", torch.float64, device)
+    for ours, theirs in zip(
+        pairwise_lse(**arguments), reference.pairwise_lse(**arguments), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+    ours_theirs = (gradients(f, arguments, leaves) for f in (pairwise_lse, reference.pairwise_lse))
+    for grad, wanted in zip(*ours_theirs, strict=True):
+        torch.testing.assert_close(grad, wanted)
+
+
 def test_info_nce_from_its_parts(device):
     arguments, _ = inputs(((), 32, 32, 8), dtype=torch.float32, device=device)
     arguments["positive"] = torch.arange(32, device=device)

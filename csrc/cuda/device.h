@@ -8,12 +8,20 @@
 
 namespace mg2l {
 
+#ifdef MG2L_CUDA_HOST  // kernels run on the CPU, in tests/cuda_host
+struct DeviceGuard {
+  explicit DeviceGuard(int32_t) {}
+};
+
+inline void* current_stream(int32_t) { return nullptr; }
+#else
 using torch::stable::accelerator::DeviceGuard;
 
 // The stream that torch puts work on now, a cudaStream_t.
 inline void* current_stream(int32_t device) {
   return torch::stable::accelerator::getCurrentStream(device).nativeHandle();
 }
+#endif
 
 inline void check_launch(const char* op, int status) {
   MG2L_CHECK(status == 0, op, ": the launch failed: ", mg2l_error_string(status));

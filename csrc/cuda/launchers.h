@@ -109,12 +109,16 @@ struct PairArgs {
   const int64_t* query_labels;  // [G, B] or null
   const int64_t* key_labels;    // [G, M] or null
   const uint8_t* mask;          // [G, B, M] or null
+  const scalar_t* products;     // [B, M], queries times keys of the one group, or null
   scalar_t* offsets;            // scratch, [G, M], wanted with std, or null
 };
 
 template <typename scalar_t>
 struct PairForwardArgs {
   PairArgs<scalar_t> in;
+  int64_t splits;            // pair_splits(G, B, M)
+  scalar_t* partial;         // scratch, [G * B, splits, 3], or null for 1
+  int64_t* partial_counts;   // scratch, [G * B, splits, 2], or null for 1
   scalar_t* lse;             // [G, B]
   scalar_t* lse_negatives;   // [G, B]
   scalar_t* mean;            // [G, B]
@@ -123,8 +127,9 @@ struct PairForwardArgs {
   int64_t* rank;             // [G, B]
 };
 
+// What the gradients of scores follow from.
 template <typename scalar_t>
-struct PairBackwardArgs {
+struct PairGradients {
   PairArgs<scalar_t> in;
   const scalar_t* lse;                 // [G, B]
   const scalar_t* lse_negatives;       // [G, B]
@@ -133,15 +138,34 @@ struct PairBackwardArgs {
   const scalar_t* grad_lse_negatives;  // [G, B]
   const scalar_t* grad_mean;           // [G, B]
   const scalar_t* grad_positive;       // [G, B]
-  scalar_t* grad_query;                // [G, B, D]
-  scalar_t* grad_key;                  // [G, M, D]
-  scalar_t* grad_std;                  // [G, M, D], wanted with std, or null
+};
+
+template <typename scalar_t>
+struct PairBackwardArgs {
+  PairGradients<scalar_t> of;
+  int64_t query_splits;     // pair_splits(G, B, M)
+  int64_t key_splits;       // pair_splits(G, M, B)
+  scalar_t* partial_query;  // scratch, [query_splits, G, B, D], or null for 1
+  scalar_t* partial_key;    // scratch, [key_splits, G, M, D], or null for 1
+  scalar_t* partial_std;    // scratch, [key_splits, G, M, D], wanted with std, or null for 1
+  scalar_t* grad_query;     // [G, B, D]
+  scalar_t* grad_key;       // [G, M, D]
+  scalar_t* grad_std;       // [G, M, D], wanted with std, or null
+};
+
+// Gradients of the products themselves, for one group; they may take the products' place.
+template <typename scalar_t>
+struct PairProductsArgs {
+  PairGradients<scalar_t> of;
+  scalar_t* grad_products;  // [B, M]
 };
 
 MG2L_API int mg2l_pairwise_lse_float(const PairForwardArgs<float>* args, void* stream);
 MG2L_API int mg2l_pairwise_lse_double(const PairForwardArgs<double>* args, void* stream);
 MG2L_API int mg2l_pairwise_lse_backward_float(const PairBackwardArgs<float>* args, void* stream);
 MG2L_API int mg2l_pairwise_lse_backward_double(const PairBackwardArgs<double>* args, void* stream);
+MG2L_API int mg2l_pairwise_lse_products_float(const PairProductsArgs<float>* args, void* stream);
+MG2L_API int mg2l_pairwise_lse_products_double(const PairProductsArgs<double>* args, void* stream);
 
 // bfloat16 as it is stored; kernels compute in float.
 struct Bf16 {

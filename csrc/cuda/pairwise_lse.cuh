@@ -1,24 +1,28 @@
-// Kernels of `pairwise_lse` and `pairwise_lse_backward`: plain pointers, no torch header.
+// Kernels of `pairwise_lse`: plain pointers, no torch header.
 //
 // A block works on a tile of 32 rows against one tile of 32 columns after the other: a warp has 4
-// rows, a lane a column. Scores stay in registers and shared memory only; the backward pass makes
-// them again, once with queries as rows for their gradients and once with keys. Every sum is taken
-// by one thread in an order of its own: no atomics, the same result in every run.
+// rows, a lane a column. Where rows are few, several blocks share a tile of rows, with a part of
+// the columns each. Scores stay in registers and shared memory only, or are read where they have
+// been made before, by matrix products (Scores::kProducts). Every sum is taken by one thread in an
+// order of its own: no atomics, the same result in every run.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
 #include "launchers.h"
+#include "pairwise_lse_layout.h"
 #include "portable.cuh"
 
 namespace mg2l {
 
-constexpr int kSide = 32;                         // rows and columns of a tile, and a step of D
 constexpr int kPairWarps = 8;                     // warps of a block
 constexpr int kRowsPerWarp = kSide / kPairWarps;  // rows of a warp
-constexpr int kOffsetThreads = 128;               // threads of a block, a key each
-constexpr int kPairThreads = kSide * kPairWarps;
+constexpr int kOffsetThreads = 128;               // threads of a block, a number each
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// How scores are made.
+enum class Scores { kDot, kGaussian, kProducts };
 
 template <typename scalar_t>
 __device__ bool is_negative(const PairArgs<scalar_t>& in, int64_t group, int64_t query,
@@ -156,197 +160,153 @@ __device__ scalar_t score_one(const PairArgs<scalar_t>& in, int64_t group, int64
 template <typename scalar_t>
 __device__ scalar_t pair_warp_sum(scalar_t value) {
   for (int lanes = kSide / 2; lanes > 0; lanes /= 2) {
-    value += __shfl_xor_sync(0xffffffffu, value, lanes);
+    value += __shfl_xor_sync(kAllLanes, value, lanes);
   }
   return value;
 }
 
-// What is known of a query's negatives: each lane of those in its columns.
+// What is known of a query's negatives: of some of them, or of all.
+template <typename scalar_t>
+struct PairRow {
+  scalar_t max = -INFINITY;  // of the clipped scores
+  scalar_t sum = 0;          // of exponentials, relative to max
+  scalar_t scores = 0;       // their sum, not clipped
+  int count = 0;
+  int above = 0;  // the positive
+};
+
+template <typename scalar_t>
+__device__ void add_score(const PairArgs<scalar_t>& in, scalar_t score, scalar_t own,
+                          PairRow<scalar_t>& row) {
+  const scalar_t clipped = clip_score(in, score), previous_max = row.max;
+  row.max = clipped > previous_max ? clipped : previous_max;
+  row.sum = row.sum * exp(previous_max - row.max) + exp(clipped - row.max);
+  row.scores += score;
+  row.count += 1;
+  row.above += score > own ? 1 : 0;
+}
+
+// What the lanes of a warp know together, in every lane.
+template <typename scalar_t>
+__device__ PairRow<scalar_t> join_lanes(const PairRow<scalar_t>& row) {
+  PairRow<scalar_t> all;
+  all.max = row.max;
+  for (int lanes = kSide / 2; lanes > 0; lanes /= 2) {
+    const scalar_t other = __shfl_xor_sync(kAllLanes, all.max, lanes);
+    all.max = other > all.max ? other : all.max;
+  }
+  all.sum = pair_warp_sum(row.count > 0 ? row.sum * exp(row.max - all.max) : scalar_t(0));
+  all.scores = pair_warp_sum(row.scores);
+  all.count = pair_warp_sum(row.count);
+  all.above = pair_warp_sum(row.above);
+  return all;
+}
+
+template <typename scalar_t>
+__device__ void write_row(const PairForwardArgs<scalar_t>& args, int64_t at, scalar_t own,
+                          const PairRow<scalar_t>& row) {
+  // x - x is 0, or NaN where x is not finite.
+  const scalar_t lse =
+      (row.count > 0 ? row.max + log(row.sum) : scalar_t(-INFINITY)) + (row.scores - row.scores);
+  const scalar_t clipped = clip_score(args.in, own) + (own - own);
+  const scalar_t larger = lse > clipped ? lse : clipped, less = lse > clipped ? clipped : lse;
+  args.lse_negatives[at] = lse;
+  args.lse[at] = larger + log1p(exp(less - larger));
+  args.mean[at] = row.scores / static_cast<scalar_t>(row.count > 1 ? row.count : 1);
+  args.negatives[at] = row.count;
+  args.rank[at] = row.above;
+}
+
+// The score of a query's positive; NaN where there is no such key.
+template <Scores kScores, typename scalar_t>
+__device__ scalar_t positive_score(const PairArgs<scalar_t>& in, int64_t group, int64_t query) {
+  if (query >= in.queries) return 0;
+  const int64_t key = in.positive[group * in.queries + query];
+  if (key < 0 || key >= in.keys) return NAN;
+  if constexpr (kScores == Scores::kProducts) return in.scale * in.products[query * in.keys + key];
+  return score_one<kScores == Scores::kGaussian>(in, group, query, key);
+}
+
+// The scores of 32 queries and their part of the keys, reduced: each lane those of its columns,
+// then the lanes together. Where several blocks share the queries, each leaves a row of `partial`
+// for each of them.
 //
-// Launch: grid (ceil(B / 32), groups), block (32, kPairWarps). Writes every result.
-template <bool kGaussian, typename scalar_t>
+// Launch: grid (ceil(B / 32), groups, splits), block (32, kPairWarps). Writes positive_score, and
+// every other result or partial.
+template <Scores kScores, typename scalar_t>
 __global__ void pairwise_lse_kernel(PairForwardArgs<scalar_t> args) {
   __shared__ PairTile<scalar_t> tile;
   const PairArgs<scalar_t>& in = args.in;
   const int64_t group = blockIdx.y, first = static_cast<int64_t>(blockIdx.x) * kSide;
-  scalar_t own[kRowsPerWarp], running_max[kRowsPerWarp], running_sum[kRowsPerWarp],
-      score_sum[kRowsPerWarp];
-  int count[kRowsPerWarp], above[kRowsPerWarp];
+  const int64_t split = blockIdx.z, tiles = (in.keys + kSide - 1) / kSide;
+  const int64_t first_of_warp = first + threadIdx.y * kRowsPerWarp;
+  scalar_t own[kRowsPerWarp];
+  PairRow<scalar_t> row[kRowsPerWarp];
+  // Each lane makes the score of one of the warp's rows.
+  const scalar_t lane_own =
+      positive_score<kScores>(in, group, first_of_warp + threadIdx.x % kRowsPerWarp);
 #pragma unroll
-  for (int r = 0; r < kRowsPerWarp; ++r) {
-    const int64_t query = first + threadIdx.y * kRowsPerWarp + r;
-    own[r] = 0;
-    if (query < in.queries) {
-      const int64_t key = in.positive[group * in.queries + query];
-      const bool exists = key >= 0 && key < in.keys;
-      own[r] = exists ? score_one<kGaussian>(in, group, query, key) : scalar_t(NAN);
-    }
-    running_max[r] = -INFINITY;
-    running_sum[r] = score_sum[r] = 0;
-    count[r] = above[r] = 0;
-  }
-  for (int64_t column = 0; column < in.keys; column += kSide) {
-    scalar_t score[kRowsPerWarp];
-    score_tile<false, kGaussian>(in, group, first, column, tile, score);
+  for (int r = 0; r < kRowsPerWarp; ++r) own[r] = __shfl_sync(kAllLanes, lane_own, r);
+  const int64_t end = (split + 1) * tiles / args.splits * kSide;
+  for (int64_t column = split * tiles / args.splits * kSide; column < end; column += kSide) {
     const int64_t key = column + threadIdx.x;
+    scalar_t score[kRowsPerWarp];
+    if constexpr (kScores == Scores::kProducts) {
+#pragma unroll
+      for (int r = 0; r < kRowsPerWarp; ++r) {
+        const int64_t query = first_of_warp + r;
+        const bool exists = query < in.queries && key < in.keys;
+        score[r] = exists ? in.scale * in.products[query * in.keys + key] : scalar_t(0);
+      }
+    } else {
+      score_tile<false, kScores == Scores::kGaussian>(in, group, first, column, tile, score);
+    }
 #pragma unroll
     for (int r = 0; r < kRowsPerWarp; ++r) {
-      const int64_t query = first + threadIdx.y * kRowsPerWarp + r;
+      const int64_t query = first_of_warp + r;
       if (query < in.queries && key < in.keys && is_negative(in, group, query, key)) {
-        const scalar_t clipped = clip_score(in, score[r]), previous_max = running_max[r];
-        running_max[r] = clipped > previous_max ? clipped : previous_max;
-        running_sum[r] =
-            running_sum[r] * exp(previous_max - running_max[r]) + exp(clipped - running_max[r]);
-        score_sum[r] += score[r];
-        count[r] += 1;
-        above[r] += score[r] > own[r] ? 1 : 0;
+        add_score(in, score[r], own[r], row[r]);
       }
     }
   }
 #pragma unroll
   for (int r = 0; r < kRowsPerWarp; ++r) {
-    scalar_t row_max = running_max[r];
-    for (int lanes = kSide / 2; lanes > 0; lanes /= 2) {
-      const scalar_t other = __shfl_xor_sync(0xffffffffu, row_max, lanes);
-      row_max = other > row_max ? other : row_max;
-    }
-    const scalar_t row_sum =
-        pair_warp_sum(count[r] > 0 ? running_sum[r] * exp(running_max[r] - row_max) : scalar_t(0));
-    const scalar_t row_score_sum = pair_warp_sum(score_sum[r]);
-    const int negatives = pair_warp_sum(count[r]), rank = pair_warp_sum(above[r]);
-    const int64_t query = first + threadIdx.y * kRowsPerWarp + r;
+    const PairRow<scalar_t> all = join_lanes(row[r]);
+    const int64_t query = first_of_warp + r;
     if (threadIdx.x == 0 && query < in.queries) {
-      const int64_t at = group * in.queries + query;
-      // x - x is 0, or NaN where x is not finite.
-      const scalar_t lse = (negatives > 0 ? row_max + log(row_sum) : scalar_t(-INFINITY)) +
-                           (row_score_sum - row_score_sum);
-      const scalar_t clipped = clip_score(in, own[r]) + (own[r] - own[r]);
-      const scalar_t larger = lse > clipped ? lse : clipped, less = lse > clipped ? clipped : lse;
-      args.lse_negatives[at] = lse;
-      args.lse[at] = larger + log1p(exp(less - larger));
-      args.mean[at] = row_score_sum / static_cast<scalar_t>(negatives > 1 ? negatives : 1);
-      args.positive_score[at] = own[r];
-      args.negatives[at] = negatives;
-      args.rank[at] = rank;
+      const int64_t at = group * in.queries + query, part = at * args.splits + split;
+      if (split == 0) args.positive_score[at] = own[r];
+      if (args.splits == 1) {
+        write_row(args, at, own[r], all);
+      } else {
+        args.partial[part * 3] = all.max;
+        args.partial[part * 3 + 1] = all.sum;
+        args.partial[part * 3 + 2] = all.scores;
+        args.partial_counts[part * 2] = all.count;
+        args.partial_counts[part * 2 + 1] = all.above;
+      }
     }
   }
 }
 
-// The gradient of a score.
+// Puts the splits of every query together: a warp to a query, a lane to a split.
+//
+// Launch: grid.x * kPairWarps >= groups * queries, block (32, kPairWarps). Writes the results.
 template <typename scalar_t>
-__device__ scalar_t score_gradient(const PairBackwardArgs<scalar_t>& args, int64_t group,
-                                   int64_t query, int64_t key, scalar_t score) {
-  const PairArgs<scalar_t>& in = args.in;
-  if (query >= in.queries || key >= in.keys) return 0;
-  const int64_t at = group * in.queries + query;
-  const scalar_t clipped = clip_score(in, score);
-  const bool within = in.clip <= 0 || clipped == score;
-  if (in.positive[at] == key) {
-    return args.grad_positive[at] +
-           (within ? args.grad_lse[at] * exp(clipped - args.lse[at]) : scalar_t(0));
+__global__ void pairwise_lse_finish_kernel(PairForwardArgs<scalar_t> args) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kPairWarps + threadIdx.y;
+  if (at >= args.in.groups * args.in.queries) return;
+  PairRow<scalar_t> row;
+  if (threadIdx.x < args.splits) {
+    const int64_t part = at * args.splits + threadIdx.x;
+    row.max = args.partial[part * 3];
+    row.sum = args.partial[part * 3 + 1];
+    row.scores = args.partial[part * 3 + 2];
+    row.count = static_cast<int>(args.partial_counts[part * 2]);
+    row.above = static_cast<int>(args.partial_counts[part * 2 + 1]);
   }
-  if (!is_negative(in, group, query, key)) return 0;
-  const scalar_t mean = args.grad_mean[at] / static_cast<scalar_t>(args.negatives[at]);
-  if (!within) return mean;
-  return mean + args.grad_lse[at] * exp(clipped - args.lse[at]) +
-         args.grad_lse_negatives[at] * exp(clipped - args.lse_negatives[at]);
-}
-
-// The gradients of a tile's scores, into shared memory.
-template <bool kKeysAreRows, bool kGaussian, typename scalar_t>
-__device__ void gradient_tile(const PairBackwardArgs<scalar_t>& args, int64_t group, int64_t first,
-                              int64_t column, PairTile<scalar_t>& tile,
-                              scalar_t (&gradients)[kSide][kSide + 1]) {
-  scalar_t score[kRowsPerWarp];
-  score_tile<kKeysAreRows, kGaussian>(args.in, group, first, column, tile, score);
-#pragma unroll
-  for (int r = 0; r < kRowsPerWarp; ++r) {
-    const int row = threadIdx.y * kRowsPerWarp + r;
-    const int64_t a = first + row, b = column + threadIdx.x;
-    gradients[row][threadIdx.x] =
-        score_gradient(args, group, kKeysAreRows ? b : a, kKeysAreRows ? a : b, score[r]);
-  }
-  __syncwarp();  // a warp reads its own rows only; the next tile begins with a barrier
-}
-
-// The gradients of 32 queries: a lane to every 32nd coordinate, added up in global memory by the
-// thread that owns them.
-//
-// Launch: grid (ceil(B / 32), groups), block (32, kPairWarps). Writes grad_query.
-template <bool kGaussian, typename scalar_t>
-__global__ void pairwise_lse_backward_queries_kernel(PairBackwardArgs<scalar_t> args) {
-  __shared__ PairTile<scalar_t> tile;
-  __shared__ scalar_t gradients[kSide][kSide + 1];
-  const PairArgs<scalar_t>& in = args.in;
-  const int64_t group = blockIdx.y, first = static_cast<int64_t>(blockIdx.x) * kSide;
-  for (int64_t column = 0; column < in.keys; column += kSide) {
-    gradient_tile<false, kGaussian>(args, group, first, column, tile, gradients);
-    const int64_t left = in.keys - column;
-    const int count = left < kSide ? static_cast<int>(left) : kSide;
-#pragma unroll
-    for (int r = 0; r < kRowsPerWarp; ++r) {
-      const int row = threadIdx.y * kRowsPerWarp + r;
-      if (first + row >= in.queries) break;
-      for (int64_t d = threadIdx.x; d < in.width; d += kSide) {
-        const int64_t to = (group * in.queries + first + row) * in.width + d;
-        const scalar_t query = in.query[to];
-        scalar_t sum = column == 0 ? scalar_t(0) : args.grad_query[to];
-#pragma unroll 4
-        for (int j = 0; j < count; ++j) {
-          const int64_t at = (group * in.keys + column + j) * in.width + d;
-          scalar_t slope = in.key[at];
-          if constexpr (kGaussian) slope = (slope - query) / (in.std[at] * in.std[at]);
-          sum += in.scale * gradients[row][j] * slope;
-        }
-        args.grad_query[to] = sum;
-      }
-    }
-  }
-}
-
-// The gradients of 32 keys, and of their standard deviations.
-//
-// Launch: grid (ceil(M / 32), groups), block (32, kPairWarps). Writes grad_key, grad_std.
-template <bool kGaussian, typename scalar_t>
-__global__ void pairwise_lse_backward_keys_kernel(PairBackwardArgs<scalar_t> args) {
-  __shared__ PairTile<scalar_t> tile;
-  __shared__ scalar_t gradients[kSide][kSide + 1];
-  const PairArgs<scalar_t>& in = args.in;
-  const int64_t group = blockIdx.y, first = static_cast<int64_t>(blockIdx.x) * kSide;
-  for (int64_t column = 0; column < in.queries; column += kSide) {
-    gradient_tile<true, kGaussian>(args, group, first, column, tile, gradients);
-    const int64_t left = in.queries - column;
-    const int count = left < kSide ? static_cast<int>(left) : kSide;
-#pragma unroll
-    for (int r = 0; r < kRowsPerWarp; ++r) {
-      const int row = threadIdx.y * kRowsPerWarp + r;
-      if (first + row >= in.keys) break;
-      for (int64_t d = threadIdx.x; d < in.width; d += kSide) {
-        const int64_t to = (group * in.keys + first + row) * in.width + d;
-        scalar_t sum = column == 0 ? scalar_t(0) : args.grad_key[to];
-        if constexpr (!kGaussian) {
-#pragma unroll 4
-          for (int i = 0; i < count; ++i) {
-            sum += in.scale * gradients[row][i] *
-                   in.query[(group * in.queries + column + i) * in.width + d];
-          }
-        } else {
-          const scalar_t key = in.key[to], inverse = scalar_t(1) / in.std[to];
-          scalar_t std_sum = column == 0 ? scalar_t(0) : args.grad_std[to];
-#pragma unroll 4
-          for (int i = 0; i < count; ++i) {
-            const scalar_t query = in.query[(group * in.queries + column + i) * in.width + d];
-            const scalar_t error = (query - key) * inverse;
-            const scalar_t gradient = in.scale * gradients[row][i] * inverse;
-            sum += gradient * error;
-            std_sum += gradient * (error * error - scalar_t(1));
-          }
-          args.grad_std[to] = std_sum;
-        }
-        args.grad_key[to] = sum;
-      }
-    }
-  }
+  const PairRow<scalar_t> all = join_lanes(row);
+  if (threadIdx.x == 0) write_row(args, at, args.positive_score[at], all);
 }
 
 }  // namespace mg2l

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from cuda_host.cases import Array, Case
+from cuda_host.layout import ask
 from mg2l.ops import reference
 
 RESULTS = ("lse", "lse_negatives", "mean", "positive_score", "negatives", "rank")
@@ -20,6 +21,8 @@ def case(
     gaussian: bool = False,
     filters: bool = False,
     backward: bool = False,
+    products: bool = False,
+    kept: int | None = None,
 ) -> Case:
     """A call of ``pairwise_lse`` or ``pairwise_lse_backward``.
 
@@ -29,6 +32,9 @@ def case(
         gaussian: densities instead of products.
         filters: with labels, a mask under which the first query has no negatives, and clipping.
         backward: the gradients.
+        products: of queries and keys are given, those of the one group; backward, it is their
+            gradients that must come out.
+        kept: with filters: no key from this one on is a negative.
     """
     groups, queries, keys, width = size
     scale = 0.9 / width**0.5  # scores of order 1, or their rounding would show in the weights
@@ -37,6 +43,10 @@ def case(
         "query": rng.normal(size=(groups, queries, width)).astype(dtype),
         "key": rng.normal(size=(groups, keys, width)).astype(dtype),
     }
+    leaf_names = ["query", "key", *(["std"] if gaussian else [])]
+    if products:
+        leaf_names = ["products"]
+        floats["products"] = (floats["query"] @ floats["key"].transpose(0, 2, 1))[0]
     if gaussian:
         floats["std"] = rng.uniform(0.7, 2, size=(groups, keys, width)).astype(dtype)
     integers: dict[str, Array] = {"positive": rng.integers(keys, size=(groups, queries))}
@@ -45,6 +55,7 @@ def case(
         integers["key_labels"] = rng.integers(3, size=(groups, keys))
         integers["mask"] = rng.random((groups, queries, keys)) < 0.6
         integers["mask"][:, 0] = False
+        integers["mask"][:, :, kept:] &= kept is None
     cotangents = {
         name: rng.normal(size=(groups, queries)).astype(dtype)
         for name in ("grad_lse", "grad_lse_negatives", "grad_mean", "grad_positive")
@@ -53,11 +64,11 @@ def case(
         cotangents["grad_lse_negatives"][:, 0] = 0  # of minus infinity
 
     def define(precision: torch.dtype) -> dict[str, Array]:
-        leaves = {k: torch.from_numpy(v).to(precision).requires_grad_() for k, v in floats.items()}
+        leaves = {k: torch.from_numpy(floats[k]).to(precision).requires_grad_() for k in leaf_names}
         given = {name: torch.from_numpy(array) for name, array in integers.items()}
         result = reference.pairwise_lse(
-            leaves["query"],
-            leaves["key"],
+            leaves["products"].unsqueeze(0) if products else leaves["query"],
+            torch.eye(keys, dtype=precision).unsqueeze(0) if products else leaves["key"],
             given.pop("positive"),
             scale=scale,
             std=leaves.get("std"),
@@ -89,13 +100,26 @@ def case(
     if backward:
         inputs |= {k: exact[k].astype(dtype) for k in ("lse", "lse_negatives")}
         inputs |= {"negatives": exact["negatives"], **cotangents}
-        names = [f"grad_{name}" for name in floats]
-        outputs |= {f"grad_{name}": np.empty_like(array) for name, array in floats.items()}
+        names = [f"grad_{name}" for name in leaf_names]
+        outputs |= {f"grad_{name}": np.empty_like(floats[name]) for name in leaf_names}
+        if not products:
+            query_splits = ask("pair_splits", groups, queries, keys)
+            key_splits = ask("pair_splits", groups, keys, queries)
+            inputs |= {"query_splits": query_splits, "key_splits": key_splits}
+            for name in leaf_names:
+                splits = query_splits if name == "query" else key_splits
+                if splits > 1:
+                    outputs[f"partial_{name}"] = np.empty((splits, *floats[name].shape), dtype)
     else:
         names = list(RESULTS)
+        splits = inputs["splits"] = ask("pair_splits", groups, queries, keys)
+        if splits > 1:
+            outputs["partial"] = np.empty((groups * queries, splits, 3), dtype)
+            outputs["partial_counts"] = np.empty((groups * queries, splits, 2), np.int64)
         kinds = dict.fromkeys(("negatives", "rank"), np.int64)
         outputs |= {k: np.empty((groups, queries), kinds.get(k, dtype)) for k in RESULTS}
-    suffix = f"{'_backward' if backward else ''}_{'double' if wide else 'float'}"
+    kind = "" if not backward else "_products" if products else "_backward"
+    suffix = f"{kind}_{'double' if wide else 'float'}"
     return Case(
         function=f"mg2l_pairwise_lse{suffix}",
         inputs=inputs,

@@ -1,6 +1,6 @@
-// Where things lie in the buffers of `encode_context` and `pia_pool`, from the headers that the
-// bindings allocate by.
+// Where things lie in the buffers of operators, from the headers that the bindings allocate by.
 #include "encode_context_layout.h"
+#include "pairwise_lse_layout.h"
 #include "pia_pool_layout.h"
 
 #define MG2L_EXPORT extern "C" __attribute__((visibility("default")))
@@ -24,6 +24,16 @@ MG2L_EXPORT int64_t pool_splits(int64_t rows, int64_t length) {
 MG2L_EXPORT int64_t pool_partial_width(int64_t width) { return mg2l::pool_partial_width(width); }
 
 MG2L_EXPORT int64_t query_parts() { return mg2l::kQueryParts; }
+
+MG2L_EXPORT int64_t pair_splits(int64_t groups, int64_t rows, int64_t columns) {
+  return mg2l::pair_splits(groups, rows, columns);
+}
+
+MG2L_EXPORT int64_t products_from() { return mg2l::kProductsFrom; }
+
+MG2L_EXPORT int64_t product_queries(int64_t queries, int64_t keys) {
+  return mg2l::product_queries(queries, keys);
+}
 
 MG2L_EXPORT int64_t context_splits(int64_t pairs, int64_t transitions) {
   return mg2l::context_splits(pairs, transitions);
