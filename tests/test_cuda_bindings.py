@@ -17,6 +17,8 @@ CPU_ONLY = (
     "tests/test_pairwise_lse.py::test_refuses[positive range]",
     "tests/test_encode_context.py::test_refuses[index too large]",
     "tests/test_encode_context.py::test_refuses[index negative]",
+    "tests/test_contrast.py::test_refusals[positive too large]",
+    "tests/test_contrast.py::test_refusals[positive negative]",
     # Those of torch's products do.
     "tests/test_pairwise_lse.py::test_results_do_not_depend_on_the_number_of_threads",
 )
@@ -36,6 +38,7 @@ def library() -> None:
         ("pia_pool", []),
         ("stacked_mlp", []),
         ("clipped", []),
+        ("contrast", []),
         ("encode_context", []),
     ],
     ids=str,
