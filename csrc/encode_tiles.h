@@ -122,21 +122,17 @@ MG2L_INLINE Rows<scalar_t> inputs_of(const Network<scalar_t>& network,
 }
 
 // Copies a tile of transitions into scratch; rows past `count` keep older numbers that are never
-// used. Rows lie anywhere in memory: those of the tile after this one are asked for now, for all
-// agents.
+// used. Rows lie anywhere in memory: those of the tile after this one are asked for now.
 template <typename input_t, typename scalar_t>
 MG2L_INLINE void gather(const EncodeArrays<input_t, scalar_t>& a, Scratch<scalar_t>& scratch,
                         int64_t context, int64_t agent, int64_t first, int64_t count) {
   constexpr int64_t kLine = 64 / sizeof(input_t);
-  const int64_t width = a.sizes.agents * a.sizes.features;
-  const int64_t rows = a.sizes.contexts * a.sizes.transitions;
-  const int64_t ahead = context * a.sizes.transitions + first + kTile;
-  if (agent == 0) {
-    for (int64_t at = ahead; at < std::min(ahead + count, rows); ++at) {
-      const input_t* row = a.context + (a.index ? a.index[at] : at) * width;
-      for (int64_t i = 0; i < width; i += kLine) __builtin_prefetch(row + i);
-      __builtin_prefetch(row + width - 1);
-    }
+  const int64_t left =
+      a.sizes.contexts * a.sizes.transitions - (context * a.sizes.transitions + first + count);
+  for (int64_t t = count; t < count + std::min(count, left); ++t) {
+    const input_t* row = a.row(context, first + t, agent);
+    for (int64_t f = 0; f < a.sizes.features; f += kLine) __builtin_prefetch(row + f);
+    __builtin_prefetch(row + a.sizes.features - 1);
   }
   for (int64_t t = 0; t < count; ++t) {
     const input_t* row = a.row(context, first + t, agent);

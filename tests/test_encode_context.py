@@ -93,6 +93,23 @@ def test_matches_reference(dtype, size, indexed, own, approximate, device):
         assert float(error) < (1e-4 if dtype == torch.float32 else 1e-9)
 
 
+@pytest.mark.parametrize("bad", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("rows", [1, 60, 5000])
+def test_rows_that_contexts_share_are_as_good_as_copies(rows, own, bad):
+    """Where each row is held twice or more on average it is encoded once: the same bits."""
+    arguments, _ = inputs((9, 70, 3, 23, 64, 40), dtype=torch.float32, own=own)
+    context = torch.randn(rows, 3, 23)
+    if bad:
+        context[0, 1, 2] = torch.nan
+    index = torch.randint(rows, (9, 70))
+    index[4, 65] = 0
+    shared = call(encode_context, (context, *arguments[1:]), index=index, return_weights=True)
+    apart = call(encode_context, (context[index], *arguments[1:]), return_weights=True)
+    torch.testing.assert_close(shared, apart, rtol=0, atol=0, equal_nan=True)
+    assert bool(shared.pooled.isnan().any()) == bad
+
+
 def test_is_the_composition_of_the_layers_taken_literally():
     """Every layer applied to every transition, with its bias, in float64."""
     torch.manual_seed(0)

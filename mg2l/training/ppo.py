@@ -170,7 +170,7 @@ class PPO:
         )
         return Batch(
             actor_inputs=inputs.view(agents, steps, envs, -1),
-            critic_observations=observations[:, :-1],
+            critic_observations=observations[:, :-1].contiguous(),
             actions=rollout.actions.movedim(2, 0).contiguous(),
             log_probs=rollout.log_probs.movedim(2, 0).contiguous(),
             advantages=advantages.contiguous(),
