@@ -84,7 +84,7 @@ struct EncodedRows {
                           int64_t agent, int64_t first, int64_t count) {
     const int64_t set = a.sizes.own_weights ? agent : 0;
     const scalar_t* query = a.network.query.data() + set * padded;
-    gather(a, scratch, 0, agent, first, count);
+    gather<kBytes>(a, scratch, 0, agent, first, count);
     hidden_features<kBytes, kTanh, false>(a.network, set, query, query, scratch, count);
     std::copy_n(scratch.features.back().data(), count * padded, features + first * padded);
     std::copy_n(scratch.logits, count, logits.data() + first);
@@ -122,7 +122,7 @@ MG2L_INLINE void encode_one(const EncodeArrays<input_t, scalar_t>& a,
   for (int64_t first = 0; first < a.sizes.transitions; first += kTile) {
     const int64_t count = std::min(kTile, a.sizes.transitions - first);
     if (encoded.empty()) {
-      gather(a, scratch, context, agent, first, count);
+      gather<kBytes>(a, scratch, context, agent, first, count);
       hidden_features<kBytes, kTanh, false>(network, set, query, query, scratch, count);
     } else {
       const int64_t at = context * a.sizes.transitions + first;
