@@ -1,5 +1,8 @@
 // CPU kernel of `encode_context`.
+#include <cstdint>
 #include <tuple>
+#include <type_traits>
+#include <vector>
 
 #include "encode_tiles.h"
 
@@ -39,9 +42,75 @@ MG2L_INLINE void pool_tile(const scalar_t* features, const scalar_t* weights, in
   }
 }
 
+// What one agent's rows are encoded to, each once: contexts that share their rows gather from here.
+template <typename scalar_t>
+struct EncodedRows {
+  std::vector<int64_t> rows;     // of the context, those that the index holds, ascending
+  std::vector<int32_t> slots;    // [B, T]: where in `rows` each transition's is
+  int64_t padded = 0;            // width of the last layer's features
+  std::vector<scalar_t> memory;  // [U, padded] features, from an aligned address on
+  std::vector<scalar_t> logits;  // [U]
+  scalar_t* features = nullptr;
+
+  // Lists the rows, unless they are more than half as many as the transitions.
+  EncodedRows(const int64_t* index, const EncodeSizes& sizes, int64_t padded_) : padded(padded_) {
+    const int64_t count = sizes.contexts * sizes.transitions;
+    if (index == nullptr || count >= std::numeric_limits<int32_t>::max()) return;
+    std::vector<bool> held(sizes.rows);
+    int64_t distinct = 0;
+    for (int64_t i = 0; i < count && 2 * distinct <= count; ++i) {
+      distinct += held[index[i]] ? 0 : 1;
+      held[index[i]] = true;
+    }
+    if (2 * distinct > count) return;
+    std::vector<int32_t> places(sizes.rows);
+    for (int64_t row = 0; row < sizes.rows; ++row) {
+      places[row] = static_cast<int32_t>(rows.size());
+      if (held[row]) rows.push_back(row);
+    }
+    slots.resize(count);
+    for (int64_t i = 0; i < count; ++i) slots[i] = places[index[i]];
+    memory.resize(rows.size() * padded + 64 / sizeof(scalar_t));
+    const auto address = reinterpret_cast<uintptr_t>(memory.data());
+    features = memory.data() + (64 - address % 64) % 64 / sizeof(scalar_t);
+    logits.resize(rows.size());
+  }
+
+  bool empty() const { return slots.empty(); }
+
+  // Encodes rows [first, first + count) of one agent.
+  template <int kBytes, bool kTanh, typename input_t>
+  MG2L_INLINE void encode(const EncodeArrays<input_t, scalar_t>& a, Scratch<scalar_t>& scratch,
+                          int64_t agent, int64_t first, int64_t count) {
+    const int64_t set = a.sizes.own_weights ? agent : 0;
+    const scalar_t* query = a.network.query.data() + set * padded;
+    gather<kBytes>(a, scratch, 0, agent, first, count);
+    hidden_features<kBytes, kTanh, false>(a.network, set, query, query, scratch, count);
+    std::copy_n(scratch.features.back().data(), count * padded, features + first * padded);
+    std::copy_n(scratch.logits, count, logits.data() + first);
+  }
+
+  // What `gather` and `hidden_features` leave in scratch.
+  MG2L_INLINE void load_tile(Scratch<scalar_t>& scratch, int64_t at, int64_t count,
+                             int64_t ahead) const {
+    constexpr int64_t kLine = 64 / sizeof(scalar_t);
+    for (int64_t t = 0; t < ahead; ++t) {
+      const scalar_t* row = features + slots[at + count + t] * padded;
+      for (int64_t h = 0; h < padded; h += kLine) __builtin_prefetch(row + h);
+    }
+    scalar_t* to = scratch.features.back().data();
+    for (int64_t t = 0; t < count; ++t) {
+      const int64_t slot = slots[at + t];
+      std::copy_n(features + slot * padded, padded, to + t * padded);
+      scratch.logits[t] = logits[slot];
+    }
+  }
+};
+
 // Online softmax over one agent's transitions of one context.
 template <int kBytes, bool kTanh, typename input_t, typename scalar_t>
-MG2L_INLINE void encode_one(const EncodeArrays<input_t, scalar_t>& a, Scratch<scalar_t>& scratch,
+MG2L_INLINE void encode_one(const EncodeArrays<input_t, scalar_t>& a,
+                            const EncodedRows<scalar_t>& encoded, Scratch<scalar_t>& scratch,
                             int64_t context, int64_t agent, scalar_t* pooled, scalar_t* lse,
                             input_t* weights) {
   const Network<scalar_t>& network = a.network;
@@ -52,8 +121,14 @@ MG2L_INLINE void encode_one(const EncodeArrays<input_t, scalar_t>& a, Scratch<sc
   std::fill(scratch.pooled.begin(), scratch.pooled.end(), scalar_t(0));
   for (int64_t first = 0; first < a.sizes.transitions; first += kTile) {
     const int64_t count = std::min(kTile, a.sizes.transitions - first);
-    gather(a, scratch, context, agent, first, count);
-    hidden_features<kBytes, kTanh, false>(network, set, query, query, scratch, count);
+    if (encoded.empty()) {
+      gather<kBytes>(a, scratch, context, agent, first, count);
+      hidden_features<kBytes, kTanh, false>(network, set, query, query, scratch, count);
+    } else {
+      const int64_t at = context * a.sizes.transitions + first;
+      const int64_t left = a.sizes.contexts * a.sizes.transitions - at - count;
+      encoded.load_tile(scratch, at, count, std::min(kTile, left));
+    }
     scalar_t zero = 0;  // x - x is 0, or NaN
     for (int64_t t = 0; t < count; ++t) zero += scratch.logits[t] - scratch.logits[t];
     if (zero != 0) {
@@ -88,21 +163,51 @@ MG2L_INLINE void encode_one(const EncodeArrays<input_t, scalar_t>& a, Scratch<sc
 template <typename input_t, typename scalar_t>
 void encode_context_kernel(const EncodeArrays<input_t, scalar_t>& a, scalar_t* pooled,
                            scalar_t* lse, input_t* weights) {
-  torch::stable::parallel_for(
-      0, a.sizes.contexts * a.sizes.agents, 1, [&](int64_t begin, int64_t end) {
-        Scratch<scalar_t> scratch(a.network, false);
-        run_simd([&](auto bytes) MG2L_INLINE_LAMBDA {
-          for (int64_t pair = begin; pair < end; ++pair) {
-            const int64_t context = pair / a.sizes.agents, agent = pair % a.sizes.agents;
-            input_t* to = weights ? weights + pair * a.sizes.transitions : nullptr;
-            if (a.tanh_gelu) {
-              encode_one<bytes, true>(a, scratch, context, agent, pooled, lse, to);
-            } else {
-              encode_one<bytes, false>(a, scratch, context, agent, pooled, lse, to);
-            }
+  const EncodeSizes& sizes = a.sizes;
+  EncodedRows<scalar_t> encoded(a.index, sizes, a.network.last().padded);
+  // Calls body(scratch, bytes, tanh, i) for all i below a count, in parallel.
+  const auto run = [&](int64_t count, const auto& body) {
+    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      Scratch<scalar_t> scratch(a.network, false);
+      run_simd([&](auto bytes) MG2L_INLINE_LAMBDA {
+        for (int64_t i = begin; i < end; ++i) {
+          if (a.tanh_gelu) {
+            body(scratch, bytes, std::true_type(), i);
+          } else {
+            body(scratch, bytes, std::false_type(), i);
           }
-        });
+        }
       });
+    });
+  };
+  const auto pool = [&](auto& scratch, auto bytes, auto tanh, int64_t context,
+                        int64_t agent) MG2L_INLINE_LAMBDA {
+    const int64_t pair = context * sizes.agents + agent;
+    encode_one<bytes, tanh>(a, encoded, scratch, context, agent, pooled, lse,
+                            weights ? weights + pair * sizes.transitions : nullptr);
+  };
+  if (encoded.empty()) {
+    run(sizes.contexts * sizes.agents,
+        [&](auto& scratch, auto bytes, auto tanh, int64_t pair) MG2L_INLINE_LAMBDA {
+          pool(scratch, bytes, tanh, pair / sizes.agents, pair % sizes.agents);
+        });
+    return;
+  }
+  const auto rows = static_cast<int64_t>(encoded.rows.size());
+  EncodeSizes once = sizes;  // all rows as one context
+  once.contexts = 1;
+  once.transitions = rows;
+  const EncodeArrays<input_t, scalar_t> each{once, a.context, encoded.rows.data(), a.network,
+                                             a.tanh_gelu};
+  for (int64_t agent = 0; agent < sizes.agents; ++agent) {
+    run((rows + kTile - 1) / kTile,
+        [&](auto& scratch, auto bytes, auto tanh, int64_t tile) MG2L_INLINE_LAMBDA {
+          encoded.template encode<bytes, tanh>(each, scratch, agent, tile * kTile,
+                                               std::min(kTile, rows - tile * kTile));
+        });
+    run(sizes.contexts, [&](auto& scratch, auto bytes, auto tanh, int64_t context)
+                            MG2L_INLINE_LAMBDA { pool(scratch, bytes, tanh, context, agent); });
+  }
 }
 
 }  // namespace

@@ -42,13 +42,23 @@ MG2L_INLINE void layer_backward(const Network<scalar_t>& network, size_t l, int6
   using V = Vec<scalar_t, kLanes>;
   const Layer<scalar_t>& layer = network.layers[l];
   const scalar_t* grad = scratch.slopes[l].data();
+  V zero{};  // x - x is 0, or NaN
   for (int64_t h = 0; h < layer.padded; h += kLanes) {
     V sum = load<V>(sums.bias[l] + h);
     for (int64_t t = 0; t < count; ++t) sum += load<V>(grad + t * layer.padded + h);
     store(sums.bias[l] + h, sum);
+    zero += sum - sum;
   }
-  add_product_t<kBytes>(inputs_of(network, scratch, l), grad, layer.padded, count,
-                        sums.weight_t[l]);
+  const Rows<scalar_t> inputs = inputs_of(network, scratch, l);
+  if (l == 0 && scratch.nonzeros.listed && sum_lanes<scalar_t, kLanes>(zero) == 0) {
+    for (int64_t t = 0; t < count; ++t) {
+      add_listed_product_t<kBytes>(inputs.data + t * inputs.stride, scratch.nonzeros.row(t),
+                                   scratch.nonzeros.counts[t], grad + t * layer.padded,
+                                   layer.padded, sums.weight_t[l]);
+    }
+  } else {
+    add_product_t<kBytes>(inputs, grad, layer.padded, count, sums.weight_t[l]);
+  }
   if (l == 0) return;
   const int64_t padded = network.layers[l - 1].padded;
   const Rows<scalar_t> rows{grad, layer.padded, layer.units};
@@ -83,7 +93,7 @@ MG2L_INLINE void encode_one_backward(const EncodeArrays<input_t, scalar_t>& a,
   const scalar_t* features = scratch.features.back().data();
   for (int64_t first = 0; first < a.sizes.transitions; first += kTile) {
     const int64_t count = std::min(kTile, a.sizes.transitions - first);
-    gather(a, scratch, context, agent, first, count);
+    gather<kBytes>(a, scratch, context, agent, first, count);
     hidden_features<kBytes, kTanh, true>(network, set, query, grad, scratch, count);
     exp_tile<kBytes>(scratch.logits, lse);  // now the pooling weights
     if (std::isnan(lse)) std::fill(scratch.logits, scratch.logits + count, lse);

@@ -10,6 +10,7 @@
 #include "bfloat16.h"
 #include "encode_context.h"
 #include "gemm.h"
+#include "nonzeros.h"
 
 namespace mg2l {
 
@@ -21,6 +22,7 @@ static_assert(kTile % 12 == 0);
 template <typename scalar_t>
 struct Layer {
   int64_t inputs, units, padded;
+  bool finite;                     // all weights, so that an input of 0 gives 0
   std::vector<scalar_t> weight_t;  // [sets, inputs, padded]
   std::vector<scalar_t> bias;      // [sets, padded]
   // [sets, units, padded units of the layer before]: what gradients flow back through; not for the
@@ -35,18 +37,20 @@ struct Layer {
     weight_t.assign(sets * inputs * padded, 0);
     bias.assign(sets * padded, 0);
     if (with_weight) weight.assign(sets * units * padded_inputs, 0);
+    scalar_t zero = 0;  // x - x is 0, or NaN
     for (int64_t set = 0; set < sets; ++set) {
       for (int64_t h = 0; h < units; ++h) {
         const input_t* row = weight_ + (set * units + h) * inputs;
         bias[set * padded + h] = widen<scalar_t>(bias_[set * units + h]);
         for (int64_t i = 0; i < inputs; ++i) {
-          weight_t[(set * inputs + i) * padded + h] = widen<scalar_t>(row[i]);
-          if (with_weight) {
-            weight[(set * units + h) * padded_inputs + i] = widen<scalar_t>(row[i]);
-          }
+          const scalar_t x = widen<scalar_t>(row[i]);
+          zero += x - x;
+          weight_t[(set * inputs + i) * padded + h] = x;
+          if (with_weight) weight[(set * units + h) * padded_inputs + i] = x;
         }
       }
     }
+    finite = zero == 0;
   }
 };
 
@@ -94,6 +98,35 @@ struct EncodeArrays {
   }
 };
 
+// Which inputs of a tile's transitions are not 0. Observations that are maps or one-hot codes are
+// mostly zeros, and products of the others alone take a fraction of the time.
+template <typename scalar_t>
+struct NonZeros {
+  static constexpr int64_t kLeast = 64;  // inputs, below which a list is not worth it
+  static constexpr int64_t kShare = 3;   // a list pays where at most one in so many is not 0
+
+  bool listed = false;           // whether the tile has lists
+  int64_t inputs;                // F
+  std::vector<int32_t> columns;  // [kTile, F and a vector]
+  int32_t counts[kTile];
+
+  explicit NonZeros(int64_t inputs_)
+      : inputs(inputs_), columns(inputs >= kLeast ? kTile * (inputs + 16) : 0) {}
+
+  const int32_t* row(int64_t t) const { return columns.data() + t * (inputs + 16); }
+
+  // Lists those of a tile, unless its first transition has too many.
+  template <int kBytes>
+  MG2L_INLINE void list(const scalar_t* tile, int64_t count) {
+    listed = !columns.empty();
+    for (int64_t t = 0; t < count && listed; ++t) {
+      counts[t] =
+          list_nonzeros<kBytes>(tile + t * inputs, inputs, columns.data() + t * (inputs + 16));
+      listed = t > 0 || counts[t] * kShare <= inputs;
+    }
+  }
+};
+
 // One thread's memory: a tile of transitions and what is known of their hidden units.
 template <typename scalar_t>
 struct Scratch {
@@ -101,11 +134,14 @@ struct Scratch {
   std::vector<std::vector<scalar_t>> features;  // of every layer, [kTile, padded]: gelu
   std::vector<std::vector<scalar_t>> slopes;    // its derivative, then the gradient of its input
   std::vector<scalar_t> pooled;                 // [padded]
+  NonZeros<scalar_t> nonzeros;                  // of the inputs
   alignas(64) scalar_t logits[kTile];           // query . features
   alignas(64) scalar_t alignment[kTile];        // grad . features
 
   Scratch(const Network<scalar_t>& network, bool backward)
-      : inputs(kTile * network.layers[0].inputs, 0), pooled(network.last().padded) {
+      : inputs(kTile * network.layers[0].inputs, 0),
+        pooled(network.last().padded),
+        nonzeros(network.layers[0].inputs) {
     for (const Layer<scalar_t>& layer : network.layers) {
       features.emplace_back(kTile * layer.padded);
       slopes.emplace_back(backward ? kTile * layer.padded : 0);
@@ -122,26 +158,26 @@ MG2L_INLINE Rows<scalar_t> inputs_of(const Network<scalar_t>& network,
 }
 
 // Copies a tile of transitions into scratch; rows past `count` keep older numbers that are never
-// used. Rows lie anywhere in memory: those of the tile after this one are asked for now, for all
-// agents.
-template <typename input_t, typename scalar_t>
+// used. Rows lie anywhere in memory: those of the tile after this one are asked for now.
+template <int kBytes, typename input_t, typename scalar_t>
 MG2L_INLINE void gather(const EncodeArrays<input_t, scalar_t>& a, Scratch<scalar_t>& scratch,
                         int64_t context, int64_t agent, int64_t first, int64_t count) {
   constexpr int64_t kLine = 64 / sizeof(input_t);
-  const int64_t width = a.sizes.agents * a.sizes.features;
-  const int64_t rows = a.sizes.contexts * a.sizes.transitions;
-  const int64_t ahead = context * a.sizes.transitions + first + kTile;
-  if (agent == 0) {
-    for (int64_t at = ahead; at < std::min(ahead + count, rows); ++at) {
-      const input_t* row = a.context + (a.index ? a.index[at] : at) * width;
-      for (int64_t i = 0; i < width; i += kLine) __builtin_prefetch(row + i);
-      __builtin_prefetch(row + width - 1);
-    }
+  const int64_t left =
+      a.sizes.contexts * a.sizes.transitions - (context * a.sizes.transitions + first + count);
+  for (int64_t t = count; t < count + std::min(count, left); ++t) {
+    const input_t* row = a.row(context, first + t, agent);
+    for (int64_t f = 0; f < a.sizes.features; f += kLine) __builtin_prefetch(row + f);
+    __builtin_prefetch(row + a.sizes.features - 1);
   }
   for (int64_t t = 0; t < count; ++t) {
     const input_t* row = a.row(context, first + t, agent);
     scalar_t* to = scratch.inputs.data() + t * a.sizes.features;
     for (int64_t f = 0; f < a.sizes.features; ++f) to[f] = widen<scalar_t>(row[f]);
+  }
+  scratch.nonzeros.listed = false;
+  if (a.network.layers[0].finite) {
+    scratch.nonzeros.template list<kBytes>(scratch.inputs.data(), count);
   }
 }
 
@@ -161,13 +197,27 @@ MG2L_INLINE void layer_features(const Network<scalar_t>& network, size_t l, int6
   const scalar_t* bias = layer.bias.data() + set * padded;
   scalar_t* features = scratch.features[l].data();
   scalar_t* slopes = scratch.slopes[l].data();
+  const bool listed = l == 0 && scratch.nonzeros.listed;
+  for (int64_t t = 0; t < count && listed; ++t) {
+    multiply_listed<kBytes>(inputs.data + t * inputs.stride, scratch.nonzeros.row(t),
+                            scratch.nonzeros.counts[t], weight_t, padded, bias,
+                            features + t * padded);
+  }
   for (int64_t first = 0; first < count; first += kMicro) {
     V logit[kMicro], aligned[kMicro];
     for (int row = 0; row < kMicro; ++row) logit[row] = aligned[row] = V{};
     for (int64_t h = 0; h < padded; h += kPair * kLanes) {
       V sum[kMicro][kPair];
       const V start[kPair] = {load<V>(bias + h), load<V>(bias + h + kLanes)};
-      multiply<kBytes>(inputs, weight_t, padded, first, h, start, sum);
+      if (listed) {
+#pragma GCC unroll 12
+        for (int row = 0; row < kMicro; ++row) {
+          sum[row][0] = load<V>(features + (first + row) * padded + h);
+          sum[row][1] = load<V>(features + (first + row) * padded + h + kLanes);
+        }
+      } else {
+        multiply<kBytes>(inputs, weight_t, padded, first, h, start, sum);
+      }
 #pragma GCC unroll 3
       for (int row = 0; row < kMicro; row += 2) {
         constexpr int kCount = 2 * kPair;

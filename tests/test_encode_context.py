@@ -93,6 +93,70 @@ def test_matches_reference(dtype, size, indexed, own, approximate, device):
         assert float(error) < (1e-4 if dtype == torch.float32 else 1e-9)
 
 
+@pytest.mark.parametrize("bad", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("rows", [1, 60, 5000])
+def test_rows_that_contexts_share_are_as_good_as_copies(rows, own, bad):
+    """Where each row is held twice or more on average it is encoded once: the same bits."""
+    arguments, _ = inputs((9, 70, 3, 23, 64, 40), dtype=torch.float32, own=own)
+    context = torch.randn(rows, 3, 23)
+    if bad:
+        context[0, 1, 2] = torch.nan
+    index = torch.randint(rows, (9, 70))
+    index[4, 65] = 0
+    shared = call(encode_context, (context, *arguments[1:]), index=index, return_weights=True)
+    apart = call(encode_context, (context[index], *arguments[1:]), return_weights=True)
+    torch.testing.assert_close(shared, apart, rtol=0, atol=0, equal_nan=True)
+    assert bool(shared.pooled.isnan().any()) == bad
+
+
+def mostly_zeros(arguments: tuple[Tensor, ...], fraction: float = 0.1) -> tuple[Tensor, ...]:
+    """With inputs of which only a fraction is not 0, as in maps and one-hot codes."""
+    context, *rest = arguments
+    chosen = torch.rand(context.shape, generator=torch.Generator().manual_seed(2)) < fraction
+    return (torch.where(chosen.to(context.device), context, 0), *rest)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared weights", "own weights"])
+@pytest.mark.parametrize("fraction", [0, 0.1, 0.3])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_inputs_that_are_mostly_zeros(dtype, fraction, own, device):
+    """Products of the others alone are summed."""
+    arguments, index = inputs((5, 53, 2, 83, 40, 16), device, dtype, own=own)
+    arguments = mostly_zeros(arguments, fraction)
+    result = call(encode_context, arguments, index=index, return_weights=True)
+    expected = call(reference.encode_context, arguments, index=index, return_weights=True)
+    torch.testing.assert_close(tuple(result), tuple(expected), **TOLERANCE[dtype])
+    ours = gradients(encode_context, arguments, index)
+    theirs = gradients(reference.encode_context, arguments, index)
+    for grad, wanted in zip(ours, theirs, strict=True):
+        error = (grad - wanted).abs().max() / wanted.abs().max().clamp(min=0.1)
+        assert float(error) < (1e-4 if dtype == torch.float32 else 1e-9)
+
+
+@pytest.mark.parametrize("place", ["input", "weight", "gradient"])
+def test_zeros_do_not_hide_what_is_not_finite(place, device):
+    arguments, index = inputs((2, 20, 1, 83, 16), device)
+    context, query, weight, bias = mostly_zeros(arguments)
+    context[:, :, 7] = 0
+    gradient = torch.ones(2, 1, 16, dtype=context.dtype, device=device)
+    assert index is not None
+    if place == "input":
+        context[int(index[0, 3]), 0, 70] = torch.nan
+    elif place == "weight":
+        weight[2, 7] = torch.inf
+    else:
+        gradient[1, 0, 5] = torch.nan
+    results = []
+    for function in (encode_context, reference.encode_context):
+        leaf = weight.clone().requires_grad_()
+        pooled = function(context, [leaf], [bias], query, index=index).pooled
+        results.append((pooled.detach(), *torch.autograd.grad(pooled, leaf, gradient)))
+    (pooled, grad), (_, wanted) = results
+    assert torch.equal(pooled.isnan(), results[1][0].isnan())
+    assert torch.equal(grad.isnan(), wanted.isnan())
+
+
 def test_is_the_composition_of_the_layers_taken_literally():
     """Every layer applied to every transition, with its bias, in float64."""
     torch.manual_seed(0)
@@ -166,8 +230,10 @@ def test_bfloat16_is_at_most_twice_as_far_off_as_torch(own, device):
         assert float((mine - true).abs().max()) <= 2 * float((plain - true).abs().max()) + 1e-5
 
 
-def test_results_do_not_depend_on_the_number_of_threads(threads):
-    arguments, index = inputs((9, 70, 2, 23, 64, 64), dtype=torch.float32)
+@pytest.mark.parametrize("fraction", [0.1, 1.0])
+def test_results_do_not_depend_on_the_number_of_threads(threads, fraction):
+    arguments, index = inputs((9, 70, 2, 83, 64, 64), dtype=torch.float32)
+    arguments = mostly_zeros(arguments, fraction)
     torch.set_num_threads(1)
     alone = call(encode_context, arguments, index=index).pooled
     alone_gradients = gradients(encode_context, arguments, index)
@@ -181,14 +247,15 @@ def test_results_do_not_depend_on_the_number_of_threads(threads):
 
 CHECK_CAPABILITY = """
 import torch
-from test_encode_context import gradients, inputs
+from test_encode_context import gradients, inputs, mostly_zeros
 from mg2l.ops import native
 from mg2l.ops import encode_context, reference
-arguments, index = inputs((3, 100, 2, 23, 40, 24), dtype=torch.float32)
-ours = gradients(encode_context, arguments, index)
-theirs = gradients(reference.encode_context, arguments, index)
-for a, b in zip(ours, theirs, strict=True):
-    assert float((a - b).abs().max() / b.abs().max()) < 1e-4
+arguments, index = inputs((3, 100, 2, 83, 40, 24), dtype=torch.float32)
+for some in (arguments, mostly_zeros(arguments)):
+    ours = gradients(encode_context, some, index)
+    theirs = gradients(reference.encode_context, some, index)
+    for a, b in zip(ours, theirs, strict=True):
+        assert float((a - b).abs().max() / b.abs().max()) < 1e-4
 print(native.cpu_build())
 """
 

@@ -31,7 +31,9 @@ def encode_context(
     the attention head fold into ``q``: :class:`mg2l.nn.aggregators.PIAHead`.
 
     Nothing of the size of ``h`` is stored: the forward pass is an online softmax, the backward pass
-    recomputes. Memory beyond arguments, results and gradients does not depend on T.
+    recomputes. Memory beyond arguments, results and gradients does not depend on T. But where an
+    index holds each of its rows twice or more on average, the CPU encodes a row once, and keeps the
+    features of all these rows, of one agent at a time.
 
     Args:
         context: ``[B, T, A, F]`` float32, float64 or bfloat16, transitions of every context; or,

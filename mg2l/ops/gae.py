@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mg2l.ops.once import differentiable_once
+from mg2l.ops.once import below_autograd, differentiable_once
 from mg2l.ops.results import GAE
 
 
@@ -71,19 +71,21 @@ def gae(
         >>> gae(rewards, values, flags, flags, 0.5, 1.0).returns[:, 0].tolist()
         [1.75, 1.5, 1.0]
     """
-    return GAE(
-        *torch.ops.mg2l.gae.default(
-            rewards,
-            values,
-            terminated,
-            truncated,
-            gamma,
-            gae_lambda,
-            final_values,
-            value_mean,
-            value_std,
-        )
+    arguments = (
+        rewards,
+        values,
+        terminated,
+        truncated,
+        gamma,
+        gae_lambda,
+        final_values,
+        value_mean,
+        value_std,
     )
+    leaves = (rewards, values, final_values, value_mean, value_std)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves):
+        return GAE(*torch.ops.mg2l.gae.default(*arguments))
+    return GAE(*below_autograd(torch.ops.mg2l.gae.default, *arguments))
 
 
 @torch.library.register_fake("mg2l::gae")

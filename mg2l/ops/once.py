@@ -22,7 +22,14 @@ def without_autograd(op: Any, *arguments: Any) -> Any:
 
     What is registered for autograd is Python, and takes longer than the kernels on small inputs.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled():
+        return op(*arguments)
+    return below_autograd(op, *arguments)
+
+
+def below_autograd(op: Any, *arguments: Any) -> Any:
+    """Call an operator on arguments none of which needs a gradient."""
+    if torch.compiler.is_compiling():
         return op(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*arguments)

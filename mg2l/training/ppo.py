@@ -183,9 +183,9 @@ class PPO:
             rows.flatten(1, 2), None if acted_on is None else acted_on.flatten(1, 2)
         )
         return Batch(
-            # Rows are picked from it several times as fast where they lie behind each other.
+            # Rows are picked several times as fast where they lie behind each other.
             actor_inputs=inputs.view(agents, steps, envs, -1).contiguous(),
-            critic_observations=observations[:, :-1],
+            critic_observations=observations[:, :-1].contiguous(),
             actions=rollout.actions.movedim(2, 0).contiguous(),
             log_probs=rollout.log_probs.movedim(2, 0).contiguous(),
             advantages=advantages.contiguous(),
