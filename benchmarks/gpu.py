@@ -3,9 +3,10 @@
 Medians of rounds, after a warm-up, with the device synchronised around each. ``kernels`` are
 operators, forward and with the backward pass, against their definitions in torch and against the
 predictions of docs/kernels.md; ``ways`` are the two of `pairwise_lse`, tiles and products, at sizes
-around the one from which products are used; ``iterations`` are whole ones on the device and on the
-CPU, by phase; ``worlds`` are rollouts of many particle worlds. ``--table`` writes what a JSON file
-holds as Markdown. `benchmarks/gpu.sh` runs all of it.
+around the one from which products are used; ``first_layer`` is that of `encode_context`, within the
+kernel or as a product before it; ``iterations`` are whole ones on the device and on the CPU, by
+phase; ``worlds`` are rollouts of many particle worlds. ``--table`` writes what a JSON file holds as
+Markdown. `benchmarks/gpu.sh` runs all of it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mg2l.config import files
 from mg2l.core.transfer import synchronize
@@ -30,7 +32,7 @@ from mg2l.ops import backend, native
 from mg2l.training.learner import Learner
 from mg2l.training.loop import iterate
 
-PARTS = ("kernels", "ways", "iterations", "worlds")
+PARTS = ("kernels", "ways", "first_layer", "iterations", "worlds")
 PREDICTED = {
     "gae 512x1024": (11.0, None),
     "gae 2048x4096": (75.0, None),
@@ -195,6 +197,53 @@ def ways(device: torch.device, rounds: int) -> list[dict[str, Any]]:
     return table
 
 
+def first_by_product(op: Any, rows: Tensor, index: Tensor, params: tuple[Tensor, ...]) -> Tensor:
+    """`encode_context` of products that torch makes of gathered rows, then an identity."""
+    first, *rest, query = params
+    weights, biases = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+    made = functional.linear(rows[index], first)
+    identity = torch.eye(len(first), device=rows.device)
+    pooled: Tensor = op(made, [identity, *weights], biases, query).pooled
+    return pooled
+
+
+def first_layer(device: torch.device, rounds: int) -> list[dict[str, Any]]:
+    """Microseconds of `encode_context`, its first layer in the kernel or a product before it."""
+    op, precision = backend.NATIVE.encode_context, torch.get_float32_matmul_precision()
+    table = []
+    for features, contexts in itertools.product((23, 128, 372), (128, 1024)):
+        rows = torch.randn(20_000, 2, features, device=device)
+        index = torch.randint(20_000, (contexts, 100), device=device)
+        widths = (features, 64, 64)
+        weights = [torch.randn(64, width, device=device) / width**0.5 for width in widths]
+        biases = [torch.randn(64, device=device) for _ in weights]
+        leaves = [*weights, *biases, torch.randn(64, device=device) / 8]
+        held = [leaf.clone().requires_grad_() for leaf in leaves]
+
+        def within(op: Any, *p: Tensor, rows: Tensor = rows, index: Tensor = index) -> Tensor:
+            pooled: Tensor = op(rows, list(p[:3]), list(p[3:6]), p[6], index=index).pooled
+            return pooled
+
+        def before(op: Any, *p: Tensor, rows: Tensor = rows, index: Tensor = index) -> Tensor:
+            return first_by_product(op, rows, index, p)
+
+        for way, compute, allowed in (
+            ("within", within, "highest"),
+            ("product", before, "highest"),
+            ("product, TF32", before, "high"),
+        ):
+            torch.set_float32_matmul_precision(allowed)
+            with torch.no_grad():
+                forward = 1e6 * seconds(partial(compute, op, *leaves), device, rounds)
+            whole = 1e6 * seconds(partial(both, compute, op, held), device, rounds)
+            table.append(
+                {"features": features, "contexts": contexts, "way": way, "forward": forward,
+                 "both": whole}
+            )  # fmt: skip
+    torch.set_float32_matmul_precision(precision)
+    return table
+
+
 def iterations(device: torch.device, rounds: int) -> list[dict[str, Any]]:
     """Seconds of an iteration on mpe-spread, by phase, on the device and on the CPU."""
     table = []
@@ -250,7 +299,7 @@ def main() -> None:
     device = torch.device(options.device)
     found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     for part in options.parts:
-        rounds = options.rounds if part in ("kernels", "ways") else max(options.rounds // 6, 1)
+        rounds = options.rounds if part in PARTS[:3] else max(options.rounds // 6, 1)
         found[part] = globals()[part](device, rounds)
         found["device"] = str(device) if device.type == "cpu" else torch.cuda.get_device_name()
         found["torch"] = torch.__version__

@@ -59,10 +59,30 @@ def test_pia_pool(
 
 
 @pytest.mark.parametrize("seed", range(1, 5))
-def test_pia_pool_over_schedules(pia_pool: Library, seed: int) -> None:
+@pytest.mark.parametrize("shape", [(2, 9, 2, 35), (1, 65, 2, 5)], ids=["whole", "split"])
+def test_pia_pool_over_schedules(
+    pia_pool: Library, shape: tuple[int, int, int, int], seed: int
+) -> None:
     for backward, preempt in product([False, True], [0, 4]):
-        case = pia_pool_cases.case((2, 9, 2, 35), 2, np.float64, masked=True, backward=backward)
+        case = pia_pool_cases.case(shape, 2, np.float64, masked=True, backward=backward)
         check_case(pia_pool, case, Schedule(seed=seed, preempt=preempt))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_masked_inputs_weigh_nothing_in_a_set_that_is_not_finite(
+    pia_pool: Library, value: float
+) -> None:
+    """Whether or not blocks share the set."""
+    for length in (9, 300):
+        case = pia_pool_cases.case((2, length, 1, 2), 1, np.float32, masked=True)
+        mask = case.inputs["mask"]
+        case.inputs["x"][1, np.flatnonzero(mask[1, :, 0])[0]] = value
+        assert not pia_pool.call(case.function, case.arguments)
+        np.testing.assert_array_equal(
+            np.isnan(case.outputs["weights"][1, 0, 0]), mask[1, :, 0], strict=True
+        )
+        assert np.isnan(case.outputs["pooled"][1]).all()
+        assert np.isfinite(case.outputs["pooled"][0]).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -3e38])
@@ -136,7 +156,12 @@ FAULTS = [
         WRONG,
     ),
     fault("means of splits not rescaled", "sum += factors[split] *", "sum +=", WRONG),
-    fault("weights of splits not rescaled", "*= factors[split];", "*= 1;", WRONG),
+    fault(
+        "weights of splits not rescaled",
+        "t) ? weight * factors[split]",
+        "t) ? weight",
+        WRONG,
+    ),
     fault("an empty split counts", "part[1] == 0 && lse == lse", "part[1] != part[1]", WRONG),
     fault("inputs of all splits", "(split + 1) * in.length / splits", "in.length", "race"),
     fault(

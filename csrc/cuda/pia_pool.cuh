@@ -166,7 +166,9 @@ __global__ void pia_pool_finish_kernel(PoolForwardArgs<scalar_t> args, int64_t s
   for (int64_t split = 0; split < splits; ++split) {
     const int64_t begin = split * in.length / splits, end = (split + 1) * in.length / splits;
     for (int64_t t = begin + threadIdx.x; t < end; t += kPoolThreads) {
-      args.weights[row * in.length + t] *= factors[split];
+      scalar_t& weight = args.weights[row * in.length + t];
+      // Not 0 times NaN.
+      weight = has_input(in, row / in.heads, t) ? weight * factors[split] : scalar_t(0);
     }
   }
 }
