@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -169,6 +170,17 @@ def test_results_say_what_the_tables_hold(tables):
     assert "- `focal` on `mpe-goals`, seed 0: failed after 0 iterations (status 1: 'x')" in failures
     assert "- `ma-pearl` on `mpe-weights`, held-out tasks: worse than `mappo`" in failures
     assert "tasks beyond the training distribution: 2 of 3 tasks have a score" in failures
+
+
+def test_runs_that_have_not_begun_are_one_line(tables):
+    waiting = [
+        tables.records[0]._replace(state="waiting", iterations=0, error="", seed=s) for s in (7, 8)
+    ]
+    text = results.markdown(
+        "mine", dataclasses.replace(tables, records=[*tables.records, *waiting])
+    )
+    assert section(text, "Failures").count("- 2 runs have not begun, on `mpe-goals`") == 1
+    assert "waiting after" not in text
 
 
 def test_a_page_is_written_between_its_marks(tables, tmp_path):

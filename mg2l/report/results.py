@@ -292,8 +292,12 @@ def _failures(frames: Frames, found: Sequence[Adaptation]) -> list[str]:
         f"- `{x.algo}` on `{x.env}`, seed {x.seed}: {x.state} after {x.iterations} iterations"
         + (f" ({x.error.replace('`', chr(39))})" if x.error else "")
         for x in frames.records
-        if x.state != "done"
+        if x.state != "done" and (x.iterations or x.error)
     ]
+    waiting = [x for x in frames.records if x.state != "done" and not (x.iterations or x.error)]
+    if waiting:
+        envs = sorted({f"`{x.env}`" for x in waiting})
+        lines.append(f"- {len(waiting)} runs have not begun, on {', '.join(envs)}")
     for part in found:
         if part.scale is None:
             lines.append(f"- `{part.env}`, {PARTS[part.part]}: {part.notes[0]}")
