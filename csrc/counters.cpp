@@ -1,5 +1,5 @@
-// Counters in memory that processes of one machine share (mg2l/core/shared_memory.py): who waits for
-// one sees all that was written before it was set. Plain C functions, called by ctypes.
+// Counters in memory that processes of one machine share (mg2l/core/shared_memory.py): who waits
+// for one sees all that was written before it was set. Plain C functions, called by ctypes.
 #include <sched.h>
 #include <time.h>
 
@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr int kSpins = 1000;             // looks at a counter before the core is offered to others
+constexpr int kSpins = 1000;              // looks at a counter before the core is offered to others
 constexpr int64_t kYielding = 2'000'000;  // time after which the core is left to others [ns]
 constexpr int64_t kSleep = 50'000;        // length of a sleep from then on [ns]
 
@@ -25,8 +25,8 @@ MG2L_EXPORT void mg2l_set_counter(int64_t* counter, int64_t value) noexcept {
   __atomic_store_n(counter, value, __ATOMIC_RELEASE);
 }
 
-// Wait until so many counters, `stride` apart, have all reached `value`. Returns -1, or after a time
-// the place of one that has not.
+// Wait until so many counters, `stride` apart, have all reached `value`. Returns -1, or after a
+// time the place of one that has not.
 MG2L_EXPORT int64_t mg2l_await_counters(const int64_t* counters, int64_t count, int64_t stride,
                                         int64_t value, int64_t nanoseconds) noexcept {
   int64_t start = 0;

@@ -13,7 +13,7 @@ template <int kBytes, typename scalar_t>
 MG2L_INLINE int32_t list_nonzeros(const scalar_t* row, int64_t width, int32_t* columns) {
   int64_t column = 0;
   int32_t count = 0;
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(__clang__)  // which checks operands before it inlines
   if constexpr (kBytes == 64 && sizeof(scalar_t) == 4) {
     using Lanes = VecBits<float, 16>;
     Lanes numbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
