@@ -83,7 +83,8 @@ def gae(
         value_std,
     )
     leaves = (rewards, values, final_values, value_mean, value_std)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves):
+    recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves)
+    if recorded or torch.compiler.is_compiling():
         return GAE(*torch.ops.mg2l.gae.default(*arguments))
     return GAE(*below_autograd(torch.ops.mg2l.gae.default, *arguments))
 
