@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from mg2l.nn.vjp import Pull
 from mg2l.ops import reference
 from mg2l.ops.backend import NATIVE, Backend
-from mg2l.ops.stacked_mlp import stacked_mlp_vjp
 
 
 def _initialise(weight: Tensor, orthogonal: bool, gain: float) -> None:
@@ -138,6 +137,8 @@ class StackedMLP(nn.Module):
 
     def vjp(self, x: Tensor, output: StackedLinear | None, want_x: bool) -> tuple[Tensor, Pull]:
         """`forward`, and what takes its gradient back; see `mg2l.nn.vjp`."""
+        from mg2l.ops.stacked_mlp import stacked_mlp_vjp  # of the operator, if it is compiled
+
         layers: list[Any] = [*self.layers] if output is None else [*self.layers, output]
         weights, biases = [x.weight for x in layers], [x.bias for x in layers]
         groups, _, inputs = weights[0].shape
