@@ -245,6 +245,7 @@ ALGORITHMS = [
     "mg2l",
     "mg2l-adapt",
     "mg2l-online",
+    "mg2l-regression",
     "ma-pearl",
     "focal",
     "corro",

@@ -139,6 +139,7 @@ def test_predictions_train_the_encoder_and_are_of_the_right_rewards(share):
     loss, metrics = prediction(encoding, rows)
 
     # By hand, agent by agent and context by context.
+    assert prediction.local is not None
     observations, actions, rewards, finals = inference.transitions.split(rows)
     errors = []
     for agent in range(2):

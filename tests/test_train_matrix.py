@@ -38,7 +38,10 @@ OWN: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("mate-ind", "mate-cen", "mate-mix", "varibad"), BELIEF),
     "mg2l-q-only": (*LOCAL, "grad_norm/encoder_from_critic"),
     "mg2l-local-only": LOCAL,
-    **dict.fromkeys(("mg2l-adapt", "mg2l-online"), (*LOCAL, "predict/local", "predict/global")),
+    **dict.fromkeys(
+        ("mg2l-adapt", "mg2l-online", "mg2l-regression"),
+        (*LOCAL, "predict/local", "predict/global"),
+    ),
 }
 """Metrics that an algorithm adds to ``EVERYWHERE``; else those of ``mg2l``."""
 

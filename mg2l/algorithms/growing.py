@@ -13,19 +13,20 @@ from mg2l.experience.rollout import Step
 
 if TYPE_CHECKING:
     from mg2l.algorithms.context import ContextInference
-    from mg2l.algorithms.mg2l.encoder import RunningPool, TaskEncoder
+    from mg2l.algorithms.mg2l.encoder import TaskEncoder
+    from mg2l.nn.aggregators import RunningPool
 
 
 class GrowingContexts:
     """Latents inferred from growing contexts in N environments, step by step; a `LatentStream`.
 
-    What an agent has seen are its own transitions: those of earlier episodes of its task, of which
-    as many as a context holds are drawn beforehand, and those of the steps since.
+    What an agent has seen are its own transitions: those of earlier episodes of its task, all of
+    them or as many as are kept for them, and those of the steps since.
 
     Args:
         inference: the algorithm.
         start: ``[N, A, D]`` latents of agents that have seen nothing.
-        earlier: ``[N, T, A, F]`` transitions of earlier episodes, T those of a context.
+        earlier: ``[N, S, A, F]`` transitions of earlier episodes.
         seen: ``[N]`` int64, how many transitions they stand for, 0 where there are none.
         seed: of the draws of contexts; None takes it from the algorithm's.
     """
@@ -88,15 +89,17 @@ class GrowingContexts:
 
         drawn = world.draw(uniform, (len(self.seen), length)).double()
         step = (drawn * (self.seen + self.steps).unsqueeze(1)).long() - self.seen.unsqueeze(1)
-        if self.rows is None:
-            assert self.earlier is not None
-            return Context(self.earlier)
         envs = torch.arange(len(step), device=step.device).unsqueeze(1)
-        recent = self.rows[envs, step.clamp(min=0)]
+        recent = None if self.rows is None else self.rows[envs, step.clamp(min=0)]
         if self.earlier is None:
+            assert recent is not None
             return Context(recent)
-        before = (step < 0)[..., None, None]
-        return Context(torch.where(before, self.earlier, recent))
+        kept = self.earlier.shape[1]
+        each = (step + self.seen.unsqueeze(1)) * kept // self.seen.clamp(min=1).unsqueeze(1)
+        earlier = self.earlier[envs, each.clamp(max=kept - 1)]
+        if recent is None:
+            return Context(earlier)
+        return Context(torch.where((step < 0)[..., None, None], earlier, recent))
 
 
 class PooledContexts(GrowingContexts):

@@ -236,7 +236,8 @@ class MetaTest:
         if experience is None:
             return inference.growing_latent(count)
         seen = torch.full((count,), experience.shape[1])
-        return inference.growing_latent(count, self._drawn(experience, sampling), seen)
+        earlier = experience if sampling == "uniform" else self._drawn(experience, sampling)
+        return inference.growing_latent(count, earlier, seen)
 
     def transitions(self, rollout: Rollout) -> Tensor:
         """Transitions of each sub-environment's first episode, ``[N, T, A, F]``."""

@@ -7,12 +7,26 @@ result does not depend on the order of the transitions.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mg2l.ops.backend import NATIVE, Backend
+
+
+class RunningPool(NamedTuple):
+    """What an aggregator needs of all transitions so far."""
+
+    pooled: Tensor
+    """``[N, A, *]``, a weighted mean over them."""
+
+    mass: Tensor
+    """``[N, A]``, sum of their weights; 0 of an agent without transitions."""
+
+    peak: Tensor
+    """``[N, A]``, the largest logit of a weight; weights are ``exp(logit - peak)``."""
 
 
 class PIAHead(nn.Module):

@@ -20,11 +20,13 @@ from mg2l.algorithms.base import CriticLatent, Encoding
 from mg2l.algorithms.context import DRIFT_CONTEXTS, ContextInference, InferredCriticLatent
 from mg2l.algorithms.growing import GrowingContexts, PooledContexts
 from mg2l.algorithms.mg2l.config import MG2LConfig
-from mg2l.algorithms.mg2l.encoder import TaskEncoder
+from mg2l.algorithms.mg2l.encoder import TaskEncoder, TransitionAggregator
 from mg2l.algorithms.mg2l.objective import Objective
 from mg2l.algorithms.mg2l.prediction import RewardPrediction
+from mg2l.algorithms.mg2l.regression import RewardRegression
 from mg2l.algorithms.transition_encoder import TransitionMoments
 from mg2l.core.distributed import world
+from mg2l.core.schema import ConfigError
 from mg2l.core.transfer import to_device
 from mg2l.estimators.gaussian import Gaussian
 from mg2l.experience.problem import ProblemSpec
@@ -47,8 +49,14 @@ class MG2L(ContextInference):
         super().__init__(spec)
         options, device, backend = self.options, spec.device, spec.backend
         share = spec.config.policy.share_policy
+        if options.aggregator == "regression" and spec.vision is not None:
+            raise ConfigError(
+                "aggregator=regression reads observations as numbers, and these are images; choose "
+                "another aggregator"
+            )
+        reward = spec.observation + spec.action
         self.encoder = TaskEncoder(
-            options, self.agents, spec.transition, backend, share, spec.vision
+            options, self.agents, spec.transition, backend, share, spec.vision, reward
         ).to(device)
         self.objective = Objective(
             options, self.tasks, self.encoder, self.noise, backend, share
@@ -137,7 +145,9 @@ class MG2L(ContextInference):
         return self.options.aggregator == "pia"
 
     def priorities(self, context: Context | Tensor) -> Tensor:
-        return self.acting.aggregator.priorities(context)
+        aggregator = self.acting.aggregator
+        assert isinstance(aggregator, TransitionAggregator)
+        return aggregator.priorities(context)
 
     @torch.no_grad()
     def information(self, context: Context, tasks: Tensor) -> dict[str, float]:
@@ -213,8 +223,12 @@ class MG2L(ContextInference):
         batch: dict[str, Any] = {"queries": queries, "tasks": tasks, "keys": keys}
         if self.prediction is not None:
             batch["predicted"] = self.short_contexts(tasks)
-            rows = self.encoder.aggregator.moments.standardise(batch["predicted"].gather())
-            error, errors = self.prediction(self.encoder.gaussians(raw), rows)
+            rows = batch["predicted"].gather()
+            encoding, aggregator = self.encoder.gaussians(raw), self.encoder.aggregator
+            own: Tensor | None = None
+            if isinstance(aggregator, RewardRegression):
+                own = aggregator.predict(encoding.local.mean, rows)
+            error, errors = self.prediction(encoding, aggregator.moments.standardise(rows), own)
             loss = loss + self.options.prediction_weight * error
             metrics = metrics | errors
         return loss, metrics, batch

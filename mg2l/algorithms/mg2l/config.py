@@ -14,8 +14,12 @@ from mg2l.core.schema import bounded
 class MG2LConfig(ContextConfig):
     """Multi-level task encoder and its losses (Zhao et al., 2025, sections III and IV)."""
 
-    aggregator: Literal["pia", "transformer", "rnn", "gaussian_product", "mean"] = "pia"
-    """How a context's transitions are aggregated to one vector."""
+    aggregator: Literal["pia", "transformer", "rnn", "gaussian_product", "mean", "regression"] = (
+        "pia"
+    )
+    """How a context's transitions are aggregated to one vector. With ``regression`` these are the
+    coefficients of an agent's rewards on learned features of its transitions, which are also
+    ``z^i``."""
 
     n_blocks: int = bounded(0, ge=0, le=1000)
     """Self-attention blocks before the permutation-invariant attention head (or in the
@@ -103,6 +107,16 @@ class MG2LConfig(ContextConfig):
                 "critic_latent=local and critic_to_encoder=true exclude each other; set "
                 "critic_to_encoder=false"
             )
+        if self.aggregator == "regression":
+            needed = {"dist": "deterministic", "bounded_by": "none"}
+            for key, value in needed.items():
+                if (came := getattr(self, key)) != value:
+                    raise ValueError(f"aggregator=regression needs {key}={value}, got {came}")
+            if not self.prediction_weight:
+                raise ValueError(
+                    "aggregator=regression needs prediction_weight above 0, got 0: its features "
+                    "learn to predict rewards"
+                )
         sizes = self.prediction_sizes_mlp
         if not sizes or len(set(sizes)) > 1:
             raise ValueError(

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from mg2l.algorithms.base import Encoding
 from mg2l.algorithms.mg2l.config import MG2LConfig
+from mg2l.algorithms.mg2l.regression import RewardRegression
 from mg2l.algorithms.transition_encoder import TransitionEncoder
 from mg2l.estimators.gaussian import STD_FLOOR, Gaussian
 from mg2l.experience.replay import Context, as_context
@@ -20,6 +21,7 @@ from mg2l.nn.aggregators import (
     Mean,
     PIAHead,
     Recurrent,
+    RunningPool,
     Transformer,
 )
 from mg2l.nn.sphere import unit
@@ -27,19 +29,6 @@ from mg2l.nn.stacked import StackedLinear
 from mg2l.nn.vision import Vision
 from mg2l.ops.backend import NATIVE, Backend
 from mg2l.ops.results import EncodedContext
-
-
-class RunningPool(NamedTuple):
-    """Hidden features of all transitions so far, pooled by attention."""
-
-    pooled: Tensor
-    """``[N, A, H]``, their weighted mean."""
-
-    peak: Tensor
-    """``[N, A]``, the largest logit."""
-
-    mass: Tensor
-    """``[N, A]``, sum of ``exp(logit - peak)``; 0 of an agent without transitions."""
 
 
 class RawEncoding(NamedTuple):
@@ -99,19 +88,19 @@ class TransitionAggregator(TransitionEncoder):
         each = (logits - peak.unsqueeze(-1)).exp()
         total = each.sum(-1, keepdim=True)
         pooled = ((each / total).unsqueeze(-2) @ hidden).squeeze(-2)
-        return RunningPool(pooled, peak, total.squeeze(-1) * weight.unsqueeze(-1))
+        return RunningPool(pooled, total.squeeze(-1) * weight.unsqueeze(-1), peak)
 
     def extend(self, pool: RunningPool | None, rows: Tensor, alive: Tensor) -> RunningPool:
         """Add a transition ``[N, A, F]`` of each agent that is ``alive`` ``[N, A]``."""
         hidden, logits = self._scored(rows.unsqueeze(1))
         hidden, logits = hidden.squeeze(2), logits.squeeze(2)
         if pool is None:
-            return RunningPool(hidden, logits, alive)
+            return RunningPool(hidden, alive, logits)
         peak = torch.maximum(pool.peak, logits)
         before, now = pool.mass * (pool.peak - peak).exp(), alive * (logits - peak).exp()
         mass = before + now
         part = (now / mass.clamp(min=1e-30)).unsqueeze(-1)
-        return RunningPool(torch.lerp(pool.pooled, hidden, part), peak, mass)
+        return RunningPool(torch.lerp(pool.pooled, hidden, part), mass, peak)
 
     def _scored(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden features ``[N, A, T, H]`` of transitions ``[N, T, A, F]``, and their logits."""
@@ -188,6 +177,14 @@ class LocalInference(nn.Module):
         return raw
 
 
+class Coefficients(nn.Module):
+    """Coefficients of a regression as they are: ``x^i`` is the mean of ``z^i``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x``: ``[B, A, D]``; returns ``[A, B, 2 D]``."""
+        return torch.cat([x, torch.zeros_like(x)], -1).transpose(0, 1)
+
+
 class TaskEncoder(nn.Module):
     """Global inference from joint experience, local inference from each agent's own.
 
@@ -198,6 +195,7 @@ class TaskEncoder(nn.Module):
         backend: operators to compute with.
         share: one local inference network for all agents.
         vision: where the image lies in an observation, if it is read as one.
+        reward: the reward's column in a transition, for ``aggregator: regression``.
     """
 
     def __init__(
@@ -208,12 +206,19 @@ class TaskEncoder(nn.Module):
         backend: Backend = NATIVE,
         share: bool = False,
         vision: Vision | None = None,
+        reward: int = 0,
     ) -> None:
         super().__init__()
         self.config = config
-        self.aggregator = TransitionAggregator(config, transition, backend, vision)
+        self.aggregator: TransitionAggregator | RewardRegression
+        if config.aggregator == "regression":
+            sizes, width = config.hidden_sizes_mlp, config.context_dim
+            self.aggregator = RewardRegression(sizes, transition, reward, width)
+            self.local: nn.Module = Coefficients()
+        else:
+            self.aggregator = TransitionAggregator(config, transition, backend, vision)
+            self.local = LocalInference(config, agents, share)
         self.over_agents = PIAHead(config.context_dim, 2 * config.context_dim, backend)
-        self.local = LocalInference(config, agents, share)
 
     def forward(self, context: Context | Tensor) -> Encoding:
         """``context``: B contexts, as drawn from a replay or ``[B, T, A, F]`` float32."""

@@ -31,26 +31,26 @@ class RewardPrediction(nn.Module):
         self.transitions, self.share = Transitions(spec), share
         own = 2 * spec.observation + spec.action
         sizes, width = options.prediction_sizes_mlp, options.context_dim
-        self.local = Decoder(1 if share else spec.agents, own + width, sizes, 1)
+        self.local: Decoder | None = None
+        if options.aggregator != "regression":  # which predicts an agent's rewards itself
+            self.local = Decoder(1 if share else spec.agents, own + width, sizes, 1)
         self.joint = Decoder(1, spec.agents * own + width, sizes, spec.agents)
 
-    def forward(self, encoding: Encoding, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, encoding: Encoding, rows: Tensor, predicted: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics.
 
         Args:
             encoding: encoding of B contexts.
             rows: ``[B, T, A, F]`` standardised transitions of the same tasks.
+            predicted: ``[B, T, A]``, each agent's rewards as a regression predicts them.
         """
         count, steps, agents, _ = rows.shape
         observations, actions, rewards, finals = self.transitions.split(rows)
         happened = torch.cat([observations, actions, finals], -1)
-        local = encoding.local.mean.unsqueeze(1).expand(-1, steps, -1, -1)
-        inputs = torch.cat([happened, local], -1).permute(2, 0, 1, 3)  # [A, B, T, *]
-        if self.share:
-            own = self.local(inputs.flatten(0, 1).unsqueeze(0)).view(agents, count, steps, 1)
-        else:
-            own = self.local(inputs)
-        own_error = (own.permute(1, 2, 0, 3) - rewards).square().mean((0, 1, 3))
+        own = self._own(encoding.local.mean, happened) if predicted is None else predicted
+        own_error = (own.unsqueeze(-1) - rewards).square().mean((0, 1, 3))
         task = encoding.task.mean.unsqueeze(1).expand(-1, steps, -1)
         everything = torch.cat([happened.flatten(2), task], -1)
         joint = self.joint(everything.unsqueeze(0)).view(count, steps, agents, 1)
@@ -58,3 +58,16 @@ class RewardPrediction(nn.Module):
         total = own_error.mean() if self.share else own_error.sum()
         metrics = {"predict/local": own_error.mean(), "predict/global": joint_error.mean()}
         return total + joint_error.sum(), metrics
+
+    def _own(self, z: Tensor, happened: Tensor) -> Tensor:
+        """Each agent's rewards ``[B, T, A]`` by its ``z^i`` ``[B, A, D]``."""
+        assert self.local is not None
+        count, steps, agents, _ = happened.shape
+        local = z.unsqueeze(1).expand(-1, steps, -1, -1)
+        inputs = torch.cat([happened, local], -1).permute(2, 0, 1, 3)  # [A, B, T, *]
+        if self.share:
+            own = self.local(inputs.flatten(0, 1).unsqueeze(0)).view(agents, count, steps, 1)
+        else:
+            own = self.local(inputs)
+        predicted: Tensor = own.squeeze(-1).permute(1, 2, 0)
+        return predicted
