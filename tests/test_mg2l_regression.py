@@ -118,7 +118,7 @@ def test_agents_act_on_the_coefficients_of_their_own_transitions():
 def test_updates_teach_the_features_to_predict():
     learner = learner_of(update_contexts=30, lr=0.01)
     inference = inference_of(learner)
-    errors = [float(inference._update_once()["predict/local"]) for _ in range(60)]
+    errors = [inference._update_once()["predict/local"].item() for _ in range(60)]
     assert np.mean(errors[-10:]) < 0.8 * np.mean(errors[:10])
     learner.close()
 
