@@ -142,7 +142,13 @@ def test_an_exported_agent_regresses_all_that_it_has_seen(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("bounded_by", "sphere"), ("dist", "gaussian"), ("prediction_weight", 0.0)]
+    ("key", "value"),
+    [
+        ("bounded_by", "sphere"),
+        ("dist", "gaussian"),
+        ("prediction_weight", 0.0),
+        ("context_dim", 1),
+    ],
 )
 def test_coefficients_stay_what_they_are(key, value):
     with pytest.raises((ConfigError, ValueError), match=f"aggregator=regression needs .*{key}"):

@@ -112,6 +112,11 @@ class MG2LConfig(ContextConfig):
             for key, value in needed.items():
                 if (came := getattr(self, key)) != value:
                     raise ValueError(f"aggregator=regression needs {key}={value}, got {came}")
+            if self.context_dim < 2:
+                raise ValueError(
+                    "aggregator=regression needs context_dim of at least 2, got "
+                    f"{self.context_dim}: one of its features is constant"
+                )
             if not self.prediction_weight:
                 raise ValueError(
                     "aggregator=regression needs prediction_weight above 0, got 0: its features "

@@ -58,7 +58,7 @@ class RewardRegression(nn.Module):
         ridge = RIDGE * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         if torch.compiler.is_exporting():  # ONNX has no factorisation
             return _eliminate(gram + ridge, wanted)
-        factor = torch.linalg.cholesky(gram + ridge)
+        factor = torch.linalg.cholesky_ex(gram + ridge).L  # does not wait for a GPU to check
         return torch.cholesky_solve(wanted, factor).squeeze(-1)
 
     def predict(self, x: Tensor, rows: Tensor) -> Tensor:
