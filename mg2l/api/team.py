@@ -43,6 +43,7 @@ class Team:
 
     Args:
         learner: the learner of a run, whose networks act.
+        iteration: iterations that they were trained for.
 
     Attributes:
         num_agents: agents A.
@@ -51,8 +52,8 @@ class Team:
         tasks: tasks of the run's environment, by id: ``names``, ``features`` and ``parts``.
     """
 
-    def __init__(self, learner: Learner) -> None:
-        self.learner = learner
+    def __init__(self, learner: Learner, iteration: int = 0) -> None:
+        self.learner, self.iteration = learner, iteration
         self.num_agents = learner.env.num_agents
         self.observation_sizes = [int(s.shape[0]) for s in learner.env.observation_spaces]
         self.action_spaces = learner.env.action_spaces
@@ -312,6 +313,22 @@ class Team:
         self._inference.agent_network(index)  # raises where they share a representation
         return Agent(Team(self.learner), index)
 
+    def save(self, folder: Path | str) -> Path:
+        """Write the team alone, a few hundred kB, to pass on: `load` takes its folder.
+
+        These are config, spaces and networks, with which it acts and is evaluated. A run is resumed
+        from its own folder, which also has optimisers, replay and metrics.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ConfigError: it exists.
+            WriteError: it cannot be written.
+        """
+        trained.save(self.learner, self.iteration, Path(folder))
+        return Path(folder)
+
     # Measuring.
 
     def evaluate(
@@ -475,4 +492,4 @@ def load(
     learner = trained.load(path, where, trust, with_env=False)
     learner.noise.manual_seed(seed)
     learner.draws.manual_seed(seed)
-    return Team(learner)
+    return Team(learner, trained.iteration_of(path))

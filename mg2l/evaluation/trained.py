@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import torch
 
-from mg2l.config.saved import config_from_yaml
+from mg2l.config.saved import about, config_from_yaml, config_to_yaml
 from mg2l.config.sections import Config
+from mg2l.core.files import write_text, writing
 from mg2l.core.schema import ConfigError
 from mg2l.envs import registry
 from mg2l.envs.base import EnvConfig, Seed, VectorEnv
@@ -67,3 +70,35 @@ def iteration_of(path: Path) -> int:
     if name and not name.isdecimal():
         return checkpoint.load(run / "checkpoints" / name).iteration
     return int(name) if name else checkpoint.last_iteration(run / "checkpoints")
+
+
+def save(learner: Learner, iteration: int, folder: Path) -> None:
+    """Write what `load` needs of a run, all at once: config, spaces and networks.
+
+    Args:
+        learner: its networks are written, without optimisers and replay.
+        iteration: iterations after which they are as they are.
+        folder: must not exist.
+
+    Raises:
+        ConfigError: there is something at ``folder``.
+        WriteError: it cannot be written.
+    """
+    if folder.exists() or folder.is_symlink():
+        raise ConfigError(f"folder={folder}: exists; a team is written to a new folder")
+    # Where the run lay, and what it began with, is of no use elsewhere.
+    config = dataclasses.replace(
+        learner.config, main_save_path="runs", load_model=False, load_model_path=""
+    )
+    partial = folder.with_name(f".{folder.name}.partial")
+    with writing(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            write_text(partial / "config.yaml", config_to_yaml(config))
+            spaces.write(partial / spaces.FILE, learner.env)
+            state = {"networks": learner.networks()}
+            checkpoint.save(partial / "checkpoints", iteration, state, about=about(config))
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
