@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from mg2l.nn.adam import Adam, clip_grad_norm, clip_grad_norm_per_agent
 from mg2l.nn.critic import Critic
 from mg2l.nn.moments import batch_moments
 from mg2l.nn.policy import Actor
+from mg2l.nn.vjp import Pull
 from mg2l.ops.backend import Backend
 from mg2l.training.batch import Batch, mean_per_agent
 from mg2l.training.interleave import SideBySide, take_turns
@@ -327,22 +328,21 @@ class PPO:
         every = 1 if critic_latent.every_minibatch else self.config.num_mini_batch
         for number, (part, where) in enumerate(parts):
             if number % every == 0:
-                inferred, latent = self.infer(critic_latent)
+                latent, pull = self.infer(critic_latent)
             metrics.note(self.critic_gradients(part, where, latent))
             trained = [self.trained_critic]
-            if (number + 1) % every == 0 and latent is not None and latent.grad is not None:
-                gradient, penalty = latent.grad / every, critic_latent.penalty()
-                trained.append(self.encoder_gradients(inferred, gradient, penalty))
+            if (number + 1) % every == 0 and pull is not None:
+                assert latent is not None
+                assert latent.grad is not None
+                trained.append(self.encoder_gradients(pull, latent.grad / every))
             step = self.start_step(*trained)
             yield
             metrics.note(step())
 
-    def infer(self, critic_latent: CriticLatent) -> tuple[Tensor | None, Tensor | None]:
-        """The critics' latent, and a leaf of the same values that collects its gradients."""
-        inferred = critic_latent()
-        if inferred is None:
-            return None, None
-        return inferred, inferred.detach().requires_grad_(inferred.requires_grad)
+    def infer(self, critic_latent: CriticLatent) -> tuple[Tensor | None, Pull | None]:
+        """The critics' latent, which collects its gradients, and what takes them to the encoder."""
+        latent, pull = critic_latent.vjp()
+        return None if latent is None else latent.requires_grad_(pull is not None), pull
 
     @torch.no_grad()
     def actor_gradients(self, part: Batch) -> dict[str, Tensor]:
@@ -413,14 +413,11 @@ class PPO:
             (latent * to_latent).sum().backward()
         return {"loss/value": losses}
 
-    def encoder_gradients(self, inferred: Any, gradient: Tensor, penalty: Tensor | None) -> Trained:
+    def encoder_gradients(self, pull: Pull, gradient: Tensor) -> Trained:
         """Compute the encoder's gradients on the value losses, given those of the latent."""
         assert self.encoder_optimiser is not None
         self.encoder_optimiser.zero_grad()
-        loss = (inferred * gradient).sum()
-        if penalty is not None:
-            loss = loss + penalty.sum() / world.size  # a mean over own environments
-        loss.backward()
+        pull(gradient)
         return Trained(
             "grad_norm/encoder_from_critic",
             self.encoder_parameters,

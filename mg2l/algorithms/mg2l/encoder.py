@@ -22,7 +22,7 @@ from mg2l.nn.aggregators import (
     Recurrent,
     Transformer,
 )
-from mg2l.nn.sphere import unit
+from mg2l.nn.sphere import unit, unit_gradient
 from mg2l.nn.stacked import StackedLinear
 from mg2l.nn.vision import Vision
 from mg2l.nn.vjp import Pull
@@ -316,6 +316,21 @@ class TaskEncoder(nn.Module):
     def infer_task(self, context: Context | Tensor) -> Gaussian:
         """Only the global representation, ``[B, D]``."""
         return self._gaussian(self.over_agents(self.aggregator(context)))
+
+    def task_vjp(self, context: Context) -> tuple[Tensor, Pull]:
+        """Means of `infer_task`, and what takes their gradient back; see `mg2l.nn.vjp`."""
+        x, pull_x = self.aggregator.vjp(context)
+        raw, pull_raw = self.over_agents.vjp(x)
+        mean = raw.chunk(2, -1)[0]
+
+        def pull(grad: Tensor) -> None:
+            if self.config.bounded_by != "none":
+                grad = unit_gradient(mean, grad * grad.shape[-1] ** 0.5)
+            to_x = pull_raw(torch.cat([grad, torch.zeros_like(grad)], -1))
+            assert to_x is not None
+            pull_x(to_x)
+
+        return self.project(mean), pull
 
     def project(self, z: Tensor) -> Tensor:
         """Project points ``[*, D]`` to the space of representations.
