@@ -18,7 +18,7 @@ from mg2l.nn.adam import Adam, clip_grad_norm, clip_grad_norm_per_agent
 from mg2l.nn.critic import Critic
 from mg2l.nn.moments import batch_moments
 from mg2l.nn.policy import Actor
-from mg2l.nn.vjp import Pull
+from mg2l.nn.vjp import Both, Pull
 from mg2l.ops.backend import Backend
 from mg2l.training.batch import Batch, mean_per_agent
 from mg2l.training.interleave import SideBySide, take_turns
@@ -288,8 +288,9 @@ class PPO:
         `CriticLatent.every_minibatch` each of them does on its own.
 
         Actors and critics do not depend on each other here. On several cores each are trained by
-        half of the threads; else they take turns, and while the actors' gradients are summed over
-        processes, those of the critics are computed, and the other way round.
+        half of the threads, and each half encodes half of the contexts of the critics' latent; else
+        they take turns, and while the actors' gradients are summed over processes, those of the
+        critics are computed, and the other way round.
         """
         actors, critics = _Metrics(), _Metrics()
 
@@ -301,10 +302,14 @@ class PPO:
         if on_cpu and torch.get_num_threads() > 1 and world.size == 1:
             with SideBySide() as side_by_side:
                 for _ in epochs:
-                    side_by_side.run(*train([*self.minibatches(batch)]))
+                    parts = [*self.minibatches(batch)]
+                    if critic_latent.every_minibatch:
+                        side_by_side.run(*train(parts))
+                    else:
+                        self._train_epoch(side_by_side, parts, actors, critics, critic_latent)
         else:
-            parts = itertools.chain.from_iterable(self.minibatches(batch) for _ in epochs)
-            take_turns(*train(parts))
+            every = itertools.chain.from_iterable(self.minibatches(batch) for _ in epochs)
+            take_turns(*train(every))
         means = {name: torch.stack(values).mean() for name, values in (actors | critics).items()}
         # Norms are of gradients that are summed already.
         world.start_sum(x for name, x in means.items() if not name.startswith("grad_norm/"))()
@@ -339,9 +344,43 @@ class PPO:
             yield
             metrics.note(step())
 
-    def infer(self, critic_latent: CriticLatent) -> tuple[Tensor | None, Pull | None]:
+    def _train_epoch(
+        self,
+        side_by_side: SideBySide,
+        parts: list[Part],
+        actors: _Metrics,
+        critics: _Metrics,
+        critic_latent: CriticLatent,
+    ) -> None:
+        """An epoch at whose end the encoder takes its step.
+
+        Actors and critics take about as long, and the encoder half of that: were it left to the
+        critics' threads, the actors' would be idle.
+        """
+        latent, pull = self.infer(critic_latent, side_by_side.both)
+        side_by_side.run(
+            self._train_actors(parts, actors), self._step_critics(parts, critics, latent)
+        )
+        if pull is not None:
+            assert latent is not None
+            assert latent.grad is not None
+            trained = self.encoder_gradients(pull, latent.grad / self.config.num_mini_batch)
+            critics.note(self.start_step(trained)())
+
+    def _step_critics(
+        self, parts: list[Part], metrics: _Metrics, latent: Tensor | None
+    ) -> Iterator[None]:
+        """Step on the critics with each minibatch, and collect the gradients of their latent."""
+        for part, where in parts:
+            metrics.note(self.critic_gradients(part, where, latent))
+            metrics.note(self.start_step(self.trained_critic)())
+            yield
+
+    def infer(
+        self, critic_latent: CriticLatent, both: Both = map
+    ) -> tuple[Tensor | None, Pull | None]:
         """The critics' latent, which collects its gradients, and what takes them to the encoder."""
-        latent, pull = critic_latent.vjp()
+        latent, pull = critic_latent.vjp(both)
         return None if latent is None else latent.requires_grad_(pull is not None), pull
 
     @torch.no_grad()

@@ -31,7 +31,7 @@ from mg2l.experience.finite import require_finite
 from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import Context
 from mg2l.experience.rollout import Rollout
-from mg2l.nn.vjp import Pull
+from mg2l.nn.vjp import Both, Pull
 
 
 class MG2L(ContextInference):
@@ -308,8 +308,8 @@ class _TaskLatent(InferredCriticLatent):
         self._encoder, self._context = encoder, context
 
     @torch.no_grad()
-    def vjp(self) -> tuple[Tensor, Pull]:
-        latent, pull = self._encoder.task_vjp(self._context)
+    def vjp(self, both: Both = map) -> tuple[Tensor, Pull]:
+        latent, pull = self._encoder.task_vjp(self._context, both)
         return latent, torch.no_grad()(pull)
 
 

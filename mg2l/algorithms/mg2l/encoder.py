@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from mg2l.nn.aggregators import (
 from mg2l.nn.sphere import unit, unit_gradient
 from mg2l.nn.stacked import StackedLinear
 from mg2l.nn.vision import Vision
-from mg2l.nn.vjp import Pull
+from mg2l.nn.vjp import Both, Pull
 from mg2l.ops import reference
 from mg2l.ops.backend import NATIVE, Backend
 from mg2l.ops.results import EncodedContext
@@ -100,8 +101,11 @@ class TransitionAggregator(TransitionEncoder):
         compiled = self.backend.encode_context is not reference.encode_context
         return compiled and self.pools_as_it_goes
 
-    def vjp(self, context: Context) -> tuple[Tensor, Pull]:
-        """`forward`, and what takes its gradient back; see `mg2l.nn.vjp`."""
+    def vjp(self, context: Context, both: Both | None = None) -> tuple[Tensor, Pull]:
+        """`forward`, and what takes its gradient back; see `mg2l.nn.vjp`.
+
+        With ``both``, halves of the contexts are encoded apart, whose gradients are added.
+        """
         from mg2l.ops.encode_context import encode_context_vjp  # of the operator, if it is compiled
 
         head = self.aggregate
@@ -109,9 +113,23 @@ class TransitionAggregator(TransitionEncoder):
         hidden: list[Any] = [*self.layers]
         weights, biases = zip(*self._layers(), strict=True)
         query, pull_query = head.folded_query_vjp(self.output)
-        pooled, pull_pooled = encode_context_vjp(
-            context.rows, weights, biases, query, index=context.index
-        )
+
+        def encode(part: Context) -> tuple[Tensor, Callable[[Tensor], Any]]:
+            return encode_context_vjp(part.rows, weights, biases, query, index=part.index)
+
+        if both is None:
+            pooled, pull_pooled = encode(context)
+        else:
+            parts, pulls = zip(*both(encode, context.halves()), strict=True)
+            pooled = torch.cat(parts)
+
+            def pull_pooled(grad: Tensor) -> Any:
+                work = [*zip(pulls, grad.tensor_split(2), strict=True)]
+                one, two = both(lambda part: part[0](part[1]), work)
+                for sums, others in zip((*one[:2], [one[2]]), (*two[:2], [two[2]]), strict=True):
+                    torch._foreach_add_(sums, others)
+                return one
+
         x, pull_read = head.read_out_vjp(pooled.flatten(0, 1), self.output)
 
         def pull(grad: Tensor) -> None:
@@ -317,9 +335,9 @@ class TaskEncoder(nn.Module):
         """Only the global representation, ``[B, D]``."""
         return self._gaussian(self.over_agents(self.aggregator(context)))
 
-    def task_vjp(self, context: Context) -> tuple[Tensor, Pull]:
+    def task_vjp(self, context: Context, both: Both) -> tuple[Tensor, Pull]:
         """Means of `infer_task`, and what takes their gradient back; see `mg2l.nn.vjp`."""
-        x, pull_x = self.aggregator.vjp(context)
+        x, pull_x = self.aggregator.vjp(context, both)
         raw, pull_raw = self.over_agents.vjp(x)
         mean = raw.chunk(2, -1)[0]
 
