@@ -26,6 +26,7 @@ from mg2l.experience.replay import Context
 from mg2l.experience.rollout import LatentStream, Rollout
 from mg2l.experience.transitions import Transitions
 from mg2l.nn.adam import Adam, clip_grad_norm
+from mg2l.nn.vjp import Both, Pull
 
 if TYPE_CHECKING:
     from mg2l.algorithms.agent import AgentNetwork
@@ -297,6 +298,27 @@ class CriticLatent:
         """The latent, with the graph to the networks that computed it where these are trained."""
         return self._latent
 
+    def vjp(self, both: Both = map) -> tuple[Tensor | None, Pull | None]:
+        """The latent, and what takes its gradient back, None where it trains nothing.
+
+        The gradient of the penalty is added; see `mg2l.nn.vjp`.
+
+        Args:
+            both: does two halves of what takes long, with the same results in turns and at once.
+        """
+        latent = self()
+        if latent is None or not latent.requires_grad:
+            return latent, None
+
+        def pull(grad: Tensor) -> None:
+            penalty = self.penalty()
+            loss = (latent * grad).sum()
+            if penalty is not None:
+                loss = loss + penalty.sum() / world.size  # a mean over own environments
+            loss.backward()
+
+        return latent.detach(), pull
+
     def penalty(self) -> Tensor | None:
         """Penalty for the latest latent, minimised together with the value loss, or None."""
         return None
@@ -349,15 +371,32 @@ class LearnedInference(TaskInference):
         return dict(zip(history, totals.tolist(), strict=True))
 
     def _update_once(self, measure_gap: bool = False) -> dict[str, Tensor]:
-        return self._descend(*self.loss(measure_gap))
+        return self._step(*self.gradients(measure_gap))
 
-    def _descend(
+    def gradients(self, measure_gap: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Compute the gradients of this process's part of a loss on freshly drawn experience.
+
+        Here they are those of `loss`, by autograd.
+
+        Args:
+            measure_gap: see `loss`.
+
+        Returns:
+            Metrics of the loss, and the tensors it was computed from.
+        """
+        return self._differentiate(*self.loss(measure_gap))
+
+    def _differentiate(
         self, loss: Tensor, metrics: dict[str, Tensor], batch: dict[str, Any]
-    ) -> dict[str, Tensor]:
-        """One step down a loss; the arguments are what `loss` returns."""
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What `gradients` returns; the arguments are what `loss` returns."""
         require_finite("loss/encoder", loss, batch)
         self.optimiser.zero_grad()
         (loss / world.size).backward()
+        return metrics, batch
+
+    def _step(self, metrics: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """One step down the gradients; the arguments are what `gradients` returns."""
         world.start_sum(p.grad for p in self.trained if p.grad is not None)()
         norm = clip_grad_norm(self.trained, self.max_norm)
         require_finite("grad_norm/encoder", norm, batch)

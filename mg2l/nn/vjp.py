@@ -6,17 +6,32 @@ A method ``vjp`` computes what its counterpart does, without a graph, and return
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 Pull = Callable[..., Tensor | None]
 """Maps gradients of the values to that of the input, or None where it is not wanted.
 
 Those of parameters are written into their ``grad``, which must be empty before.
 """
+
+
+Both = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+"""Calls a function on each of two items, in turns (``map``) or at the same time."""
+
+
+def linear(layer: nn.Linear, x: Tensor) -> tuple[Tensor, Pull]:
+    """``layer(x)`` of rows ``[n, in]``."""
+
+    def pull(grad: Tensor) -> Tensor:
+        layer.weight.grad, layer.bias.grad = grad.t() @ x, grad.sum(0)
+        return grad @ layer.weight
+
+    return F.linear(x, layer.weight, layer.bias), pull
 
 
 def by_autograd(

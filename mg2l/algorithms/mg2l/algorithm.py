@@ -7,7 +7,7 @@ Learning: From Global Inference to Local Inference*, IEEE TNNLS 36(8), 2025.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from mg2l.algorithms.base import CriticLatent, Encoding
 from mg2l.algorithms.context import DRIFT_CONTEXTS, ContextInference, InferredCriticLatent
 from mg2l.algorithms.growing import GrowingContexts, PooledContexts
 from mg2l.algorithms.mg2l.config import MG2LConfig
-from mg2l.algorithms.mg2l.encoder import TaskEncoder, TransitionAggregator
+from mg2l.algorithms.mg2l.encoder import RawEncoding, TaskEncoder, TransitionAggregator
 from mg2l.algorithms.mg2l.objective import Objective
 from mg2l.algorithms.mg2l.prediction import RewardPrediction
 from mg2l.algorithms.mg2l.regression import RewardRegression
@@ -29,9 +29,11 @@ from mg2l.core.distributed import world
 from mg2l.core.schema import ConfigError
 from mg2l.core.transfer import to_device
 from mg2l.estimators.gaussian import Gaussian
+from mg2l.experience.finite import require_finite
 from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import Context
 from mg2l.experience.rollout import Rollout
+from mg2l.nn.vjp import Both, Pull
 
 
 class MG2L(ContextInference):
@@ -64,6 +66,10 @@ class MG2L(ContextInference):
         self.target: TaskEncoder | None = None
         if options.target_decay > 0:
             self.target = copy.deepcopy(self.encoder).requires_grad_(False)
+            self._followed: tuple[list[Tensor], list[Tensor]] = (
+                [*self.target.parameters()],
+                [*self.encoder.parameters()],
+            )
         trained: list[nn.Module] = [self.objective]
         self.prediction: RewardPrediction | None = None
         if options.prediction_weight > 0:
@@ -131,6 +137,8 @@ class MG2L(ContextInference):
         if not self.options.critic_to_encoder:
             return CriticLatent(beside(super().critic_latent(tasks, rollout)()))
         context = self.contexts(to_device(tasks, self.device))
+        if acted is None and self.rollout.act_on == "mean" and self.encoder.has_vjp:
+            return _TaskLatent(self.encoder, context)
         return InferredCriticLatent(
             lambda: beside(self.latent_of(self.encoder.infer_task(context)))
         )
@@ -215,12 +223,21 @@ class MG2L(ContextInference):
         return {name: float(metrics[name]) for name in ("accuracy/global", "accuracy/local")}
 
     def loss(self, measure_gap: bool) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
+        batch = self._draw()
+        return self._loss_of(self.encoder.raw(batch["queries"]), batch, measure_gap)
+
+    def _draw(self) -> dict[str, Any]:
+        """Contexts of an update, their tasks, and those that become keys."""
         tasks = world.own(self.update_tasks())
         queries = self.short_contexts(tasks)
-        keys = self._keys(self.short_contexts, tasks)
-        raw = self.encoder.raw(queries)
-        loss, metrics = self.objective(raw, tasks, keys, self.acting, measure_gap)
-        batch: dict[str, Any] = {"queries": queries, "tasks": tasks, "keys": keys}
+        return {"queries": queries, "tasks": tasks, "keys": self._keys(self.short_contexts, tasks)}
+
+    def _loss_of(
+        self, raw: RawEncoding, batch: dict[str, Any], measure_gap: bool
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
+        """What `loss` returns, given what the encoder makes of the queries."""
+        tasks = batch["tasks"]
+        loss, metrics = self.objective(raw, tasks, batch["keys"], self.acting, measure_gap)
         if self.prediction is not None:
             batch["predicted"] = self.short_contexts(tasks)
             rows = batch["predicted"].gather()
@@ -233,6 +250,29 @@ class MG2L(ContextInference):
             metrics = metrics | errors
         return loss, metrics, batch
 
+    def gradients(self, measure_gap: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        encodes_keys = self.objective.needs_keys and self.target is None
+        if encodes_keys or not self.encoder.has_vjp:
+            return super().gradients(measure_gap)
+        with torch.no_grad():
+            batch = self._draw()
+            raw, pull = self.encoder.vjp(batch["queries"])
+            slopes: Sequence[Tensor | None]
+            if self.objective.has_vjp and self.prediction is None:
+                self.optimiser.zero_grad()
+                loss, metrics, slopes = self.objective.vjp(
+                    raw, batch["tasks"], measure_gap, 1 / world.size
+                )
+                require_finite("loss/encoder", loss, batch)
+            else:
+                leaves = RawEncoding(*(x.detach().requires_grad_() for x in raw))
+                with torch.enable_grad():
+                    terms = self._loss_of(leaves, batch, measure_gap)
+                    metrics, batch = self._differentiate(*terms)
+                slopes = [x.grad for x in leaves]
+            pull(*slopes)
+        return metrics, batch
+
     def update(self) -> dict[str, Any]:
         metrics = super().update()
         if "mi/gap" in metrics:  # mi/l1out is that of the last update, mi/local the mean of all
@@ -243,11 +283,8 @@ class MG2L(ContextInference):
         metrics = super()._update_once(measure_gap)
         if self.target is not None:
             with torch.no_grad():
-                torch._foreach_lerp_(
-                    list(self.target.parameters()),
-                    list(self.encoder.parameters()),
-                    1 - self.options.target_decay,
-                )
+                target, encoder = self._followed
+                torch._foreach_lerp_(target, encoder, 1 - self.options.target_decay)
         return metrics
 
     @torch.no_grad()
@@ -275,6 +312,19 @@ class MG2L(ContextInference):
             metrics["drift/local"] = {str(k): drift[self.tasks + k] for k in range(self.tasks)}
         self.means.copy_(means)
         return metrics
+
+
+class _TaskLatent(InferredCriticLatent):
+    """Means of global representations, whose gradient has a closed form."""
+
+    def __init__(self, encoder: TaskEncoder, context: Context) -> None:
+        super().__init__(lambda: encoder.infer_task(context).mean)
+        self._encoder, self._context = encoder, context
+
+    @torch.no_grad()
+    def vjp(self, both: Both = map) -> tuple[Tensor, Pull]:
+        latent, pull = self._encoder.task_vjp(self._context, both)
+        return latent, torch.no_grad()(pull)
 
 
 class MG2LAgent(ContextAgent):

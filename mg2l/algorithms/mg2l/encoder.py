@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +25,11 @@ from mg2l.nn.aggregators import (
     RunningPool,
     Transformer,
 )
-from mg2l.nn.sphere import unit
+from mg2l.nn.sphere import unit, unit_gradient
 from mg2l.nn.stacked import StackedLinear
 from mg2l.nn.vision import Vision
+from mg2l.nn.vjp import Both, Pull
+from mg2l.ops import reference
 from mg2l.ops.backend import NATIVE, Backend
 from mg2l.ops.results import EncodedContext
 
@@ -80,6 +83,54 @@ class TransitionAggregator(TransitionEncoder):
             return head.read_out(self._pool(context, False).pooled, self.output)
         x: Tensor = head(self.blocks(super().forward(context)))
         return x
+
+    @property
+    def has_vjp(self) -> bool:
+        """Whether there is a `vjp`: one operator pools transitions, and it is compiled."""
+        compiled = self.backend.encode_context is not reference.encode_context
+        return compiled and self.pools_as_it_goes
+
+    def vjp(self, context: Context, both: Both | None = None) -> tuple[Tensor, Pull]:
+        """`forward`, and what takes its gradient back; see `mg2l.nn.vjp`.
+
+        With ``both``, halves of the contexts are encoded apart, whose gradients are added.
+        """
+        from mg2l.ops.encode_context import encode_context_vjp  # of the operator, if it is compiled
+
+        head = self.aggregate
+        assert isinstance(head, PIAHead)
+        hidden: list[Any] = [*self.layers]
+        weights, biases = zip(*self._layers(), strict=True)
+        query, pull_query = head.folded_query_vjp(self.output)
+
+        def encode(part: Context) -> tuple[Tensor, Callable[[Tensor], Any]]:
+            return encode_context_vjp(part.rows, weights, biases, query, index=part.index)
+
+        if both is None:
+            pooled, pull_pooled = encode(context)
+        else:
+            parts, pulls = zip(*both(encode, context.halves()), strict=True)
+            pooled = torch.cat(parts)
+
+            def pull_pooled(grad: Tensor) -> Any:
+                work = [*zip(pulls, grad.tensor_split(2), strict=True)]
+                one, two = both(lambda part: part[0](part[1]), work)
+                for sums, others in zip((*one[:2], [one[2]]), (*two[:2], [two[2]]), strict=True):
+                    torch._foreach_add_(sums, others)
+                return one
+
+        x, pull_read = head.read_out_vjp(pooled.flatten(0, 1), self.output)
+
+        def pull(grad: Tensor) -> None:
+            to_pooled = pull_read(grad.flatten(0, 1))
+            assert to_pooled is not None
+            to_weights, to_biases, to_query = pull_pooled(to_pooled.view_as(pooled))
+            pull_query(to_query)
+            to_weights[0], to_biases[0] = self.moments.unfold(to_weights[0], to_biases[0])
+            for layer, to_weight, to_bias in zip(hidden, to_weights, to_biases, strict=True):
+                layer.weight.grad, layer.bias.grad = to_weight, to_bias
+
+        return x.view(*pooled.shape[:2], -1), pull
 
     def begin(self, rows: Tensor, weight: Tensor) -> RunningPool:
         """Pool transitions ``[N, T, A, F]``, each of which counts ``weight`` ``[N]`` times."""
@@ -176,6 +227,28 @@ class LocalInference(nn.Module):
         raw: Tensor = self.head(hidden)
         return raw
 
+    def vjp(self, x: Tensor) -> tuple[Tensor, Pull]:
+        """`forward`, and what takes its gradient back; see `mg2l.nn.vjp`."""
+        batch, agents, width = x.shape
+        layers: list[Any] = [*self.layers]
+        hidden = x.transpose(0, 1).reshape(len(self.head.weight), -1, width)
+        pulls, inputs = [], []
+        for layer in layers:
+            before, pull_layer = layer.vjp(hidden)
+            hidden = F.gelu(before)
+            pulls.append(pull_layer)
+            inputs.append(before)
+        raw, pull_head = self.head.vjp(hidden)
+
+        def pull(grad: Tensor) -> Tensor | None:
+            to_hidden = pull_head(grad.reshape(raw.shape))
+            for pull_layer, before in zip(reversed(pulls), reversed(inputs), strict=True):
+                to_hidden = pull_layer(torch.ops.aten.gelu_backward(to_hidden, before))
+            assert to_hidden is not None
+            return to_hidden.view(agents, batch, width).transpose(0, 1) if self.to_encoder else None
+
+        return raw.view(agents, batch, -1), pull
+
 
 class Coefficients(nn.Module):
     """Coefficients of a regression as they are: ``x^i`` is the mean of ``z^i``."""
@@ -214,7 +287,7 @@ class TaskEncoder(nn.Module):
         if config.aggregator == "regression":
             sizes, width = config.hidden_sizes_mlp, config.context_dim
             self.aggregator = RewardRegression(sizes, transition, reward, width)
-            self.local: nn.Module = Coefficients()
+            self.local: LocalInference | Coefficients = Coefficients()
         else:
             self.aggregator = TransitionAggregator(config, transition, backend, vision)
             self.local = LocalInference(config, agents, share)
@@ -227,6 +300,30 @@ class TaskEncoder(nn.Module):
     def raw(self, context: Context | Tensor) -> RawEncoding:
         """What `gaussians` makes representations of."""
         return self._raw(self.aggregator(context))
+
+    @property
+    def has_vjp(self) -> bool:
+        """Whether there is a `vjp`."""
+        aggregator = self.aggregator
+        networks = isinstance(aggregator, TransitionAggregator) and aggregator.has_vjp
+        return networks and self.over_agents.has_vjp
+
+    def vjp(self, context: Context) -> tuple[RawEncoding, Pull]:
+        """`raw`, and what takes gradients of both back, if need be of the global one alone."""
+        assert isinstance(self.aggregator, TransitionAggregator)
+        assert isinstance(self.local, LocalInference)
+        x, pull_x = self.aggregator.vjp(context)
+        task, pull_task = self.over_agents.vjp(x)
+        local, pull_local = self.local.vjp(x)
+
+        def pull(to_task: Tensor, to_local: Tensor | None) -> None:
+            to_x, from_local = pull_task(to_task), None
+            assert to_x is not None
+            if to_local is not None:
+                from_local = pull_local(to_local)
+            pull_x(to_x if from_local is None else to_x.add_(from_local))
+
+        return RawEncoding(task, local), pull
 
     def gaussians(self, raw: RawEncoding) -> Encoding:
         """Representations."""
@@ -246,6 +343,22 @@ class TaskEncoder(nn.Module):
     def infer_task(self, context: Context | Tensor) -> Gaussian:
         """Only the global representation, ``[B, D]``."""
         return self._gaussian(self.over_agents(self.aggregator(context)))
+
+    def task_vjp(self, context: Context, both: Both) -> tuple[Tensor, Pull]:
+        """Means of `infer_task`, and what takes their gradient back; see `mg2l.nn.vjp`."""
+        assert isinstance(self.aggregator, TransitionAggregator)
+        x, pull_x = self.aggregator.vjp(context, both)
+        raw, pull_raw = self.over_agents.vjp(x)
+        mean = raw.chunk(2, -1)[0]
+
+        def pull(grad: Tensor) -> None:
+            if self.config.bounded_by != "none":
+                grad = unit_gradient(mean, grad * grad.shape[-1] ** 0.5)
+            to_x = pull_raw(torch.cat([grad, torch.zeros_like(grad)], -1))
+            assert to_x is not None
+            pull_x(to_x)
+
+        return self.project(mean), pull
 
     def project(self, z: Tensor) -> Tensor:
         """Project points ``[*, D]`` to the space of representations.
