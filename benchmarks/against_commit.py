@@ -2,7 +2,8 @@
 
 The commit is checked out below ``--folder``, its operators are compiled there, and both train with
 the Python that runs this, each in a process of its own that lives through the race. Iterations
-alternate, in another order every round, so that a busy machine slows both alike. Prints median
+alternate, in another order every round, so that a busy machine slows both alike. Prints seconds to
+the end of the first iteration, with the exploration and the encoder updates before it, then median
 seconds of an iteration, wall time and time on the processor, and the median ratio over rounds.
 """
 
@@ -36,6 +37,7 @@ except ModuleNotFoundError:  # where they were at c40242a
 
 algo, env, *values = sys.argv[1:]
 config = load_config("default", algo, env, ["n_iters=1000000", *values])
+begun = time.perf_counter()
 learner = Learner(config, torch.device("cpu"))
 exempt_from_gc()  # as training does
 learner.prepare()
@@ -46,6 +48,8 @@ for line in sys.stdin:
     done += 1
     times = {k: v for k, v in metrics.items() if k.startswith("time/")}
     seconds = {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
+    if done == 1:
+        seconds["first"] = time.perf_counter() - begun
     print(json.dumps(seconds | times), flush=True)
 """
 
@@ -95,8 +99,6 @@ class Contestant:
 def race(contestants: dict[str, Contestant], rounds: int) -> dict[str, dict[str, float]]:
     """Median seconds of each by phase, and ``ratio``, the first one's over the second's."""
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
-    for one in contestants.values():
-        one.iterate()
     order = list(contestants)
     for _ in range(rounds):
         random.shuffle(order)
@@ -127,16 +129,19 @@ def main() -> None:
     options = parser.parse_args()
     trees = {options.commit: build(options.commit, options.folder.resolve()), "this tree": ROOT}
     for env in options.envs:
-        contestants = {
-            name: Contestant(tree, options.algo, env, options.values, options.threads)
-            for name, tree in trees.items()
-        }
+        contestants: dict[str, Contestant] = {}
+        first = {}
         try:
+            for name, tree in trees.items():  # which begin one after the other
+                one = Contestant(tree, options.algo, env, options.values, options.threads)
+                contestants[name] = one
+                first[name] = one.iterate()["first"]
             results = race(contestants, options.rounds)
         finally:
             for one in contestants.values():
                 one.close()
-        print(f"{options.algo} on {env}", flush=True)
+        print(f"{options.algo} on {env}, whose first iterations ended after", flush=True)
+        print(" ", *(f"{name} {seconds:.2f}" for name, seconds in first.items()), flush=True)
         for name, found in results.items():
             print(
                 f"  {name:10}", *(f"{key} {value:.3f}" for key, value in found.items()), flush=True
