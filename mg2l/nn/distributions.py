@@ -32,10 +32,8 @@ class Head(Protocol):
     def linear(self) -> StackedLinear | None:
         """Layer whose outputs `act` and `evaluate` take; without one they take features."""
 
-    def act(
-        self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Actions ``[A, rows]`` or ``[A, rows, W]`` and their log-probabilities ``[A, rows]``."""
+    def act(self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any) -> Tensor:
+        """Actions ``[A, rows]`` or ``[A, rows, W]``."""
 
     def evaluate(self, x: Tensor, action: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy ``[A, rows]`` [nats] of given actions."""
@@ -146,10 +144,8 @@ class GaussianHead(nn.Module):
         """See `Head.linear`."""
         return self.mean
 
-    def act(
-        self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Actions ``[A, rows, size]`` and their log-probabilities ``[A, rows]`` [nats]."""
+    def act(self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any) -> Tensor:
+        """Actions ``[A, rows, size]``."""
         if deterministic:
             action = x
         else:
@@ -158,11 +154,7 @@ class GaussianHead(nn.Module):
                 return torch.randn(shape, generator=generator, device=x.device)
 
             action = x + self.log_std.exp() * world.draw(randn, x.shape, dim=1)
-        if self.own is not None:
-            action = action * self.own
-        # By itself, not as a function of autograd, which takes longer than it.
-        log_prob, *_ = _gaussian_log_prob(x, self.log_std, action, self.own)
-        return action, log_prob
+        return action if self.own is None else action * self.own
 
     def evaluate(self, x: Tensor, action: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy ``[A, rows]`` [nats] of given actions."""
@@ -267,16 +259,12 @@ class CategoricalHead(nn.Module):
         """See `Head.linear`."""
         return self.logits
 
-    def act(
-        self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Actions ``[A, rows]`` int64 and their log-probabilities ``[A, rows]`` [nats]."""
+    def act(self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any) -> Tensor:
+        """Actions ``[A, rows]`` int64."""
         log_probs = self._log_probs(x, mask)
         if deterministic:
-            action = log_probs.argmax(-1)
-        else:
-            action = draw_categorical(log_probs.exp(), generator)
-        return action, log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+            return log_probs.argmax(-1)
+        return draw_categorical(log_probs.exp(), generator)
 
     def evaluate(self, x: Tensor, action: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy ``[A, rows]`` [nats] of given actions."""
@@ -345,20 +333,14 @@ class FactoredHead(nn.Module):
         """See `Head.linear`."""
         return self.logits
 
-    def act(
-        self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Actions ``[A, rows, choices]`` int64, or ``[A, rows]`` where no agent has more than one.
-
-        Also their log-probabilities ``[A, rows]`` [nats].
-        """
+    def act(self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any) -> Tensor:
+        """Actions ``[A, rows, choices]`` int64; ``[A, rows]`` where nobody has more than one."""
         log_probs = self._log_probs(x, mask)
         if deterministic:
             action = log_probs.argmax(-1)
         else:
             action = draw_categorical(log_probs.exp(), generator)
-        chosen = log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1).sum(-1)
-        return action.squeeze(-1) if self.single else action, chosen
+        return action.squeeze(-1) if self.single else action
 
     def evaluate(self, x: Tensor, action: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy ``[A, rows]`` [nats] of given actions."""
@@ -426,17 +408,12 @@ class MixedHead(nn.Module):
         """See `Head.linear`."""
         return None
 
-    def act(
-        self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Actions ``[A, rows, W]`` and their log-probabilities ``[A, rows]`` [nats]."""
-        numbers, of_numbers = self.numbers.act(self.numbers.mean(x), mask, deterministic, generator)
-        choices, of_choices = self.choices.act(
-            self.choices.logits(x), mask, deterministic, generator
-        )
+    def act(self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any) -> Tensor:
+        """Actions ``[A, rows, W]``."""
+        numbers = self.numbers.act(self.numbers.mean(x), mask, deterministic, generator)
+        choices = self.choices.act(self.choices.logits(x), mask, deterministic, generator)
         numbers = F.pad(numbers, (0, self.width - numbers.shape[-1]))
-        choices = F.pad(choices, (0, self.width - choices.shape[-1]))
-        return numbers + choices, of_numbers + of_choices
+        return numbers + F.pad(choices, (0, self.width - choices.shape[-1]))
 
     def evaluate(self, x: Tensor, action: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy ``[A, rows]`` [nats] of given actions."""

@@ -275,10 +275,20 @@ class Actor(nn.Module):
         generator: Any,
         deterministic: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Actions, log-probabilities ``[A, rows]`` and next recurrent state for one step."""
+        """Actions, what `log_probs` needs beside them, and next recurrent state for one step."""
         x, state = self.body(inputs, state, reset, self.head.linear)
-        action, log_prob = self.head.act(x, mask, deterministic, generator)
-        return action, log_prob, state
+        return self.head.act(x, mask, deterministic, generator), x, state
+
+    @torch.no_grad()
+    def log_probs(self, x: Tensor, action: Tensor, mask: Tensor | None) -> Tensor:
+        """Log-probabilities ``[A, rows]`` [nats] of actions of any number of steps.
+
+        Args:
+            x: ``[A, rows, *]``, what `act` returned beside them.
+            action: ``[A, rows]`` or ``[A, rows, W]``.
+            mask: ``[A, rows, n]`` bool, which were allowed.
+        """
+        return self.head.evaluate(x, action, mask)[0]
 
     def evaluate(
         self,
