@@ -116,6 +116,14 @@ def cases(device: torch.device) -> Iterator[tuple[str, str, list[Tensor], Callab
             f"surrogate 2,{rows_}", "surrogate", [randn(2, rows_)],
             lambda op, x, a=before, b=aim: op(x, a, b, 1 / x.shape[1], 0.2).loss,
         )  # fmt: skip
+        action = randn(2, rows_, 2)
+        yield (
+            f"gaussian_surrogate 2,{rows_},2", "gaussian_surrogate",
+            [randn(2, rows_, 2), randn(2, 1, 2)],
+            lambda op, m, s, act=action, a=before, b=aim: op(
+                m, s, act, a, b, 1 / m.shape[1], clip=0.2, entropy_coef=0.01
+            ).loss,
+        )  # fmt: skip
         yield (
             f"value_loss 2,{rows_}", "value_loss", [randn(2, rows_)],
             lambda op, x, a=before, b=aim: op(x, a, b, 1 / x.shape[1], clip=0.2, delta=10.0).loss,

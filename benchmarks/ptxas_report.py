@@ -50,6 +50,7 @@ BLOCK_THREADS = {
     "pairwise_lse_backward_combine_kernel": 128,
     "pairwise_lse_products_kernel": 256,
     "clipped_kernel": 256,
+    "gaussian_surrogate_kernel": 256,
     "contrast_rows_kernel": 32,
     "contrast_keys_kernel": 256,
     "stacked_mlp_kernel": 128,

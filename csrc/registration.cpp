@@ -49,6 +49,11 @@ STABLE_TORCH_LIBRARY(mg2l, m) {
       "surrogate(Tensor log_probs, Tensor before, Tensor advantages, Tensor? weights,"
       " float weight, float clip) -> (Tensor loss, Tensor kl, Tensor clip_fraction, Tensor slope)");
   m.def(
+      "gaussian_surrogate(Tensor mean, Tensor log_std, Tensor action, Tensor before,"
+      " Tensor advantages, Tensor? weights, float weight, float clip, float entropy_coef,"
+      " Tensor? own) -> (Tensor loss, Tensor surrogate, Tensor entropy, Tensor kl,"
+      " Tensor clip_fraction, Tensor mean_slope, Tensor log_std_slope)");
+  m.def(
       "value_loss(Tensor prediction, Tensor old, Tensor target, Tensor? weights, float weight,"
       " float? clip, float? delta) -> (Tensor loss, Tensor slope)");
   m.def(

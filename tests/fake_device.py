@@ -82,6 +82,7 @@ _OPERATORS: dict[str, Callable[..., int]] = {
     "mg2l::encode_context": lambda *args: 3,
     "mg2l::encode_context_backward": lambda *args: 3,
     "mg2l::surrogate": lambda *args: 1,
+    "mg2l::gaussian_surrogate": lambda *args: 1,
     "mg2l::value_loss": lambda *args: 1,
     "mg2l::contrast": lambda *args: 2,
     "mg2l::stacked_mlp": lambda *args: 2 * len(args[1]),

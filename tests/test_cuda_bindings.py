@@ -38,6 +38,7 @@ def library() -> None:
         ("pia_pool", []),
         ("stacked_mlp", []),
         ("clipped", []),
+        ("gaussian_surrogate", []),
         ("contrast", []),
         ("encode_context", []),
     ],

@@ -251,6 +251,8 @@ def test_every_launcher_has_cases() -> None:
         "mg2l_surrogate_double",
         "mg2l_value_loss_float",
         "mg2l_value_loss_double",
+        "mg2l_gaussian_surrogate_float",
+        "mg2l_gaussian_surrogate_double",
         "mg2l_contrast_float",
         "mg2l_contrast_double",
         "mg2l_stacked_mlp_float",

@@ -83,7 +83,7 @@ FAULTS = [
     fault("the larger surrogate", "clipped < plain ? clipped", "clipped > plain ? clipped", WRONG),
     fault("the smaller loss", "plain > clipped ? plain", "plain < clipped ? plain", WRONG),
     fault("clipped has a slope", "plain >= clipped ? slope : scalar_t(0)", "slope", WRONG),
-    fault("the ratio is not clipped", "scalar_t(1) - args.clip", "scalar_t(0)", WRONG),
+    fault("the ratio is not clipped", "scalar_t(1) - clip", "scalar_t(0)", WRONG),
     fault("the Huber loss stays quadratic", "size <= delta ?", "true ?", WRONG),
 ]  # fmt: skip
 

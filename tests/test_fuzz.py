@@ -154,6 +154,17 @@ def surrogate(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
     return [log_probs, *others, 0.3 if weights is None else weights, clip], {}
 
 
+def gaussian_surrogate(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
+    ((*rows, weights, clip), _), width = surrogate(draw), draw.size(9)
+    agents, count = rows[0].shape
+    groups = agents if draw.rng.random() < 0.5 else 1
+    options: dict[str, Any] = {"clip": clip, "entropy_coef": float(draw.rng.uniform(0, 2))}
+    options["own"] = draw.maybe(draw.flags(agents, 1, width, probability=0.7))
+    mean, action = draw.strided(agents, count, width), draw.strided(agents, count, width)
+    log_std = draw.strided(groups, 1, width) * 0.3
+    return [mean, log_std, action, *rows[1:], weights], options
+
+
 def value_loss(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
     (*rows, weights, _), _ = surrogate(draw)
     names = ("clip", "delta")
@@ -287,6 +298,12 @@ def abuse() -> list[Any]:
         held = (y, kept, moments)
         return RAW.stacked_mlp_backward(grad, inputs, *units, True, False, *held, True)
 
+    spread = torch.zeros(2, 1, 6)
+
+    def gaussian(log_std: Tensor, own: Any, before: Tensor, clip: float) -> Any:
+        rows = (before, row, None, 1.0)
+        return RAW.gaussian_surrogate(flat, log_std, flat, *rows, clip, 0.01, own)
+
     def pool(grad: Tensor, a: Tensor, b: Tensor) -> Any:
         return RAW.pia_pool_backward(grad, x, q, None, a, b)
 
@@ -334,6 +351,10 @@ def abuse() -> list[Any]:
         ("before must have shape", lambda: RAW.surrogate(row, short, row, None, 1.0, 0.2)),
         ("weights must be float32", lambda: RAW.surrogate(row, row, row, row.bool(), 1.0, 0.2)),
         ("clip must be positive", lambda: RAW.surrogate(row, row, row, None, 1.0, math.nan)),
+        ("log_std must have shape", lambda: gaussian(one, None, row, 0.2)),
+        ("own must be bool", lambda: gaussian(spread, key, row, 0.2)),
+        ("before must have shape", lambda: gaussian(spread, None, short, 0.2)),
+        ("clip must be positive", lambda: gaussian(spread, None, row, math.nan)),
         ("target must be float32", lambda: RAW.value_loss(row, row, row.int(), None, 1, 1, None)),
         ("delta must be positive", lambda: RAW.value_loss(row, row, row, None, 1.0, None, 0.0)),
         ("raw must have shape", lambda: RAW.contrast(row, row, each, 0.2, 0.1, 1e-3)),
@@ -343,7 +364,7 @@ def abuse() -> list[Any]:
     ]  # fmt: skip
 
 
-REFUSALS = 37
+REFUSALS = 41
 
 
 @pytest.mark.parametrize("case", range(REFUSALS))
@@ -360,6 +381,7 @@ def test_there_is_no_second_derivative(name):
     draw.dtype = torch.float64
     x = torch.randn(4, 3, 2, 5, dtype=torch.float64, requires_grad=True)
     flags, one = torch.zeros(4, 3, dtype=torch.bool), torch.ones(2, 5, dtype=torch.float64)
+    acted = x.permute(0, 2, 3, 1)
     calls = {
         "gae": lambda: (
             ops.gae(x[:, :, 0, 0], torch.zeros(5, 3).double(), flags, flags, 0.9, 0.9).advantages
@@ -377,6 +399,11 @@ def test_there_is_no_second_derivative(name):
             x[0], [torch.eye(5).double().expand(3, 5, 5)], [torch.zeros(3, 5).double()]
         ),
         "surrogate": lambda: ops.surrogate(x[0, 0], one, one, 1.0, 0.2).loss,
+        "gaussian_surrogate": lambda: (
+            ops.gaussian_surrogate(
+                acted[0], x[1, :1, :1, :3], acted[1], one, one, 1.0, clip=0.2, entropy_coef=0.1
+            ).loss
+        ),
         "value_loss": lambda: ops.value_loss(x[0, 0], one, one, 1.0).loss,
         "contrast": lambda: (
             ops.contrast(

@@ -349,6 +349,35 @@ MG2L_API int mg2l_value_loss_float(const ClippedArgs<float>* args, void* stream)
 MG2L_API int mg2l_value_loss_double(const ClippedArgs<double>* args, void* stream);
 
 template <typename scalar_t>
+struct GaussianArgs {
+  int64_t agents;
+  int64_t rows;
+  int64_t width;
+  bool shared;      // one standard deviation for all agents
+  scalar_t weight;  // of every row where there are no weights
+  scalar_t clip;
+  scalar_t entropy_coef;
+  const scalar_t* mean;        // [A, rows, W]
+  const scalar_t* log_std;     // [A, W], or [W] where it is shared
+  const scalar_t* action;      // [A, rows, W]
+  const scalar_t* before;      // [A, rows]
+  const scalar_t* advantages;  // [A, rows]
+  const scalar_t* weights;     // [A, rows] or null
+  const uint8_t* own;          // [A, W] or null
+  scalar_t* slope;             // scratch, [A, rows]
+  scalar_t* mean_slope;        // [A, rows, W]
+  scalar_t* log_std_slope;     // [A, W]
+  scalar_t* loss;              // [A]
+  scalar_t* surrogate;         // [A]
+  scalar_t* entropy;           // [A]
+  scalar_t* kl;                // [A]
+  scalar_t* clip_fraction;     // [A]
+};
+
+MG2L_API int mg2l_gaussian_surrogate_float(const GaussianArgs<float>* args, void* stream);
+MG2L_API int mg2l_gaussian_surrogate_double(const GaussianArgs<double>* args, void* stream);
+
+template <typename scalar_t>
 struct ContrastArgs {
   int64_t groups;
   int64_t rows;

@@ -10,6 +10,7 @@ from mg2l.ops.results import (
     GAE,
     Contrast,
     EncodedContext,
+    GaussianSurrogate,
     PairwiseScores,
     Pooled,
     Surrogate,
@@ -23,6 +24,7 @@ if native.is_built():
     from mg2l.ops.contrast import contrast
     from mg2l.ops.encode_context import encode_context
     from mg2l.ops.gae import gae
+    from mg2l.ops.gaussian_surrogate import gaussian_surrogate
     from mg2l.ops.pairwise_lse import pairwise_lse
     from mg2l.ops.pia_pool import pia_pool
     from mg2l.ops.stacked_mlp import stacked_mlp
@@ -31,6 +33,7 @@ else:
         contrast,
         encode_context,
         gae,
+        gaussian_surrogate,
         pairwise_lse,
         pia_pool,
         stacked_mlp,
@@ -45,6 +48,7 @@ NAMES = (
     "pairwise_lse",
     "stacked_mlp",
     "surrogate",
+    "gaussian_surrogate",
     "value_loss",
     "contrast",
 )
@@ -55,6 +59,7 @@ __all__ = [
     "NAMES",
     "Contrast",
     "EncodedContext",
+    "GaussianSurrogate",
     "PairwiseScores",
     "Pooled",
     "Surrogate",
@@ -62,6 +67,7 @@ __all__ = [
     "contrast",
     "encode_context",
     "gae",
+    "gaussian_surrogate",
     "pairwise_lse",
     "pia_pool",
     "stacked_mlp",

@@ -16,10 +16,11 @@ from mg2l.experience.finite import require_finite
 from mg2l.experience.rollout import Rollout
 from mg2l.nn.adam import Adam, clip_grad_norm, clip_grad_norm_per_agent
 from mg2l.nn.critic import Critic
+from mg2l.nn.distributions import SurrogateRows
 from mg2l.nn.moments import batch_moments
 from mg2l.nn.policy import Actor
 from mg2l.ops.backend import Backend
-from mg2l.training.batch import Batch, mean_per_agent
+from mg2l.training.batch import Batch
 from mg2l.training.interleave import SideBySide, take_turns
 
 Part = tuple[Batch, tuple[Tensor, Tensor] | None]
@@ -348,32 +349,25 @@ class PPO:
     def actor_gradients(self, part: Batch) -> dict[str, Tensor]:
         """Compute the actors' gradients on a minibatch; returns its metrics, of each agent."""
         config = self.config
-        (log_probs, entropy), pull = self.actor.vjp(
+        weights = part.weights(config.use_policy_active_masks)
+        found, pull = self.actor.surrogate(
             part.actor_inputs.flatten(1, 2),
             part.actions.flatten(1, 2),
             part.actor_states,
             part.reset,
             None if part.action_mask is None else part.action_mask.flatten(1, 2),
+            SurrogateRows(part.log_probs.flatten(1), part.advantages.flatten(1), weights),
+            clip=config.clip_param,
+            entropy_coef=config.entropy_coef,
         )
-        weights = part.weights(config.use_policy_active_masks)
-        before, advantages = part.log_probs.flatten(1), part.advantages.flatten(1)
-        clipped = self.backend.surrogate(log_probs, before, advantages, weights, config.clip_param)
-        entropies = mean_per_agent(entropy, weights)
-        loss = clipped.loss - config.entropy_coef * entropies
-        require_finite("loss/policy", loss, vars(part))
+        require_finite("loss/policy", found.loss, vars(part))
         self.actor_optimiser.zero_grad()
-        factor = self.factor(self.trained_actor)
-        bonus = -config.entropy_coef * factor
-        if isinstance(weights, Tensor):
-            to_entropy = bonus * weights
-        else:
-            to_entropy = torch.full_like(log_probs, bonus * weights)
-        pull(clipped.slope if factor == 1 else clipped.slope * factor, to_entropy)
+        pull(self.factor(self.trained_actor))
         return {
-            "loss/policy": clipped.loss,
-            "entropy": entropies,
-            "kl": clipped.kl,
-            "clip_fraction": clipped.clip_fraction,
+            "loss/policy": found.surrogate,
+            "entropy": found.entropy,
+            "kl": found.kl,
+            "clip_fraction": found.clip_fraction,
         }
 
     def critic_gradients(
