@@ -139,6 +139,20 @@ def cases(device: torch.device) -> Iterator[tuple[str, str, list[Tensor], Callab
         )  # fmt: skip
 
 
+def clipping(device: torch.device, rounds: int) -> list[dict[str, Any]]:
+    """Microseconds of `clip_norms`, which has no backward pass, and of its definition."""
+    table = []
+    for hidden in (128, 1024):
+        shapes = ((hidden, 12), (hidden,), (hidden, hidden), (hidden,), (2, hidden), (2,))
+        gradients = [torch.randn(2, *shape, device=device) for shape in shapes]
+        row: dict[str, Any] = {"case": f"clip_norms {hidden}"}
+        for kind, chosen in (("ours", backend.NATIVE), ("definition", backend.TORCH)):
+            call = partial(chosen.clip_norms, gradients, 1e-3, per_group=True)
+            row[f"{kind} forward"] = 1e6 * seconds(call, device, rounds)
+        table.append(row)
+    return table
+
+
 def both(compute: Callable[..., Any], op: Any, leaves: list[Tensor]) -> None:
     """Forward and backward pass."""
     torch.autograd.grad(compute(op, *leaves).sum(), leaves)
@@ -159,7 +173,7 @@ def kernels(device: torch.device, rounds: int) -> list[dict[str, Any]]:
             row[f"{kind} both"] = 1e6 * seconds(partial(both, compute, op, held), device, few)
         forward, whole = PREDICTED.get(name, (None, None))
         table.append({**row, "predicted forward": forward, "predicted both": whole})
-    return table
+    return table + clipping(device, rounds)
 
 
 def ways(device: torch.device, rounds: int) -> list[dict[str, Any]]:

@@ -51,6 +51,8 @@ BLOCK_THREADS = {
     "pairwise_lse_products_kernel": 256,
     "clipped_kernel": 256,
     "gaussian_surrogate_kernel": 256,
+    "clip_norms_sum_kernel": 256,
+    "clip_norms_scale_kernel": 256,
     "contrast_rows_kernel": 32,
     "contrast_keys_kernel": 256,
     "stacked_mlp_kernel": 128,

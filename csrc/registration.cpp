@@ -60,4 +60,5 @@ STABLE_TORCH_LIBRARY(mg2l, m) {
       "contrast(Tensor raw, Tensor keys, Tensor positive, float temperature, float kl_weight,"
       " float std_floor) -> (Tensor loss, Tensor bound, Tensor accuracy, Tensor kl,"
       " Tensor raw_slope, Tensor key_slope)");
+  m.def("clip_norms(Tensor(a!)[] gradients, float limit, bool per_group) -> Tensor norms");
 }

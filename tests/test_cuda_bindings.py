@@ -40,6 +40,7 @@ def library() -> None:
         ("clipped", []),
         ("gaussian_surrogate", []),
         ("contrast", []),
+        ("clip_norms", []),
         ("encode_context", []),
     ],
     ids=str,

@@ -92,4 +92,4 @@ def test_gaussian_surrogate_fault_is_found(fault: Fault, tmp_path: Path) -> None
         KERNELS / "gaussian_surrogate.cu", edits={FILE: fault.mutation.text}, folder=tmp_path
     )
     # What the barrier keeps apart is in the function that sums.
-    check_is_found(fault, run_all(library), "clipped.cuh" if fault is BARRIER else FILE)
+    check_is_found(fault, run_all(library), "block_sums.cuh" if fault is BARRIER else FILE)

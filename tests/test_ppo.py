@@ -15,6 +15,7 @@ from mg2l.nn.adam import clip_grad_norm_per_agent
 from mg2l.nn.distributions import GaussianHead
 from mg2l.nn.normaliser import PopArt, ValueNorm
 from mg2l.nn.stacked import StackedLinear
+from mg2l.ops.backend import NATIVE
 from mg2l.training.batch import Batch, weights_of
 from mg2l.training.ppo import PPO
 
@@ -222,7 +223,7 @@ def test_clipping_per_agent_is_a_loop():
     before = [torch.randn(shape) * size.view(-1, *[1] * (len(shape) - 1)) for shape in shapes]
     for p, gradient in zip(parameters, before, strict=True):
         p.grad = gradient.clone()
-    norms = clip_grad_norm_per_agent([*parameters, unused], 2.0)
+    norms = clip_grad_norm_per_agent([*parameters, unused], 2.0, NATIVE)
     for agent in range(3):
         plain = [nn.Parameter(torch.zeros(shape[1:])) for shape in shapes]
         for p, gradient in zip(plain, before, strict=True):

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "block_sums.cuh"
 #include "launchers.h"
 #include "portable.cuh"
 
@@ -67,23 +68,6 @@ struct ValueRows {
     return {plain > clipped ? plain : clipped, 0, 0, plain >= clipped ? slope : scalar_t(0)};
   }
 };
-
-// Sums over the threads of a block, of which each gets all, in one order. `shared` may be used
-// again after a barrier.
-template <int kCount>
-__device__ void block_sums(double (&sums)[kCount], double (&shared)[kCount][kClippedWarps]) {
-  for (int which = 0; which < kCount; ++which) {
-    for (int lanes = 16; lanes > 0; lanes /= 2) {
-      sums[which] += __shfl_xor_sync(0xffffffffu, sums[which], lanes);
-    }
-    if (threadIdx.x % 32 == 0) shared[which][threadIdx.x / 32] = sums[which];
-  }
-  __syncthreads();
-  for (int which = 0; which < kCount; ++which) {
-    sums[which] = 0;
-    for (int warp = 0; warp < kClippedWarps; ++warp) sums[which] += shared[which][warp];
-  }
-}
 
 // Launch: block kClippedThreads, grid.x = agents. Writes every output.
 template <template <typename> class Rows, typename scalar_t>

@@ -402,4 +402,26 @@ struct ContrastArgs {
 MG2L_API int mg2l_contrast_float(const ContrastArgs<float>* args, void* stream);
 MG2L_API int mg2l_contrast_double(const ContrastArgs<double>* args, void* stream);
 
+constexpr int kMaxGradients = 64;  // tensors of a launch
+
+// Sums of squares of the gradients of G groups, or what scales them.
+template <typename scalar_t>
+struct ClipArgs {
+  int64_t groups;
+  int64_t count;   // tensors
+  int64_t blocks;  // of a group
+  int64_t first;   // part that the first of them writes
+  int64_t parts;   // of all launches
+  scalar_t limit;
+  int64_t size[kMaxGradients];        // of a group
+  scalar_t* gradient[kMaxGradients];  // [G, size] each, in place
+  double* partial;                    // scratch, [G, parts]
+  scalar_t* norms;                    // [G]
+};
+
+MG2L_API int mg2l_clip_norms_sum_float(const ClipArgs<float>* args, void* stream);
+MG2L_API int mg2l_clip_norms_sum_double(const ClipArgs<double>* args, void* stream);
+MG2L_API int mg2l_clip_norms_scale_float(const ClipArgs<float>* args, void* stream);
+MG2L_API int mg2l_clip_norms_scale_double(const ClipArgs<double>* args, void* stream);
+
 }  // namespace mg2l

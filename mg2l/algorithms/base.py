@@ -319,7 +319,7 @@ class LearnedInference(TaskInference):
         super().__init__(spec)
         ppo = spec.config.ppo
         self.max_norm = ppo.max_grad_norm if ppo.use_max_grad_norm else math.inf
-        self.noise, self.draws = spec.noise, spec.draws
+        self.noise, self.draws, self.backend = spec.noise, spec.draws, spec.backend
         self.representation_dim = self.options.context_dim
         self.update_interval = self.options.train_ae_interval
         self._eps = ppo.opti_eps
@@ -359,7 +359,7 @@ class LearnedInference(TaskInference):
         self.optimiser.zero_grad()
         (loss / world.size).backward()
         world.start_sum(p.grad for p in self.trained if p.grad is not None)()
-        norm = clip_grad_norm(self.trained, self.max_norm)
+        norm = clip_grad_norm(self.trained, self.max_norm, self.backend)
         require_finite("grad_norm/encoder", norm, batch)
         self.optimiser.step()
         return metrics | {"grad_norm/encoder": norm}

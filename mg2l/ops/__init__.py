@@ -20,6 +20,7 @@ from mg2l.ops.results import (
 native.load()
 
 if native.is_built():
+    from mg2l.ops.clip_norms import clip_norms
     from mg2l.ops.clipped import surrogate, value_loss
     from mg2l.ops.contrast import contrast
     from mg2l.ops.encode_context import encode_context
@@ -30,6 +31,7 @@ if native.is_built():
     from mg2l.ops.stacked_mlp import stacked_mlp
 else:
     from mg2l.ops.reference import (
+        clip_norms,
         contrast,
         encode_context,
         gae,
@@ -51,6 +53,7 @@ NAMES = (
     "gaussian_surrogate",
     "value_loss",
     "contrast",
+    "clip_norms",
 )
 """Every operator, as it is called here and in the dispatcher."""
 
@@ -64,6 +67,7 @@ __all__ = [
     "Pooled",
     "Surrogate",
     "ValueLoss",
+    "clip_norms",
     "contrast",
     "encode_context",
     "gae",

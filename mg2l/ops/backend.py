@@ -35,6 +35,7 @@ class Backend(NamedTuple):
     gaussian_surrogate: Callable[..., GaussianSurrogate]
     value_loss: Callable[..., ValueLoss]
     contrast: Callable[..., Contrast]
+    clip_norms: Callable[..., Tensor]
 
 
 def _all(module: ModuleType) -> Backend:

@@ -280,6 +280,18 @@ def contrast(
     return Contrast(kl_weight * kl - bound, bound.detach(), accuracy, kl.detach())
 
 
+def clip_norms(gradients: Sequence[Tensor], limit: float, *, per_group: bool = False) -> Tensor:
+    """See :func:`mg2l.ops.clip_norms`."""
+    groups = len(gradients[0]) if per_group else 1
+    flat = torch.cat([x.reshape(groups, x.numel() // max(groups, 1)) for x in gradients], 1)
+    norms: Tensor = torch.linalg.vector_norm(flat, dim=1)
+    scale = (limit / (norms + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        each = scale.view(-1, *[1] * (gradient.dim() - 1)) if per_group else scale.squeeze(0)
+        gradient.mul_(each)
+    return norms
+
+
 def _constants(*arguments: Any) -> list[Any]:
     """Arguments that get no gradients."""
     return [x.detach() if isinstance(x, Tensor) else x for x in arguments]

@@ -39,7 +39,7 @@ class Trained(NamedTuple):
     parameters: list[nn.Parameter]
     optimiser: Adam
 
-    clip: Callable[[list[nn.Parameter], float], Tensor]
+    clip: Callable[[list[nn.Parameter], float, Backend], Tensor]
     """Limits norms of their gradients, and returns what they were."""
 
 
@@ -441,7 +441,7 @@ class PPO:
             finish()
             norms = {}
             for norm, parameters, optimiser, clip in trained:
-                norms[norm] = clip(parameters, self.max_norm)
+                norms[norm] = clip(parameters, self.max_norm, self.backend)
                 optimiser.step()
             return norms
 
