@@ -66,6 +66,19 @@ def _latent_at(latent: Tensor | None, where: tuple[Tensor, Tensor]) -> Tensor | 
     return latent[where[1]] if latent.dim() == 2 else latent[where]
 
 
+def _add_gradient(latent: Tensor, where: tuple[Tensor, Tensor] | None, to_rows: Tensor) -> None:
+    """Add gradients ``[rows, D]`` of `_latent_at` or `_latent_at_steps` to that of the latent."""
+    if latent.grad is None:
+        latent.grad = torch.zeros_like(latent)
+    if where is not None:
+        at = where[1:] if latent.dim() == 2 else where
+        latent.grad.index_put_(at, to_rows, accumulate=True)
+    elif latent.dim() == 2:
+        latent.grad += to_rows.view(-1, *latent.shape).sum(0)
+    else:
+        latent.grad.flatten(0, 1)[: len(to_rows)] += to_rows
+
+
 class PPO:
     """Updates actors and critics from rollouts.
 
@@ -385,9 +398,12 @@ class PPO:
         """
         config = self.config
         steps = part.critic_observations.shape[1]
-        latent = _latent_at_steps(latent, steps) if where is None else _latent_at(latent, where)
         rows = part.critic_observations.flatten(1, 2)
-        values, pull = self.critic.vjp(rows, latent, part.critic_states, part.reset)
+        held = None if latent is None else latent.detach()
+        at_rows = _latent_at_steps(held, steps) if where is None else _latent_at(held, where)
+        if latent is not None and at_rows is not None:
+            at_rows.requires_grad_(latent.requires_grad)
+        values, pull = self.critic.vjp(rows, at_rows, part.critic_states, part.reset)
         weights = part.weights(config.use_value_active_masks)
         before, returns = part.values.flatten(1), part.returns.flatten(1)
         with torch.no_grad():
@@ -402,9 +418,9 @@ class PPO:
             require_finite("loss/value", losses, vars(part))
             self.critic_optimiser.zero_grad()
             factor = self.factor(self.trained_critic)
-            to_latent = pull(slope * (config.value_loss_coef * factor))
-        if latent is not None and to_latent is not None:
-            (latent * to_latent).sum().backward()
+            to_rows = pull(slope * (config.value_loss_coef * factor))
+            if latent is not None and to_rows is not None:
+                _add_gradient(latent, where, to_rows)
         return {"loss/value": losses}
 
     def encoder_gradients(self, inferred: Any, gradient: Tensor, penalty: Tensor | None) -> Trained:
