@@ -116,6 +116,14 @@ def cases(device: torch.device) -> Iterator[tuple[str, str, list[Tensor], Callab
             f"surrogate 2,{rows_}", "surrogate", [randn(2, rows_)],
             lambda op, x, a=before, b=aim: op(x, a, b, 1 / x.shape[1], 0.2).loss,
         )  # fmt: skip
+        action = randn(2, rows_, 2)
+        yield (
+            f"gaussian_surrogate 2,{rows_},2", "gaussian_surrogate",
+            [randn(2, rows_, 2), randn(2, 1, 2)],
+            lambda op, m, s, act=action, a=before, b=aim: op(
+                m, s, act, a, b, 1 / m.shape[1], clip=0.2, entropy_coef=0.01
+            ).loss,
+        )  # fmt: skip
         yield (
             f"value_loss 2,{rows_}", "value_loss", [randn(2, rows_)],
             lambda op, x, a=before, b=aim: op(x, a, b, 1 / x.shape[1], clip=0.2, delta=10.0).loss,
@@ -129,6 +137,20 @@ def cases(device: torch.device) -> Iterator[tuple[str, str, list[Tensor], Callab
                 x, k, own, temperature=0.2, kl_weight=0.1, std_floor=1e-3
             ).loss,
         )  # fmt: skip
+
+
+def clipping(device: torch.device, rounds: int) -> list[dict[str, Any]]:
+    """Microseconds of `clip_norms`, which has no backward pass, and of its definition."""
+    table = []
+    for hidden in (128, 1024):
+        shapes = ((hidden, 12), (hidden,), (hidden, hidden), (hidden,), (2, hidden), (2,))
+        gradients = [torch.randn(2, *shape, device=device) for shape in shapes]
+        row: dict[str, Any] = {"case": f"clip_norms {hidden}"}
+        for kind, chosen in (("ours", backend.NATIVE), ("definition", backend.TORCH)):
+            call = partial(chosen.clip_norms, gradients, 1e-3, per_group=True)
+            row[f"{kind} forward"] = 1e6 * seconds(call, device, rounds)
+        table.append(row)
+    return table
 
 
 def both(compute: Callable[..., Any], op: Any, leaves: list[Tensor]) -> None:
@@ -151,7 +173,7 @@ def kernels(device: torch.device, rounds: int) -> list[dict[str, Any]]:
             row[f"{kind} both"] = 1e6 * seconds(partial(both, compute, op, held), device, few)
         forward, whole = PREDICTED.get(name, (None, None))
         table.append({**row, "predicted forward": forward, "predicted both": whole})
-    return table
+    return table + clipping(device, rounds)
 
 
 def ways(device: torch.device, rounds: int) -> list[dict[str, Any]]:

@@ -49,10 +49,16 @@ STABLE_TORCH_LIBRARY(mg2l, m) {
       "surrogate(Tensor log_probs, Tensor before, Tensor advantages, Tensor? weights,"
       " float weight, float clip) -> (Tensor loss, Tensor kl, Tensor clip_fraction, Tensor slope)");
   m.def(
+      "gaussian_surrogate(Tensor mean, Tensor log_std, Tensor action, Tensor before,"
+      " Tensor advantages, Tensor? weights, float weight, float clip, float entropy_coef,"
+      " Tensor? own) -> (Tensor loss, Tensor surrogate, Tensor entropy, Tensor kl,"
+      " Tensor clip_fraction, Tensor mean_slope, Tensor log_std_slope)");
+  m.def(
       "value_loss(Tensor prediction, Tensor old, Tensor target, Tensor? weights, float weight,"
       " float? clip, float? delta) -> (Tensor loss, Tensor slope)");
   m.def(
       "contrast(Tensor raw, Tensor keys, Tensor positive, float temperature, float kl_weight,"
       " float std_floor) -> (Tensor loss, Tensor bound, Tensor accuracy, Tensor kl,"
       " Tensor raw_slope, Tensor key_slope)");
+  m.def("clip_norms(Tensor(a!)[] gradients, float limit, bool per_group) -> Tensor norms");
 }

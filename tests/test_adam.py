@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mg2l.nn.adam import Adam, clip_grad_norm
+from mg2l.ops import backend
 
 
 def parameters() -> list[nn.Parameter]:
@@ -67,11 +68,13 @@ def test_moments_of_other_parameters_are_refused(wrong):
         optimiser.load_state_dict(state)
 
 
+@pytest.mark.parametrize("ops", [backend.NATIVE, backend.TORCH])
 @pytest.mark.parametrize("limit", [0.5, 1e3, float("inf")])
-def test_clipping_is_that_of_torch(limit):
+def test_clipping_is_that_of_torch(limit, ops):
     ours, theirs = parameters(), parameters()
     step(ours, theirs, [], skipped=1)
-    torch.testing.assert_close(clip_grad_norm(ours, limit), nn.utils.clip_grad_norm_(theirs, limit))
+    norm = clip_grad_norm(ours, limit, ops)
+    torch.testing.assert_close(norm, nn.utils.clip_grad_norm_(theirs, limit))
     for one, two in zip(ours, theirs, strict=True):
         assert (one.grad is None) == (two.grad is None)
         if one.grad is not None and two.grad is not None:

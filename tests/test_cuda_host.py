@@ -251,6 +251,13 @@ def test_every_launcher_has_cases() -> None:
         "mg2l_surrogate_double",
         "mg2l_value_loss_float",
         "mg2l_value_loss_double",
+        "mg2l_gaussian_surrogate_float",
+        "mg2l_gaussian_surrogate_double",
+        *(
+            f"mg2l_clip_norms_{part}_{dtype}"
+            for part in ("sum", "scale")
+            for dtype in ("float", "double")
+        ),
         "mg2l_contrast_float",
         "mg2l_contrast_double",
         "mg2l_stacked_mlp_float",

@@ -73,18 +73,23 @@ def fault(name: str, old: str, new: str, kind: str) -> Fault:
 
 
 FAULTS = [
-    fault("no barrier", "__syncthreads();", "", "race"),
     fault("one row too many", "i < args.rows", "i <= args.rows", "out of bounds"),
-    fault("half of a warp", "lanes = 16", "lanes = 8", WRONG),
-    fault("one warp missing", "warp < kClippedWarps", "warp < kClippedWarps - 1", WRONG),
     fault("all agents as the first", "start = agent * args.rows", "start = 0", "race"),
     fault("weights ignored", "args.weights == nullptr", "true", WRONG),
     fault("slope not weighted", "row.slope * weight", "row.slope", WRONG),
     fault("the larger surrogate", "clipped < plain ? clipped", "clipped > plain ? clipped", WRONG),
     fault("the smaller loss", "plain > clipped ? plain", "plain < clipped ? plain", WRONG),
     fault("clipped has a slope", "plain >= clipped ? slope : scalar_t(0)", "slope", WRONG),
-    fault("the ratio is not clipped", "scalar_t(1) - args.clip", "scalar_t(0)", WRONG),
+    fault("the ratio is not clipped", "scalar_t(1) - clip", "scalar_t(0)", WRONG),
     fault("the Huber loss stays quadratic", "size <= delta ?", "true ?", WRONG),
+]  # fmt: skip
+
+
+SUMS = (KERNELS / "block_sums.cuh").read_text()
+SUM_FAULTS = [
+    Fault(replace(SUMS, "__syncthreads();", "", name="no barrier"), "race", False),
+    Fault(replace(SUMS, "lanes = 16", "lanes = 8", name="half of a warp"), WRONG, False),
+    Fault(replace(SUMS, "< kWarps", "< kWarps - 1", name="one warp missing"), WRONG, False),
 ]  # fmt: skip
 
 
@@ -97,3 +102,10 @@ def test_clipped_fault_is_found(fault: Fault, tmp_path: Path) -> None:
     edits = {"clipped.cuh": fault.mutation.text}
     library = build(KERNELS / "clipped.cu", edits=edits, folder=tmp_path)
     check_is_found(fault, run_all(library), "clipped.cuh")
+
+
+@pytest.mark.parametrize("fault", SUM_FAULTS, ids=names(SUM_FAULTS))
+def test_fault_of_the_sums_is_found(fault: Fault, tmp_path: Path) -> None:
+    edits = {"block_sums.cuh": fault.mutation.text}
+    library = build(KERNELS / "clipped.cu", edits=edits, folder=tmp_path)
+    check_is_found(fault, run_all(library), "block_sums.cuh")

@@ -26,8 +26,8 @@ from mg2l.config import files as loading
 from mg2l.experience.finite import NonFiniteLossError, checked_together, require_finite
 
 BUDGET = {
-    "mappo": Counts(launches=9_200, copies=230, pageable=10, synchronisations=15, waits=100),
-    "mg2l": Counts(launches=16_900, copies=230, pageable=10, synchronisations=15, waits=100),
+    "mappo": Counts(launches=4_700, copies=230, pageable=10, synchronisations=15, waits=100),
+    "mg2l": Counts(launches=12_400, copies=230, pageable=10, synchronisations=15, waits=100),
 }
 """Most of each in an iteration on mpe-spread at its defaults, without exploration."""
 

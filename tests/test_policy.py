@@ -177,9 +177,10 @@ def test_gaussian_head(groups):
     log_prob, entropy = head.evaluate(outputs(head, hidden), action, None)
     torch.testing.assert_close(log_prob, normal.log_prob(action).sum(-1))
     torch.testing.assert_close(entropy, normal.entropy().sum(-1))
-    drawn, said = head.act(outputs(head, hidden), None, False, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(said, normal.log_prob(drawn).sum(-1))
-    likely, _ = head.act(outputs(head, hidden), None, True, None)
+    drawn = head.act(outputs(head, hidden), None, False, torch.Generator().manual_seed(0))
+    log_prob, _ = head.evaluate(outputs(head, hidden), drawn, None)
+    torch.testing.assert_close(log_prob, normal.log_prob(drawn).sum(-1))
+    likely = head.act(outputs(head, hidden), None, True, None)
     torch.testing.assert_close(likely, normal.mean)
 
 
@@ -188,7 +189,7 @@ def test_gaussian_actions_have_the_heads_moments():
     head = GaussianHead(2, HIDDEN, 2, 1.0, True)
     head.log_std.data = torch.tensor([[[-1.0, 0.0]], [[0.5, 1.0]]])
     hidden = torch.randn(2, 1, HIDDEN)
-    drawn, _ = head.act(outputs(head, hidden.expand(2, 100_000, HIDDEN)), None, False, None)
+    drawn = head.act(outputs(head, hidden.expand(2, 100_000, HIDDEN)), None, False, None)
     std = head.log_std.exp().squeeze(1)
     torch.testing.assert_close(drawn.std(1), std, rtol=0.02, atol=0)
     torch.testing.assert_close(drawn.mean(1), head.mean(hidden).squeeze(1), rtol=0, atol=0.05)
@@ -211,15 +212,14 @@ def test_categorical_head(groups, masked):
         probs = probs * mask
     probs = probs / probs.sum(-1, keepdim=True)
     categorical = Categorical(probs)
-    action, said = head.act(outputs(head, hidden), mask, False, torch.Generator().manual_seed(0))
+    action = head.act(outputs(head, hidden), mask, False, torch.Generator().manual_seed(0))
     assert action.dtype == torch.int64
     assert mask is None or mask.gather(-1, action.unsqueeze(-1)).all()
-    torch.testing.assert_close(said, categorical.log_prob(action))
     log_prob, entropy = head.evaluate(outputs(head, hidden), action, mask)
-    torch.testing.assert_close(log_prob, said)
+    torch.testing.assert_close(log_prob, categorical.log_prob(action))
     wanted = -(probs * probs.clamp(min=1e-300).log()).sum(-1)
     torch.testing.assert_close(entropy, wanted)
-    likely, _ = head.act(outputs(head, hidden), mask, True, None)
+    likely = head.act(outputs(head, hidden), mask, True, None)
     assert torch.equal(likely, probs.argmax(-1))
 
 
@@ -228,7 +228,7 @@ def test_forbidden_actions_are_never_drawn_and_leave_gradients_finite():
     head = CategoricalHead(1, HIDDEN, 4, 1.0, True)
     hidden = torch.randn(1, 1, HIDDEN).expand(1, 20_000, HIDDEN).clone().requires_grad_()
     mask = torch.tensor([True, False, True, False]).expand(1, 20_000, 4)
-    action, _ = head.act(outputs(head, hidden), mask, False, None)
+    action = head.act(outputs(head, hidden), mask, False, None)
     share = torch.bincount(action.flatten(), minlength=4) / 20_000
     logits = head.logits(hidden[:, :1]).flatten()[[0, 2]]
     torch.testing.assert_close(share[[0, 2]], logits.softmax(0).detach(), rtol=0, atol=0.02)
@@ -331,9 +331,9 @@ def test_chunks_are_evaluated_as_they_were_acted(memory, share, space):
     for t in range(steps):
         inputs.append(actor.body.inputs(draw(AGENTS, ROWS, OBS), None))
         states.append(state)
-        action, log_prob, state = actor.act(inputs[-1], state, resets[t : t + 1], mask, generator)
+        action, x, state = actor.act(inputs[-1], state, resets[t : t + 1], mask, generator)
         actions.append(action)
-        said.append(log_prob)
+        said.append(actor.log_probs(x, action, mask))
     for start in range(0, steps, chunk):
         part = slice(start, start + chunk)
         x, a = torch.stack(inputs[part], 1), torch.stack(actions[part], 1)

@@ -15,7 +15,8 @@ from mg2l.nn.adam import clip_grad_norm_per_agent
 from mg2l.nn.distributions import GaussianHead
 from mg2l.nn.normaliser import PopArt, ValueNorm
 from mg2l.nn.stacked import StackedLinear
-from mg2l.training.batch import Batch, mean_per_agent, weights_of
+from mg2l.ops.backend import NATIVE
+from mg2l.training.batch import Batch, weights_of
 from mg2l.training.ppo import PPO
 
 # The policy loss.
@@ -108,14 +109,14 @@ def test_the_dead_are_left_out_of_both_losses():
     assert not torch.equal(results[0][0], next(learner.actor.parameters()))
 
 
-def test_mean_per_agent():
+def test_weights_of_rows_make_means_of_agents():
     x = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])
     keep = torch.tensor([[True, False, True, False], [False, False, False, False]])
     every, kept = weights_of(4, None, None), weights_of(4, keep, None)
-    torch.testing.assert_close(mean_per_agent(x, every), torch.tensor([2.5, 6.5]))
-    torch.testing.assert_close(mean_per_agent(x, kept), torch.tensor([2.0, 0.0]))
+    torch.testing.assert_close((x * every).sum(1), torch.tensor([2.5, 6.5]))
+    torch.testing.assert_close((x * kept).sum(1), torch.tensor([2.0, 0.0]))
     part = weights_of(8, keep[:, :2], torch.tensor([2, 0]))  # this process has half of the rows
-    torch.testing.assert_close(mean_per_agent(x[:, :2], part), torch.tensor([0.5, 0.0]))
+    torch.testing.assert_close((x[:, :2] * part).sum(1), torch.tensor([0.5, 0.0]))
 
 
 # Normalisers.
@@ -222,7 +223,7 @@ def test_clipping_per_agent_is_a_loop():
     before = [torch.randn(shape) * size.view(-1, *[1] * (len(shape) - 1)) for shape in shapes]
     for p, gradient in zip(parameters, before, strict=True):
         p.grad = gradient.clone()
-    norms = clip_grad_norm_per_agent([*parameters, unused], 2.0)
+    norms = clip_grad_norm_per_agent([*parameters, unused], 2.0, NATIVE)
     for agent in range(3):
         plain = [nn.Parameter(torch.zeros(shape[1:])) for shape in shapes]
         for p, gradient in zip(plain, before, strict=True):

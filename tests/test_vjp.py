@@ -14,7 +14,7 @@ from mg2l.algorithms.base import LearnedInference
 from mg2l.experience.finite import NonFiniteLossError
 from mg2l.nn.vjp import by_autograd
 from mg2l.ops import reference
-from mg2l.training.batch import Batch, mean_per_agent
+from mg2l.training.batch import Batch
 from mg2l.training.learner import Learner
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -75,7 +75,7 @@ def test_gradients_of_the_actors(case):
     weights = batch.weights(config.use_policy_active_masks)
     before, advantages = batch.log_probs.flatten(1), batch.advantages.flatten(1)
     found = reference.surrogate(log_probs, before, advantages, weights, config.clip_param)
-    losses = found.loss - config.entropy_coef * mean_per_agent(entropy, weights)
+    losses = found.loss - config.entropy_coef * (entropy * weights).sum(1)
     torch.testing.assert_close(metrics["loss/policy"], found.loss.detach(), rtol=1e-4, atol=1e-6)
     averaged = learner.config.policy.share_policy
     assert_gradients(learner.actor, losses.mean() if averaged else losses.sum(), case)

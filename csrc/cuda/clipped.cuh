@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "block_sums.cuh"
 #include "launchers.h"
 #include "portable.cuh"
 
@@ -30,17 +31,21 @@ struct ClippedRow {
   scalar_t loss, kl, clipped, slope;
 };
 
+// A row of the surrogate whose log-probability has changed by so much.
+template <typename scalar_t>
+__device__ ClippedRow<scalar_t> surrogate_row(scalar_t change, scalar_t advantage, scalar_t clip) {
+  const scalar_t ratio = exp(change), plain = ratio * advantage;
+  const scalar_t clipped = bounded(ratio, scalar_t(1) - clip, scalar_t(1) + clip) * advantage;
+  const scalar_t least = clipped < plain ? clipped : plain, moved = ratio - scalar_t(1);
+  const bool outside = (moved < 0 ? -moved : moved) > clip;
+  return {-least, moved - change, outside ? scalar_t(1) : scalar_t(0),
+          plain <= clipped ? -plain : scalar_t(0)};
+}
+
 template <typename scalar_t>
 struct SurrogateRows {
   static __device__ ClippedRow<scalar_t> row(const ClippedArgs<scalar_t>& args, int64_t at) {
-    const scalar_t change = args.first[at] - args.second[at], ratio = exp(change);
-    const scalar_t advantage = args.third[at], plain = ratio * advantage;
-    const scalar_t clipped =
-        bounded(ratio, scalar_t(1) - args.clip, scalar_t(1) + args.clip) * advantage;
-    const scalar_t least = clipped < plain ? clipped : plain, moved = ratio - scalar_t(1);
-    const bool outside = (moved < 0 ? -moved : moved) > args.clip;
-    return {-least, moved - change, outside ? scalar_t(1) : scalar_t(0),
-            plain <= clipped ? -plain : scalar_t(0)};
+    return surrogate_row(args.first[at] - args.second[at], args.third[at], args.clip);
   }
 };
 
@@ -78,19 +83,11 @@ __global__ void clipped_kernel(ClippedArgs<scalar_t> args) {
     sums[1] += static_cast<double>(row.kl * weight);
     sums[2] += static_cast<double>(row.clipped * weight);
   }
-  for (int which = 0; which < kClippedSums; ++which) {
-    for (int lanes = 16; lanes > 0; lanes /= 2) {
-      sums[which] += __shfl_xor_sync(0xffffffffu, sums[which], lanes);
-    }
-    if (threadIdx.x % 32 == 0) shared[which][threadIdx.x / 32] = sums[which];
-  }
-  __syncthreads();
-  if (threadIdx.x >= kClippedSums) return;
-  double total = 0;
-  for (int warp = 0; warp < kClippedWarps; ++warp) total += shared[threadIdx.x][warp];
-  scalar_t* other = threadIdx.x == 1 ? args.kl : args.clip_fraction;
-  scalar_t* result = threadIdx.x == 0 ? args.loss : other;
-  if (result != nullptr) result[agent] = static_cast<scalar_t>(total);
+  block_sums(sums, shared);
+  if (threadIdx.x > 0) return;
+  args.loss[agent] = static_cast<scalar_t>(sums[0]);
+  if (args.kl != nullptr) args.kl[agent] = static_cast<scalar_t>(sums[1]);
+  if (args.clip_fraction != nullptr) args.clip_fraction[agent] = static_cast<scalar_t>(sums[2]);
 }
 
 }  // namespace mg2l

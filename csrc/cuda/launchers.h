@@ -349,6 +349,35 @@ MG2L_API int mg2l_value_loss_float(const ClippedArgs<float>* args, void* stream)
 MG2L_API int mg2l_value_loss_double(const ClippedArgs<double>* args, void* stream);
 
 template <typename scalar_t>
+struct GaussianArgs {
+  int64_t agents;
+  int64_t rows;
+  int64_t width;
+  bool shared;      // one standard deviation for all agents
+  scalar_t weight;  // of every row where there are no weights
+  scalar_t clip;
+  scalar_t entropy_coef;
+  const scalar_t* mean;        // [A, rows, W]
+  const scalar_t* log_std;     // [A, W], or [W] where it is shared
+  const scalar_t* action;      // [A, rows, W]
+  const scalar_t* before;      // [A, rows]
+  const scalar_t* advantages;  // [A, rows]
+  const scalar_t* weights;     // [A, rows] or null
+  const uint8_t* own;          // [A, W] or null
+  scalar_t* slope;             // scratch, [A, rows]
+  scalar_t* mean_slope;        // [A, rows, W]
+  scalar_t* log_std_slope;     // [A, W]
+  scalar_t* loss;              // [A]
+  scalar_t* surrogate;         // [A]
+  scalar_t* entropy;           // [A]
+  scalar_t* kl;                // [A]
+  scalar_t* clip_fraction;     // [A]
+};
+
+MG2L_API int mg2l_gaussian_surrogate_float(const GaussianArgs<float>* args, void* stream);
+MG2L_API int mg2l_gaussian_surrogate_double(const GaussianArgs<double>* args, void* stream);
+
+template <typename scalar_t>
 struct ContrastArgs {
   int64_t groups;
   int64_t rows;
@@ -372,5 +401,27 @@ struct ContrastArgs {
 
 MG2L_API int mg2l_contrast_float(const ContrastArgs<float>* args, void* stream);
 MG2L_API int mg2l_contrast_double(const ContrastArgs<double>* args, void* stream);
+
+constexpr int kMaxGradients = 64;  // tensors of a launch
+
+// Sums of squares of the gradients of G groups, or what scales them.
+template <typename scalar_t>
+struct ClipArgs {
+  int64_t groups;
+  int64_t count;   // tensors
+  int64_t blocks;  // of a group
+  int64_t first;   // part that the first of them writes
+  int64_t parts;   // of all launches
+  scalar_t limit;
+  int64_t size[kMaxGradients];        // of a group
+  scalar_t* gradient[kMaxGradients];  // [G, size] each, in place
+  double* partial;                    // scratch, [G, parts]
+  scalar_t* norms;                    // [G]
+};
+
+MG2L_API int mg2l_clip_norms_sum_float(const ClipArgs<float>* args, void* stream);
+MG2L_API int mg2l_clip_norms_sum_double(const ClipArgs<double>* args, void* stream);
+MG2L_API int mg2l_clip_norms_scale_float(const ClipArgs<float>* args, void* stream);
+MG2L_API int mg2l_clip_norms_scale_double(const ClipArgs<double>* args, void* stream);
 
 }  // namespace mg2l

@@ -341,7 +341,7 @@ class LearnedInference(TaskInference):
         super().__init__(spec)
         ppo = spec.config.ppo
         self.max_norm = ppo.max_grad_norm if ppo.use_max_grad_norm else math.inf
-        self.noise, self.draws = spec.noise, spec.draws
+        self.noise, self.draws, self.backend = spec.noise, spec.draws, spec.backend
         self.representation_dim = self.options.context_dim
         self.update_interval = self.options.train_ae_interval
         self._eps = ppo.opti_eps
@@ -398,7 +398,7 @@ class LearnedInference(TaskInference):
     def _step(self, metrics: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """One step down the gradients; the arguments are what `gradients` returns."""
         world.start_sum(p.grad for p in self.trained if p.grad is not None)()
-        norm = clip_grad_norm(self.trained, self.max_norm)
+        norm = clip_grad_norm(self.trained, self.max_norm, self.backend)
         require_finite("grad_norm/encoder", norm, batch)
         self.optimiser.step()
         return metrics | {"grad_norm/encoder": norm}

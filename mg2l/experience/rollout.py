@@ -199,6 +199,7 @@ class Collector:
         if isinstance(env, DeviceEnv) and env.device == self.device:
             gained = torch.empty(steps, env.num_envs, env.num_agents, device=self.device)
         latents: list[Tensor] = []
+        outputs: list[Tensor] = []  # of the policies, whose log-probabilities follow at the end
         state = None
         if body.memory is not None:
             state = body.memory.initial_state(env.num_agents, env.num_envs)
@@ -229,7 +230,7 @@ class Collector:
             held: dict[str, Any] = {"observations": rows, "latent": current}
             try:
                 inputs = body.inputs(seen, current)
-                action, log_prob, state = self.actor.act(
+                action, output, state = self.actor.act(
                     inputs, state, restart, allowed, self.generator, deterministic
                 )
             except NonFiniteProbabilityError:
@@ -239,7 +240,7 @@ class Collector:
             buffers["active"].append(info.get("active"))
             buffers["episode_start"].append(start)
             buffers["actions"].append(action)
-            buffers["log_probs"].append(log_prob.t())
+            outputs.append(output)
             if gained is not None:
                 assert isinstance(env, DeviceEnv)
                 final, start = env.step_tensors(action, observations[t + 1], gained[t])
@@ -285,12 +286,13 @@ class Collector:
         if gained is not None:
             buffers["rewards"] = [*gained[: t + 1]]
         stacked = {name: self._stack(rows) for name, rows in buffers.items()}
+        log_probs = self._log_probs(outputs, stacked["actions"], stacked["action_mask"])
         if self.device.type != "cpu":  # where policies do not look at their probabilities
             acted = {"observations": observations, "actions": stacked["actions"]}
             for name in ("observations", "rewards") if gained is not None else ():
                 value = observations if name == "observations" else stacked[name]
                 finite.require_finite(name, value, acted)
-            finite.require_finite("action", stacked["log_probs"], acted)
+            finite.require_finite("action", log_probs, acted)
         if isinstance(latent, Tensor):
             length, constant = len(latents), len(latent) == 1
             latent = latent.expand(length, -1, -1, -1) if constant else latent[:length]
@@ -300,8 +302,19 @@ class Collector:
             observations=observations,
             final_observations=self._finals(observations, finals),
             latent=latent,
+            log_probs=log_probs,
             **stacked,
         )
+
+    def _log_probs(self, outputs: list[Tensor], actions: Tensor, mask: Tensor | None) -> Tensor:
+        """Log-probabilities ``[T, N, A]`` of all actions, in as many calls as one step's take."""
+        steps, envs = actions.shape[:2]
+        log_probs = self.actor.log_probs(
+            torch.cat(outputs, 1),
+            actions.movedim(2, 0).flatten(1, 2),
+            None if mask is None else mask.movedim(2, 0).flatten(1, 2),
+        )
+        return log_probs.view(-1, steps, envs).permute(1, 2, 0).contiguous()
 
     def _finals(self, observations: Tensor, finals: dict[int, Any]) -> Tensor:
         """Next observations: those of the next step, but where others are given."""
@@ -330,7 +343,6 @@ def _dtype(array: np.ndarray) -> torch.dtype:
 
 _FIELDS = (
     "actions",
-    "log_probs",
     "rewards",
     "terminated",
     "truncated",

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mg2l.ops.backend import Backend
+
 _NEVER = ("amsgrad", "maximize", "capturable", "differentiable", "decoupled_weight_decay")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -142,30 +144,25 @@ class Adam:
         self.state, self._taken = loaded, []
 
 
-def clip_grad_norm(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+def clip_grad_norm(parameters: Iterable[nn.Parameter], limit: float, backend: Backend) -> Tensor:
     """Scale all gradients together to a norm of at most ``limit``.
 
     Returns:
         The norm before, a scalar.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    if norm.device.type != "cpu" or bool(norm > limit):  # a GPU would be waited for
-        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
-    return norm
+    return backend.clip_norms(_gradients(parameters), limit).squeeze(0)
 
 
-def clip_grad_norm_per_agent(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+def clip_grad_norm_per_agent(
+    parameters: Iterable[nn.Parameter], limit: float, backend: Backend
+) -> Tensor:
     """Scale the gradients of stacked parameters ``[G, ...]`` to norms of at most ``limit`` each.
 
     Returns:
         The norms before, ``[G]``.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten(1) for g in gradients], 1)
-    norms: Tensor = torch.linalg.vector_norm(flat, dim=1)
-    if norms.device.type != "cpu" or float(norms.amax()) > limit:
-        scale = (limit / (norms + 1e-6)).clamp(max=1.0)
-        for g in gradients:
-            g.mul_(scale.view(-1, *[1] * (g.dim() - 1)))
-    return norms
+    return backend.clip_norms(_gradients(parameters), limit, per_group=True)
+
+
+def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]

@@ -6,8 +6,7 @@ log-probability and an entropy of exactly 0, and no gradient.
 
 from __future__ import annotations
 
-import math
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,9 @@ from torch.nn import functional as F
 from mg2l.core.distributed import world
 from mg2l.envs.actions import ActionLayout
 from mg2l.nn.stacked import StackedLinear
-from mg2l.nn.vjp import Pull
-
-_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+from mg2l.nn.vjp import Pull, by_autograd
+from mg2l.ops.backend import Backend
+from mg2l.ops.reference import LOG_SQRT_2PI
 
 
 class Head(Protocol):
@@ -32,10 +31,8 @@ class Head(Protocol):
     def linear(self) -> StackedLinear | None:
         """Layer whose outputs `act` and `evaluate` take; without one they take features."""
 
-    def act(
-        self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Actions ``[A, rows]`` or ``[A, rows, W]`` and their log-probabilities ``[A, rows]``."""
+    def act(self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any) -> Tensor:
+        """Actions ``[A, rows]`` or ``[A, rows, W]``."""
 
     def evaluate(self, x: Tensor, action: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy ``[A, rows]`` [nats] of given actions."""
@@ -71,6 +68,57 @@ def make_head(
     if layout.equal and not layout.shape:
         return CategoricalHead(*size, layout.options, gain, orthogonal)
     return FactoredHead(*size, layout, gain, orthogonal)
+
+
+class SurrogateRows(NamedTuple):
+    """What the surrogate loss is computed from beside the policies and their actions."""
+
+    before: Tensor
+    """``[A, rows]`` log-probabilities by the policies that took the actions [nats]."""
+
+    advantages: Tensor
+    """``[A, rows]``."""
+
+    weights: Tensor | float
+    """``[A, rows]``, what a row counts in the mean of its agent; a number where all count alike."""
+
+
+class PolicyLoss(NamedTuple):
+    """Losses of the policies, ``[A]`` each, as in `mg2l.ops.results.GaussianSurrogate`."""
+
+    loss: Tensor
+    surrogate: Tensor
+    entropy: Tensor
+    kl: Tensor
+    clip_fraction: Tensor
+
+
+def surrogate_by_autograd(
+    head: CategoricalHead | FactoredHead | MixedHead,
+    x: Tensor,
+    action: Tensor,
+    mask: Tensor | None,
+    rows: SurrogateRows,
+    backend: Backend,
+    *,
+    clip: float,
+    entropy_coef: float,
+) -> tuple[PolicyLoss, Pull]:
+    """`GaussianHead.surrogate` of a head without gradients in closed form."""
+    (log_probs, entropy), pull_values = by_autograd(
+        lambda x: head.evaluate(x, action, mask), x, want_x=True
+    )
+    found = backend.surrogate(log_probs, *rows, clip)
+    entropies = (entropy * rows.weights).sum(1)
+
+    def pull(factor: float) -> Tensor | None:
+        to_entropy = -entropy_coef * factor * rows.weights
+        if not isinstance(to_entropy, Tensor):
+            to_entropy = torch.full_like(entropy, to_entropy)
+        return pull_values(found.slope * factor, to_entropy)
+
+    loss = found.loss - entropy_coef * entropies
+    return PolicyLoss(loss, found.loss, entropies, found.kl, found.clip_fraction), pull
 
 
 class NonFiniteProbabilityError(ValueError):
@@ -146,10 +194,8 @@ class GaussianHead(nn.Module):
         """See `Head.linear`."""
         return self.mean
 
-    def act(
-        self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Actions ``[A, rows, size]`` and their log-probabilities ``[A, rows]`` [nats]."""
+    def act(self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any) -> Tensor:
+        """Actions ``[A, rows, size]``."""
         if deterministic:
             action = x
         else:
@@ -158,34 +204,31 @@ class GaussianHead(nn.Module):
                 return torch.randn(shape, generator=generator, device=x.device)
 
             action = x + self.log_std.exp() * world.draw(randn, x.shape, dim=1)
-        if self.own is not None:
-            action = action * self.own
-        # By itself, not as a function of autograd, which takes longer than it.
-        log_prob, *_ = _gaussian_log_prob(x, self.log_std, action, self.own)
-        return action, log_prob
+        return action if self.own is None else action * self.own
 
     def evaluate(self, x: Tensor, action: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy ``[A, rows]`` [nats] of given actions."""
         return self._log_prob(x, action), self._entropy(x)
 
     def _entropy(self, x: Tensor) -> Tensor:
-        entropy = self.log_std + (0.5 + _LOG_SQRT_2PI)
+        entropy = self.log_std + (0.5 + LOG_SQRT_2PI)
         if self.own is not None:
             entropy = entropy * self.own
         return entropy.sum(-1).expand(x.shape[:-1])
 
-    def vjp(self, x: Tensor, action: Tensor) -> tuple[list[Tensor], Pull]:
-        """`evaluate` under ``torch.no_grad``, and what takes gradients of both back to ``x``."""
-        log_prob, error, scale = _gaussian_log_prob(x, self.log_std, action, self.own)
+    def surrogate(
+        self, x: Tensor, action: Tensor, rows: SurrogateRows, backend: Backend, **options: float
+    ) -> tuple[PolicyLoss, Pull]:
+        """Losses of each agent, and what takes a factor of their gradients back to ``x``."""
+        found = backend.gaussian_surrogate(x, self.log_std, action, *rows, own=self.own, **options)
 
-        def pull(to_log_prob: Tensor, to_entropy: Tensor) -> Tensor:
-            to_x, to_log_std = _gaussian_slopes(error, scale, self.own, to_log_prob)
-            to_each = to_entropy.sum(1).view(-1, 1, 1)
-            to_each = to_each if self.own is None else to_each * self.own
-            self.log_std.grad = (to_log_std + to_each).sum_to_size(scale.shape)
+        def pull(factor: float) -> Tensor:
+            slopes = [found.mean_slope, found.log_std_slope]
+            to_x, to_log_std = slopes if factor == 1 else torch._foreach_mul(slopes, factor)
+            self.log_std.grad = to_log_std.sum_to_size(self.log_std.shape)
             return to_x
 
-        return [log_prob, self._entropy(x)], pull
+        return PolicyLoss(*found[:5]), pull
 
     def raw(self, hidden: Tensor) -> tuple[Tensor, ...]:
         """Means and standard deviations, ``[A, rows, size]`` each."""
@@ -238,7 +281,7 @@ def _gaussian_log_prob(
     """Log-density ``[A, rows]``, and what its slopes need."""
     scale = torch.exp(-log_std)
     error = (action - mean) * scale
-    constant = log_std + _LOG_SQRT_2PI
+    constant = log_std + LOG_SQRT_2PI
     if own is not None:
         error, constant = error * own, constant * own
     return error.square().sum(-1).mul_(-0.5).sub_(constant.sum(-1)), error, scale
@@ -267,16 +310,12 @@ class CategoricalHead(nn.Module):
         """See `Head.linear`."""
         return self.logits
 
-    def act(
-        self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Actions ``[A, rows]`` int64 and their log-probabilities ``[A, rows]`` [nats]."""
+    def act(self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any) -> Tensor:
+        """Actions ``[A, rows]`` int64."""
         log_probs = self._log_probs(x, mask)
         if deterministic:
-            action = log_probs.argmax(-1)
-        else:
-            action = draw_categorical(log_probs.exp(), generator)
-        return action, log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+            return log_probs.argmax(-1)
+        return draw_categorical(log_probs.exp(), generator)
 
     def evaluate(self, x: Tensor, action: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy ``[A, rows]`` [nats] of given actions."""
@@ -345,20 +384,14 @@ class FactoredHead(nn.Module):
         """See `Head.linear`."""
         return self.logits
 
-    def act(
-        self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Actions ``[A, rows, choices]`` int64, or ``[A, rows]`` where no agent has more than one.
-
-        Also their log-probabilities ``[A, rows]`` [nats].
-        """
+    def act(self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any) -> Tensor:
+        """Actions ``[A, rows, choices]`` int64; ``[A, rows]`` where nobody has more than one."""
         log_probs = self._log_probs(x, mask)
         if deterministic:
             action = log_probs.argmax(-1)
         else:
             action = draw_categorical(log_probs.exp(), generator)
-        chosen = log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1).sum(-1)
-        return action.squeeze(-1) if self.single else action, chosen
+        return action.squeeze(-1) if self.single else action
 
     def evaluate(self, x: Tensor, action: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy ``[A, rows]`` [nats] of given actions."""
@@ -426,17 +459,12 @@ class MixedHead(nn.Module):
         """See `Head.linear`."""
         return None
 
-    def act(
-        self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Actions ``[A, rows, W]`` and their log-probabilities ``[A, rows]`` [nats]."""
-        numbers, of_numbers = self.numbers.act(self.numbers.mean(x), mask, deterministic, generator)
-        choices, of_choices = self.choices.act(
-            self.choices.logits(x), mask, deterministic, generator
-        )
+    def act(self, x: Tensor, mask: Tensor | None, deterministic: bool, generator: Any) -> Tensor:
+        """Actions ``[A, rows, W]``."""
+        numbers = self.numbers.act(self.numbers.mean(x), mask, deterministic, generator)
+        choices = self.choices.act(self.choices.logits(x), mask, deterministic, generator)
         numbers = F.pad(numbers, (0, self.width - numbers.shape[-1]))
-        choices = F.pad(choices, (0, self.width - choices.shape[-1]))
-        return numbers + choices, of_numbers + of_choices
+        return numbers + F.pad(choices, (0, self.width - choices.shape[-1]))
 
     def evaluate(self, x: Tensor, action: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy ``[A, rows]`` [nats] of given actions."""

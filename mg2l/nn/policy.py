@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from mg2l.config.sections import PolicyConfig
 from mg2l.envs.actions import ActionLayout
 from mg2l.nn.conditioning import FiLM, HyperHead
-from mg2l.nn.distributions import GaussianHead, make_head
+from mg2l.nn.distributions import (
+    GaussianHead,
+    PolicyLoss,
+    SurrogateRows,
+    make_head,
+    surrogate_by_autograd,
+)
 from mg2l.nn.normaliser import LayerNorm, RunningNorm
 from mg2l.nn.stacked import StackedGRU, StackedLinear, StackedMLP
 from mg2l.nn.vision import ImageEncoder, Vision
@@ -237,6 +243,7 @@ class Actor(nn.Module):
         make_memory: MakeMemory | None = None,
     ) -> None:
         super().__init__()
+        self.backend = backend
         groups = 1 if config.share_policy else agents
         normalise: nn.Module = nn.Identity()
         if config.observation_normalization == "layer":
@@ -275,10 +282,20 @@ class Actor(nn.Module):
         generator: Any,
         deterministic: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Actions, log-probabilities ``[A, rows]`` and next recurrent state for one step."""
+        """Actions, what `log_probs` needs beside them, and next recurrent state for one step."""
         x, state = self.body(inputs, state, reset, self.head.linear)
-        action, log_prob = self.head.act(x, mask, deterministic, generator)
-        return action, log_prob, state
+        return self.head.act(x, mask, deterministic, generator), x, state
+
+    @torch.no_grad()
+    def log_probs(self, x: Tensor, action: Tensor, mask: Tensor | None) -> Tensor:
+        """Log-probabilities ``[A, rows]`` [nats] of actions of any number of steps.
+
+        Args:
+            x: ``[A, rows, *]``, what `act` returned beside them.
+            action: ``[A, rows]`` or ``[A, rows, W]``.
+            mask: ``[A, rows, n]`` bool, which were allowed.
+        """
+        return self.head.evaluate(x, action, mask)[0]
 
     def evaluate(
         self,
@@ -293,21 +310,29 @@ class Actor(nn.Module):
         return self.head.evaluate(x, action, mask)
 
     @torch.no_grad()
-    def vjp(
+    def surrogate(
         self,
         inputs: Tensor,
         action: Tensor,
         state: Tensor | None,
         reset: Tensor | None,
         mask: Tensor | None,
-    ) -> tuple[tuple[Tensor, Tensor], Pull]:
-        """`evaluate`, and what takes gradients ``[A, rows]`` of both back to the parameters."""
+        rows: SurrogateRows,
+        *,
+        clip: float,
+        entropy_coef: float,
+    ) -> tuple[PolicyLoss, Pull]:
+        """Clipped surrogate loss of each agent, less its entropy; see `gaussian_surrogate`.
+
+        Returns:
+            The losses, and what writes the gradient of a factor times their sum into parameters.
+        """
         x, pull_body = self.body.vjp(inputs, state, reset, self.head.linear)
+        options: dict[str, Any] = {"clip": clip, "entropy_coef": entropy_coef}
         if isinstance(self.head, GaussianHead):
-            values, pull_head = self.head.vjp(x, action)
+            found, pull_head = self.head.surrogate(x, action, rows, self.backend, **options)
         else:
-            values, pull_head = by_autograd(
-                lambda x: self.head.evaluate(x, action, mask), x, want_x=True
+            found, pull_head = surrogate_by_autograd(
+                self.head, x, action, mask, rows, self.backend, **options
             )
-        log_prob, entropy = values
-        return (log_prob, entropy), lambda *gradients: pull_body(pull_head(*gradients))
+        return found, lambda factor: pull_body(pull_head(factor))

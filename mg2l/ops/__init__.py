@@ -10,6 +10,7 @@ from mg2l.ops.results import (
     GAE,
     Contrast,
     EncodedContext,
+    GaussianSurrogate,
     PairwiseScores,
     Pooled,
     Surrogate,
@@ -19,18 +20,22 @@ from mg2l.ops.results import (
 native.load()
 
 if native.is_built():
+    from mg2l.ops.clip_norms import clip_norms
     from mg2l.ops.clipped import surrogate, value_loss
     from mg2l.ops.contrast import contrast
     from mg2l.ops.encode_context import encode_context
     from mg2l.ops.gae import gae
+    from mg2l.ops.gaussian_surrogate import gaussian_surrogate
     from mg2l.ops.pairwise_lse import pairwise_lse
     from mg2l.ops.pia_pool import pia_pool
     from mg2l.ops.stacked_mlp import stacked_mlp
 else:
     from mg2l.ops.reference import (
+        clip_norms,
         contrast,
         encode_context,
         gae,
+        gaussian_surrogate,
         pairwise_lse,
         pia_pool,
         stacked_mlp,
@@ -45,8 +50,10 @@ NAMES = (
     "pairwise_lse",
     "stacked_mlp",
     "surrogate",
+    "gaussian_surrogate",
     "value_loss",
     "contrast",
+    "clip_norms",
 )
 """Every operator, as it is called here and in the dispatcher."""
 
@@ -55,13 +62,16 @@ __all__ = [
     "NAMES",
     "Contrast",
     "EncodedContext",
+    "GaussianSurrogate",
     "PairwiseScores",
     "Pooled",
     "Surrogate",
     "ValueLoss",
+    "clip_norms",
     "contrast",
     "encode_context",
     "gae",
+    "gaussian_surrogate",
     "pairwise_lse",
     "pia_pool",
     "stacked_mlp",

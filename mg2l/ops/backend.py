@@ -15,6 +15,7 @@ from mg2l.ops.results import (
     GAE,
     Contrast,
     EncodedContext,
+    GaussianSurrogate,
     PairwiseScores,
     Pooled,
     Surrogate,
@@ -31,8 +32,10 @@ class Backend(NamedTuple):
     pairwise_lse: Callable[..., PairwiseScores]
     stacked_mlp: Callable[..., Tensor]
     surrogate: Callable[..., Surrogate]
+    gaussian_surrogate: Callable[..., GaussianSurrogate]
     value_loss: Callable[..., ValueLoss]
     contrast: Callable[..., Contrast]
+    clip_norms: Callable[..., Tensor]
 
 
 def _all(module: ModuleType) -> Backend:

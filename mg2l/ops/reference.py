@@ -20,11 +20,15 @@ from mg2l.ops.results import (
     GAE,
     Contrast,
     EncodedContext,
+    GaussianSurrogate,
     PairwiseScores,
     Pooled,
     Surrogate,
     ValueLoss,
 )
+
+LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+"""Minus the logarithm of the standard normal density at 0."""
 
 
 def gae(
@@ -187,6 +191,43 @@ def surrogate(
     return Surrogate(loss, kl, (outside * weights).sum(1), slope)
 
 
+def gaussian_surrogate(
+    mean: Tensor,
+    log_std: Tensor,
+    action: Tensor,
+    before: Tensor,
+    advantages: Tensor,
+    weights: Tensor | float,
+    *,
+    clip: float,
+    entropy_coef: float,
+    own: Tensor | None = None,
+) -> GaussianSurrogate:
+    """See :func:`mg2l.ops.gaussian_surrogate`."""
+    error, scale = (action.detach() - mean) * torch.exp(-log_std), torch.exp(-log_std)
+    constant, entropy = log_std + LOG_SQRT_2PI, log_std + (LOG_SQRT_2PI + 0.5)
+    if own is not None:
+        error, scale = error * own, scale * own
+        constant, entropy = torch.where(own, constant, 0), torch.where(own, entropy, 0)
+    log_probs = -0.5 * error.square().sum(-1) - constant.sum(-1)
+    found = surrogate(log_probs, before, advantages, weights, clip)
+    (each,) = _constants(weights * torch.ones_like(log_probs))
+    entropies = (entropy.sum(-1) * each).sum(1)
+    error, scale = error.detach(), scale.detach()
+    slope = found.slope.unsqueeze(-1)
+    to_log_std = (slope * (error.square() - 1)).sum(1, True)
+    to_log_std = to_log_std - entropy_coef * each.sum(1).view(-1, 1, 1)
+    return GaussianSurrogate(
+        found.loss - entropy_coef * entropies,
+        found.loss.detach(),
+        entropies.detach(),
+        found.kl,
+        found.clip_fraction,
+        slope * error * scale,
+        to_log_std if own is None else torch.where(own, to_log_std, 0),
+    )
+
+
 def value_loss(
     prediction: Tensor,
     old: Tensor,
@@ -237,6 +278,18 @@ def contrast(
     bound = math.log(len(keys)) + log_probs.mean(-1)
     accuracy = (scores.argmax(-1) == positive).to(raw.dtype).mean(-1)
     return Contrast(kl_weight * kl - bound, bound.detach(), accuracy, kl.detach())
+
+
+def clip_norms(gradients: Sequence[Tensor], limit: float, *, per_group: bool = False) -> Tensor:
+    """See :func:`mg2l.ops.clip_norms`."""
+    groups = len(gradients[0]) if per_group else 1
+    flat = torch.cat([x.reshape(groups, x.numel() // max(groups, 1)) for x in gradients], 1)
+    norms: Tensor = torch.linalg.vector_norm(flat, dim=1)
+    scale = (limit / (norms + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        each = scale.view(-1, *[1] * (gradient.dim() - 1)) if per_group else scale.squeeze(0)
+        gradient.mul_(each)
+    return norms
 
 
 def _constants(*arguments: Any) -> list[Any]:

@@ -87,6 +87,34 @@ class Surrogate(NamedTuple):
     """``[A, rows]``: derivative of the agent's loss with respect to ``log_probs``; no gradient."""
 
 
+class GaussianSurrogate(NamedTuple):
+    """Result of :func:`mg2l.ops.gaussian_surrogate`: sums over an agent's rows, ``[A]`` each.
+
+    Also the slopes of each agent's loss.
+    """
+
+    loss: Tensor
+    """``surrogate - entropy_coef * entropy``."""
+
+    surrogate: Tensor
+    """The clipped surrogate, negative; no gradient."""
+
+    entropy: Tensor
+    """Entropy of the policy [nats], times the sum of the weights; no gradient."""
+
+    kl: Tensor
+    """``r - 1 - log r``, an estimate of the divergence from the policy before; no gradient."""
+
+    clip_fraction: Tensor
+    """Whether r is farther than c from 1; no gradient."""
+
+    mean_slope: Tensor
+    """``[A, rows, W]``: derivative of the agent's loss with respect to ``mean``; no gradient."""
+
+    log_std_slope: Tensor
+    """``[A, 1, W]``: derivative of the agent's loss with respect to ``log_std``; no gradient."""
+
+
 class ValueLoss(NamedTuple):
     """Result of :func:`mg2l.ops.value_loss`."""
 

@@ -31,11 +31,6 @@ def weights_of(rows: int, kept: Tensor | None, count: Tensor | None) -> Weights:
     return kept / count.clamp(min=1).unsqueeze(1)
 
 
-def mean_per_agent(x: Tensor, weights: Weights) -> Tensor:
-    """``[A, rows] -> [A]``."""
-    return (x * weights).sum(1)
-
-
 @dataclass
 class Batch:
     """A rollout in the layout that stacked networks read: ``[A, T, N, ...]``.

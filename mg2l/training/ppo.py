@@ -16,11 +16,12 @@ from mg2l.experience.finite import require_finite
 from mg2l.experience.rollout import Rollout
 from mg2l.nn.adam import Adam, clip_grad_norm, clip_grad_norm_per_agent
 from mg2l.nn.critic import Critic
+from mg2l.nn.distributions import SurrogateRows
 from mg2l.nn.moments import batch_moments
 from mg2l.nn.policy import Actor
 from mg2l.nn.vjp import Both, Pull
 from mg2l.ops.backend import Backend
-from mg2l.training.batch import Batch, mean_per_agent
+from mg2l.training.batch import Batch
 from mg2l.training.interleave import SideBySide, take_turns
 
 Part = tuple[Batch, tuple[Tensor, Tensor] | None]
@@ -39,7 +40,7 @@ class Trained(NamedTuple):
     parameters: list[nn.Parameter]
     optimiser: Adam
 
-    clip: Callable[[list[nn.Parameter], float], Tensor]
+    clip: Callable[[list[nn.Parameter], float, Backend], Tensor]
     """Limits norms of their gradients, and returns what they were."""
 
 
@@ -64,6 +65,19 @@ def _latent_at(latent: Tensor | None, where: tuple[Tensor, Tensor]) -> Tensor | 
     if latent is None:
         return None
     return latent[where[1]] if latent.dim() == 2 else latent[where]
+
+
+def _add_gradient(latent: Tensor, where: tuple[Tensor, Tensor] | None, to_rows: Tensor) -> None:
+    """Add gradients ``[rows, D]`` of `_latent_at` or `_latent_at_steps` to that of the latent."""
+    if latent.grad is None:
+        latent.grad = torch.zeros_like(latent)
+    if where is not None:
+        at = where[1:] if latent.dim() == 2 else where
+        latent.grad.index_put_(at, to_rows, accumulate=True)
+    elif latent.dim() == 2:
+        latent.grad += to_rows.view(-1, *latent.shape).sum(0)
+    else:
+        latent.grad.flatten(0, 1)[: len(to_rows)] += to_rows
 
 
 class PPO:
@@ -387,32 +401,25 @@ class PPO:
     def actor_gradients(self, part: Batch) -> dict[str, Tensor]:
         """Compute the actors' gradients on a minibatch; returns its metrics, of each agent."""
         config = self.config
-        (log_probs, entropy), pull = self.actor.vjp(
+        weights = part.weights(config.use_policy_active_masks)
+        found, pull = self.actor.surrogate(
             part.actor_inputs.flatten(1, 2),
             part.actions.flatten(1, 2),
             part.actor_states,
             part.reset,
             None if part.action_mask is None else part.action_mask.flatten(1, 2),
+            SurrogateRows(part.log_probs.flatten(1), part.advantages.flatten(1), weights),
+            clip=config.clip_param,
+            entropy_coef=config.entropy_coef,
         )
-        weights = part.weights(config.use_policy_active_masks)
-        before, advantages = part.log_probs.flatten(1), part.advantages.flatten(1)
-        clipped = self.backend.surrogate(log_probs, before, advantages, weights, config.clip_param)
-        entropies = mean_per_agent(entropy, weights)
-        loss = clipped.loss - config.entropy_coef * entropies
-        require_finite("loss/policy", loss, vars(part))
+        require_finite("loss/policy", found.loss, vars(part))
         self.actor_optimiser.zero_grad()
-        factor = self.factor(self.trained_actor)
-        bonus = -config.entropy_coef * factor
-        if isinstance(weights, Tensor):
-            to_entropy = bonus * weights
-        else:
-            to_entropy = torch.full_like(log_probs, bonus * weights)
-        pull(clipped.slope if factor == 1 else clipped.slope * factor, to_entropy)
+        pull(self.factor(self.trained_actor))
         return {
-            "loss/policy": clipped.loss,
-            "entropy": entropies,
-            "kl": clipped.kl,
-            "clip_fraction": clipped.clip_fraction,
+            "loss/policy": found.surrogate,
+            "entropy": found.entropy,
+            "kl": found.kl,
+            "clip_fraction": found.clip_fraction,
         }
 
     def critic_gradients(
@@ -430,9 +437,12 @@ class PPO:
         """
         config = self.config
         steps = part.critic_observations.shape[1]
-        latent = _latent_at_steps(latent, steps) if where is None else _latent_at(latent, where)
         rows = part.critic_observations.flatten(1, 2)
-        values, pull = self.critic.vjp(rows, latent, part.critic_states, part.reset)
+        held = None if latent is None else latent.detach()
+        at_rows = _latent_at_steps(held, steps) if where is None else _latent_at(held, where)
+        if latent is not None and at_rows is not None:
+            at_rows.requires_grad_(latent.requires_grad)
+        values, pull = self.critic.vjp(rows, at_rows, part.critic_states, part.reset)
         weights = part.weights(config.use_value_active_masks)
         before, returns = part.values.flatten(1), part.returns.flatten(1)
         with torch.no_grad():
@@ -447,9 +457,9 @@ class PPO:
             require_finite("loss/value", losses, vars(part))
             self.critic_optimiser.zero_grad()
             factor = self.factor(self.trained_critic)
-            to_latent = pull(slope * (config.value_loss_coef * factor))
-        if latent is not None and to_latent is not None:
-            (latent * to_latent).sum().backward()
+            to_rows = pull(slope * (config.value_loss_coef * factor))
+            if latent is not None and to_rows is not None:
+                _add_gradient(latent, where, to_rows)
         return {"loss/value": losses}
 
     def encoder_gradients(self, pull: Pull, gradient: Tensor) -> Trained:
@@ -483,7 +493,7 @@ class PPO:
             finish()
             norms = {}
             for norm, parameters, optimiser, clip in trained:
-                norms[norm] = clip(parameters, self.max_norm)
+                norms[norm] = clip(parameters, self.max_norm, self.backend)
                 optimiser.step()
             return norms
 

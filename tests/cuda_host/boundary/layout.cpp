@@ -1,9 +1,12 @@
 // Where things lie in the buffers of operators, from the headers that the bindings allocate by.
+#include "clip_norms_layout.h"
 #include "encode_context_layout.h"
 #include "pairwise_lse_layout.h"
 #include "pia_pool_layout.h"
 
 #define MG2L_EXPORT extern "C" __attribute__((visibility("default")))
+
+MG2L_EXPORT int64_t clip_blocks(int64_t numbers) { return mg2l::clip_blocks(numbers); }
 
 MG2L_EXPORT int64_t packed_offset(int64_t features, int64_t layers, const int64_t* units,
                                   int64_t sets, int64_t layer) {
