@@ -40,10 +40,10 @@ STABLE_TORCH_LIBRARY(mg2l, m) {
       " -> (Tensor grad_queries, Tensor grad_keys, Tensor grad_std)");
   m.def(
       "stacked_mlp(Tensor x, Tensor[] weights, Tensor[] biases, bool relu, bool plain_last,"
-      " bool keep) -> (Tensor y, Tensor kept, Tensor moments)");
+      " bool bfloat16, bool keep) -> (Tensor y, Tensor kept, Tensor moments)");
   m.def(
       "stacked_mlp_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, bool relu,"
-      " bool plain_last, Tensor y, Tensor kept, Tensor moments, bool want_x)"
+      " bool plain_last, bool bfloat16, Tensor y, Tensor kept, Tensor moments, bool want_x)"
       " -> (Tensor grad_x, Tensor[] grad_weights, Tensor[] grad_biases)");
   m.def(
       "surrogate(Tensor log_probs, Tensor before, Tensor advantages, Tensor? weights,"

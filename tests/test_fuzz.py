@@ -281,11 +281,11 @@ def abuse() -> list[Any]:
     flat, key, each = torch.zeros(2, 5, 6), torch.ones(4, 3), torch.arange(5) % 4
 
     inputs, units = torch.randn(2, 5, 3), ([torch.randn(2, 4, 3)], [torch.zeros(2, 4)])
-    top, kept, moments = RAW.stacked_mlp(inputs, *units, True, False, True)
+    top, kept, moments = RAW.stacked_mlp(inputs, *units, True, False, False, True)
 
     def mlp(grad: Tensor, y: Tensor, kept: Tensor, moments: Tensor) -> Any:
         held = (y, kept, moments)
-        return RAW.stacked_mlp_backward(grad, inputs, *units, True, False, *held, True)
+        return RAW.stacked_mlp_backward(grad, inputs, *units, True, False, False, *held, True)
 
     def pool(grad: Tensor, a: Tensor, b: Tensor) -> Any:
         return RAW.pia_pool_backward(grad, x, q, None, a, b)
