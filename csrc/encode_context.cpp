@@ -84,8 +84,8 @@ struct EncodedRows {
                           int64_t agent, int64_t first, int64_t count) {
     const int64_t set = a.sizes.own_weights ? agent : 0;
     const scalar_t* query = a.network.query.data() + set * padded;
-    gather<kBytes>(a, scratch, 0, agent, first, count);
-    hidden_features<kBytes, kTanh, false>(a.network, set, query, query, scratch, count);
+    gather<kBytes>(a, scratch, Span{agent, a.sizes.agents, 1}, first, count);
+    hidden_features<kBytes, kTanh, false>(a.network, set, query, scratch, count);
     std::copy_n(scratch.features.back().data(), count * padded, features + first * padded);
     std::copy_n(scratch.logits, count, logits.data() + first);
   }
@@ -107,55 +107,72 @@ struct EncodedRows {
   }
 };
 
-// Online softmax over one agent's transitions of one context.
+// Online softmax over the transitions of every pair of a span.
 template <int kBytes, bool kTanh, typename input_t, typename scalar_t>
-MG2L_INLINE void encode_one(const EncodeArrays<input_t, scalar_t>& a,
-                            const EncodedRows<scalar_t>& encoded, Scratch<scalar_t>& scratch,
-                            int64_t context, int64_t agent, scalar_t* pooled, scalar_t* lse,
-                            input_t* weights) {
+MG2L_INLINE void encode_span(const EncodeArrays<input_t, scalar_t>& a,
+                             const EncodedRows<scalar_t>& encoded, Scratch<scalar_t>& scratch,
+                             const Span& span, scalar_t* pooled, scalar_t* lse, input_t* weights) {
   const Network<scalar_t>& network = a.network;
-  const int64_t set = a.sizes.own_weights ? agent : 0;
+  const int64_t set = a.sizes.own_weights ? span.first % a.sizes.agents : 0;
   const int64_t padded = network.last().padded, units = network.last().units;
+  const int64_t transitions = a.sizes.transitions, rows = span.pairs * transitions;
   const scalar_t* query = network.query.data() + set * padded;
-  scalar_t running_max = -std::numeric_limits<scalar_t>::infinity(), running_sum = 0;
+  const scalar_t* features = scratch.features.back().data();
+  // Of each pair; several fit into one tile, and are begun and finished there.
+  scalar_t running_max[kTile], running_sum[kTile], rescale[kTile];
+  for (int64_t i = 0; i < span.pairs; ++i) {
+    running_max[i] = -std::numeric_limits<scalar_t>::infinity();
+    running_sum[i] = 0;
+  }
   std::fill(scratch.pooled.begin(), scratch.pooled.end(), scalar_t(0));
-  for (int64_t first = 0; first < a.sizes.transitions; first += kTile) {
-    const int64_t count = std::min(kTile, a.sizes.transitions - first);
+  for (int64_t first = 0; first < rows; first += kTile) {
+    const int64_t count = std::min(kTile, rows - first);
+    const int64_t each = span.pairs > 1 ? transitions : count;
     if (encoded.empty()) {
-      gather<kBytes>(a, scratch, context, agent, first, count);
-      hidden_features<kBytes, kTanh, false>(network, set, query, query, scratch, count);
+      gather<kBytes>(a, scratch, span, first, count);
+      hidden_features<kBytes, kTanh, false>(network, set, query, scratch, count);
     } else {
-      const int64_t at = context * a.sizes.transitions + first;
-      const int64_t left = a.sizes.contexts * a.sizes.transitions - at - count;
+      const int64_t at = span.first / a.sizes.agents * transitions + first;
+      const int64_t left = a.sizes.contexts * transitions - at - count;
       encoded.load_tile(scratch, at, count, std::min(kTile, left));
     }
-    scalar_t zero = 0;  // x - x is 0, or NaN
-    for (int64_t t = 0; t < count; ++t) zero += scratch.logits[t] - scratch.logits[t];
-    if (zero != 0) {
-      running_sum = zero;
-      break;
+    for (int64_t i = 0; i < span.pairs; ++i) {
+      scalar_t* logits = scratch.logits + i * each;
+      scalar_t zero = 0, tile_max = running_max[i];  // x - x is 0, or NaN
+      for (int64_t t = 0; t < each; ++t) {
+        zero += logits[t] - logits[t];
+        tile_max = std::max(tile_max, logits[t]);
+      }
+      if (weights) {
+        input_t* to = weights + span.pair(i) * transitions + first;
+        for (int64_t t = 0; t < each; ++t) to[t] = narrow<input_t>(logits[t]);
+      }
+      rescale[i] = running_sum[i] > 0 ? std::exp(running_max[i] - tile_max) : scalar_t(0);
+      running_sum[i] = running_sum[i] * rescale[i] + zero;
+      running_max[i] = tile_max;
+      for (int64_t t = 0; t < each; ++t) logits[t] -= tile_max;
     }
-    scalar_t tile_max = running_max;
-    for (int64_t t = 0; t < count; ++t) tile_max = std::max(tile_max, scratch.logits[t]);
-    if (weights) {
-      for (int64_t t = 0; t < count; ++t) weights[first + t] = narrow<input_t>(scratch.logits[t]);
+    exp_tile<kBytes>(scratch.logits);
+    for (int64_t i = 0; i < span.pairs; ++i) {
+      const scalar_t* now = scratch.logits + i * each;
+      scalar_t tile_sum = 0;
+      for (int64_t t = 0; t < each; ++t) tile_sum += now[t];
+      pool_tile<kBytes>(features + i * each * padded, now, padded, each, rescale[i],
+                        scratch.pooled.data() + i * padded);
+      running_sum[i] += tile_sum;
     }
-    const scalar_t rescale = running_sum > 0 ? std::exp(running_max - tile_max) : scalar_t(0);
-    exp_tile<kBytes>(scratch.logits, tile_max);
-    scalar_t tile_sum = 0;
-    for (int64_t t = 0; t < count; ++t) tile_sum += scratch.logits[t];
-    pool_tile<kBytes>(scratch.features.back().data(), scratch.logits, padded, count, rescale,
-                      scratch.pooled.data());
-    running_sum = running_sum * rescale + tile_sum;
-    running_max = tile_max;
   }
-  const int64_t pair = context * a.sizes.agents + agent;
-  const scalar_t scale = scalar_t(1) / running_sum;  // NaN where a logit is not finite
-  for (int64_t h = 0; h < units; ++h) pooled[pair * units + h] = scratch.pooled[h] * scale;
-  lse[pair] = running_max + std::log(running_sum);
-  if (weights) {
-    for (int64_t t = 0; t < a.sizes.transitions; ++t) {
-      weights[t] = narrow<input_t>(std::exp(widen<scalar_t>(weights[t]) - lse[pair]));
+  for (int64_t i = 0; i < span.pairs; ++i) {
+    const int64_t pair = span.pair(i);
+    const scalar_t scale = scalar_t(1) / running_sum[i];  // NaN where a logit is not finite
+    const scalar_t* from = scratch.pooled.data() + i * padded;
+    for (int64_t h = 0; h < units; ++h) pooled[pair * units + h] = from[h] * scale;
+    lse[pair] = running_max[i] + std::log(running_sum[i]);
+    if (weights) {
+      input_t* to = weights + pair * transitions;
+      for (int64_t t = 0; t < transitions; ++t) {
+        to[t] = narrow<input_t>(std::exp(widen<scalar_t>(to[t]) - lse[pair]));
+      }
     }
   }
 }
@@ -168,7 +185,7 @@ void encode_context_kernel(const EncodeArrays<input_t, scalar_t>& a, scalar_t* p
   // Calls body(scratch, bytes, tanh, i) for all i below a count, in parallel.
   const auto run = [&](int64_t count, const auto& body) {
     torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      Scratch<scalar_t> scratch(a.network, false);
+      Scratch<scalar_t> scratch(a.network, pairs_of_tile(sizes), false);
       run_simd([&](auto bytes) MG2L_INLINE_LAMBDA {
         for (int64_t i = begin; i < end; ++i) {
           if (a.tanh_gelu) {
@@ -180,17 +197,23 @@ void encode_context_kernel(const EncodeArrays<input_t, scalar_t>& a, scalar_t* p
       });
     });
   };
-  const auto pool = [&](auto& scratch, auto bytes, auto tanh, int64_t context,
-                        int64_t agent) MG2L_INLINE_LAMBDA {
-    const int64_t pair = context * sizes.agents + agent;
-    encode_one<bytes, tanh>(a, encoded, scratch, context, agent, pooled, lse,
-                            weights ? weights + pair * sizes.transitions : nullptr);
+  // Pools all pairs `first + i * stride` for i below `pairs`.
+  const auto pool = [&](int64_t first, int64_t stride, int64_t pairs) {
+    const int64_t each = pairs_of_tile(sizes);
+    run((pairs + each - 1) / each, [&](auto& scratch, auto bytes, auto tanh,
+                                       int64_t tile) MG2L_INLINE_LAMBDA {
+      const Span span{first + tile * each * stride, stride, std::min(each, pairs - tile * each)};
+      encode_span<bytes, tanh>(a, encoded, scratch, span, pooled, lse, weights);
+    });
   };
   if (encoded.empty()) {
-    run(sizes.contexts * sizes.agents,
-        [&](auto& scratch, auto bytes, auto tanh, int64_t pair) MG2L_INLINE_LAMBDA {
-          pool(scratch, bytes, tanh, pair / sizes.agents, pair % sizes.agents);
-        });
+    if (sizes.own_weights) {
+      for (int64_t agent = 0; agent < sizes.agents; ++agent) {
+        pool(agent, sizes.agents, sizes.contexts);
+      }
+    } else {
+      pool(0, 1, sizes.contexts * sizes.agents);
+    }
     return;
   }
   const auto rows = static_cast<int64_t>(encoded.rows.size());
@@ -205,8 +228,7 @@ void encode_context_kernel(const EncodeArrays<input_t, scalar_t>& a, scalar_t* p
           encoded.template encode<bytes, tanh>(each, scratch, agent, tile * kTile,
                                                std::min(kTile, rows - tile * kTile));
         });
-    run(sizes.contexts, [&](auto& scratch, auto bytes, auto tanh, int64_t context)
-                            MG2L_INLINE_LAMBDA { pool(scratch, bytes, tanh, context, agent); });
+    pool(agent, sizes.agents, sizes.contexts);
   }
 }
 

@@ -6,7 +6,9 @@
 namespace mg2l {
 namespace {
 
-constexpr int64_t kParts = 32;  // partial sums of the gradients, however many threads there are
+// Partial sums of the gradients, however many threads there are: a power of two, so that threads
+// have equally many, of at least so many transitions that adding them up takes little.
+constexpr int64_t kParts = 32, kPartRows = 192;
 
 // Where the sums of a part of the contexts lie: for every layer [inputs, padded] of the weights and
 // [padded] of the biases, then the query, [padded].
@@ -78,37 +80,56 @@ MG2L_INLINE void layer_backward(const Network<scalar_t>& network, size_t l, int6
   }
 }
 
-// Adds what one agent's transitions of one context give to the gradients. `grad` is that of the
-// pooled features, padded; `delta` its product with them.
+// Adds what the transitions of a span give to the gradients. `grad` is that of every pair's pooled
+// features, padded; `delta` its product with them.
 template <int kBytes, bool kTanh, typename input_t, typename scalar_t>
-MG2L_INLINE void encode_one_backward(const EncodeArrays<input_t, scalar_t>& a,
-                                     Scratch<scalar_t>& scratch, int64_t context, int64_t agent,
-                                     const scalar_t* grad, scalar_t delta, scalar_t lse,
-                                     Gradients<scalar_t>& sums, input_t* grad_context) {
+MG2L_INLINE void encode_span_backward(const EncodeArrays<input_t, scalar_t>& a,
+                                      Scratch<scalar_t>& scratch, const Span& span,
+                                      const scalar_t* grad, const scalar_t* delta,
+                                      const scalar_t* lse, Gradients<scalar_t>& sums,
+                                      input_t* grad_context) {
   constexpr int kLanes = kBytes / sizeof(scalar_t);
   using V = Vec<scalar_t, kLanes>;
   const Network<scalar_t>& network = a.network;
-  const int64_t set = a.sizes.own_weights ? agent : 0, padded = network.last().padded;
+  const int64_t set = a.sizes.own_weights ? span.first % a.sizes.agents : 0;
+  const int64_t padded = network.last().padded, rows = span.pairs * a.sizes.transitions;
   const scalar_t* query = network.query.data() + set * padded;
   const scalar_t* features = scratch.features.back().data();
-  for (int64_t first = 0; first < a.sizes.transitions; first += kTile) {
-    const int64_t count = std::min(kTile, a.sizes.transitions - first);
-    gather<kBytes>(a, scratch, context, agent, first, count);
-    hidden_features<kBytes, kTanh, true>(network, set, query, grad, scratch, count);
-    exp_tile<kBytes>(scratch.logits, lse);  // now the pooling weights
-    if (std::isnan(lse)) std::fill(scratch.logits, scratch.logits + count, lse);
-    scalar_t* grad_logit = scratch.alignment;
-    for (int64_t t = 0; t < count; ++t) {
-      grad_logit[t] = scratch.logits[t] * (scratch.alignment[t] - delta);
+  scalar_t* slopes = scratch.slopes.back().data();
+  for (int64_t first = 0; first < rows; first += kTile) {
+    const int64_t count = std::min(kTile, rows - first);
+    const int64_t each = span.pairs > 1 ? a.sizes.transitions : count;
+    gather<kBytes>(a, scratch, span, first, count);
+    hidden_features<kBytes, kTanh, true>(network, set, query, scratch, count);
+    for (int64_t i = 0; i < span.pairs; ++i) {
+      scalar_t* logits = scratch.logits + i * each;
+      for (int64_t t = 0; t < each; ++t) logits[t] -= lse[span.pair(i)];
     }
-    scalar_t* slopes = scratch.slopes.back().data();
+    exp_tile<kBytes>(scratch.logits);  // now the pooling weights
+    for (int64_t i = 0; i < span.pairs; ++i) {
+      const scalar_t of_pair = lse[span.pair(i)];
+      scalar_t* weights = scratch.logits + i * each;
+      if (std::isnan(of_pair)) std::fill(weights, weights + each, of_pair);
+      for (int64_t t = 0; t < each; ++t) {
+        const scalar_t* row = features + (i * each + t) * padded;
+        V aligned{};
+        for (int64_t h = 0; h < padded; h += kLanes) {
+          aligned += load<V>(grad + i * padded + h) * load<V>(row + h);
+        }
+        scratch.grad_logits[i * each + t] =
+            weights[t] * (sum_lanes<scalar_t, kLanes>(aligned) - delta[i]);
+      }
+    }
     for (int64_t h = 0; h < padded; h += kLanes) {
-      const V g = load<V>(grad + h), q = load<V>(query + h);
+      const V q = load<V>(query + h);
       V query_sum = load<V>(sums.query + h);
-      for (int64_t t = 0; t < count; ++t) {
-        const V slope = load<V>(slopes + t * padded + h), s = splat<V>(grad_logit[t]);
-        store(slopes + t * padded + h, (splat<V>(scratch.logits[t]) * g + s * q) * slope);
-        query_sum += s * load<V>(features + t * padded + h);
+      for (int64_t i = 0; i < span.pairs; ++i) {
+        const V g = load<V>(grad + i * padded + h);
+        for (int64_t t = i * each; t < (i + 1) * each; ++t) {
+          const V slope = load<V>(slopes + t * padded + h), s = splat<V>(scratch.grad_logits[t]);
+          store(slopes + t * padded + h, (splat<V>(scratch.logits[t]) * g + s * q) * slope);
+          query_sum += s * load<V>(features + t * padded + h);
+        }
       }
       store(sums.query + h, query_sum);
     }
@@ -118,8 +139,8 @@ MG2L_INLINE void encode_one_backward(const EncodeArrays<input_t, scalar_t>& a,
     if (grad_context) {
       const Layer<scalar_t>& layer = network.layers[0];
       const scalar_t* weight_t = layer.weight_t.data() + set * layer.inputs * layer.padded;
-      for (int64_t t = 0; t < count; ++t) {
-        input_t* to = grad_context + (a.row(context, first + t, agent) - a.context);
+      for_rows(a, span, first, count, [&](int64_t t, const input_t* row) MG2L_INLINE_LAMBDA {
+        input_t* to = grad_context + (row - a.context);
         const scalar_t* from = scratch.slopes[0].data() + t * layer.padded;
         for (int64_t f = 0; f < layer.inputs; ++f) {
           V sum{};
@@ -128,7 +149,7 @@ MG2L_INLINE void encode_one_backward(const EncodeArrays<input_t, scalar_t>& a,
           }
           to[f] = narrow<input_t>(sum_lanes<scalar_t, kLanes>(sum));
         }
-      }
+      });
     }
   }
 }
@@ -140,6 +161,16 @@ struct GradientsOut {
   input_t *query, *context;  // the last null when not wanted
 };
 
+// How many parts the contexts of a set of weights are summed in, by their sizes alone.
+int64_t parts_of(const EncodeSizes& sizes) {
+  const int64_t agents = sizes.own_weights ? 1 : sizes.agents;
+  const int64_t most = std::min({kParts / std::max<int64_t>(sizes.weight_sets(), 1), sizes.contexts,
+                                 sizes.contexts * agents * sizes.transitions / kPartRows});
+  int64_t parts = 1;
+  while (2 * parts <= most) parts *= 2;
+  return parts;
+}
+
 // Every part sums the contexts [part * B / parts, (part + 1) * B / parts) of one set of weights in
 // order, and the parts are added in order: the same however many threads there are.
 template <typename input_t, typename scalar_t>
@@ -148,35 +179,37 @@ void encode_context_backward_kernel(const EncodeArrays<input_t, scalar_t>& a,
                                     const scalar_t* lse, const GradientsOut<input_t>& out) {
   const Network<scalar_t>& network = a.network;
   const int64_t sets = a.sizes.weight_sets(), agents = a.sizes.agents;
-  const int64_t units = network.last().units;
-  const int64_t set_agents = a.sizes.own_weights ? 1 : agents;
-  const int64_t parts =
-      std::max<int64_t>(std::min((kParts + sets - 1) / sets, a.sizes.contexts), 1);
+  const int64_t each = a.sizes.own_weights ? 1 : agents;  // pairs of a context and a set
+  const int64_t units = network.last().units, padded = network.last().padded;
+  const int64_t parts = parts_of(a.sizes), at_once = pairs_of_tile(a.sizes);
   const int64_t size = Gradients<scalar_t>::size(network);
   std::vector<scalar_t> partial(sets * parts * size, 0);
   torch::stable::parallel_for(0, sets * parts, 1, [&](int64_t begin, int64_t end) {
-    Scratch<scalar_t> scratch(network, true);
-    std::vector<scalar_t> grad(network.last().padded, 0);
+    Scratch<scalar_t> scratch(network, 0, true);
+    std::vector<scalar_t> grad(at_once * padded, 0), delta(at_once);
     run_simd([&](auto bytes) MG2L_INLINE_LAMBDA {
       for (int64_t part = begin; part < end; ++part) {
         Gradients<scalar_t> sums(partial.data() + part * size, network);
         const int64_t set = part / parts, within = part % parts;
-        for (int64_t context = within * a.sizes.contexts / parts;
-             context < (within + 1) * a.sizes.contexts / parts; ++context) {
-          for (int64_t agent = set; agent < set + set_agents; ++agent) {
-            const int64_t pair = context * agents + agent;
-            scalar_t delta = 0;
+        const int64_t last = (within + 1) * a.sizes.contexts / parts * each;
+        Span span{set, a.sizes.own_weights ? agents : 1, 0};
+        for (int64_t i = within * a.sizes.contexts / parts * each; i < last; i += span.pairs) {
+          span.first = set + i * span.stride;
+          span.pairs = std::min(at_once, last - i);
+          for (int64_t k = 0; k < span.pairs; ++k) {
+            const int64_t pair = span.pair(k);
+            delta[k] = 0;
             for (int64_t h = 0; h < units; ++h) {
-              grad[h] = grad_pooled[pair * units + h];
-              delta += grad[h] * pooled[pair * units + h];
+              grad[k * padded + h] = grad_pooled[pair * units + h];
+              delta[k] += grad[k * padded + h] * pooled[pair * units + h];
             }
-            if (a.tanh_gelu) {
-              encode_one_backward<bytes, true>(a, scratch, context, agent, grad.data(), delta,
-                                               lse[pair], sums, out.context);
-            } else {
-              encode_one_backward<bytes, false>(a, scratch, context, agent, grad.data(), delta,
-                                                lse[pair], sums, out.context);
-            }
+          }
+          if (a.tanh_gelu) {
+            encode_span_backward<bytes, true>(a, scratch, span, grad.data(), delta.data(), lse,
+                                              sums, out.context);
+          } else {
+            encode_span_backward<bytes, false>(a, scratch, span, grad.data(), delta.data(), lse,
+                                               sums, out.context);
           }
         }
       }

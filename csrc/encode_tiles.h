@@ -14,8 +14,11 @@
 
 namespace mg2l {
 
-constexpr int64_t kTile = 48;  // transitions worked on together: their features stay in L1
+// Transitions worked on together, of several contexts where these are short: their features stay in
+// the nearest caches. Whole micro-kernels, and whole contexts of 10, 12, 15, 20 or 30 transitions.
+constexpr int64_t kTile = 60;
 static_assert(kTile % 12 == 0);
+constexpr int64_t kTileLanes = 64;  // the same in whole vectors
 
 // A hidden layer as the kernels read it: in accumulation precision, hidden units along the vectors,
 // padded with zeros to whole pairs of the widest vectors.
@@ -98,6 +101,31 @@ struct EncodeArrays {
   }
 };
 
+// Pairs of a context and an agent, numbered context * A + agent, that meet the same weights: either
+// one pair, or as many as a tile holds. Their transitions follow each other.
+struct Span {
+  int64_t first, stride, pairs;
+
+  int64_t pair(int64_t i) const { return first + i * stride; }
+};
+
+// How many pairs a tile holds.
+inline int64_t pairs_of_tile(const EncodeSizes& sizes) {
+  return std::max<int64_t>(kTile / sizes.transitions, 1);
+}
+
+// Calls body(t, row) for a tile of a span's transitions, of which it is [first, first + count).
+template <typename input_t, typename scalar_t, typename Body>
+MG2L_INLINE void for_rows(const EncodeArrays<input_t, scalar_t>& a, const Span& span, int64_t first,
+                          int64_t count, const Body& body) {
+  const int64_t transitions = a.sizes.transitions, agents = a.sizes.agents;
+  for (int64_t t = 0; t < count;) {
+    const int64_t pair = span.pair((first + t) / transitions), from = (first + t) % transitions;
+    const int64_t end = std::min(count, t + transitions - from);
+    for (int64_t at = from; t < end; ++t, ++at) body(t, a.row(pair / agents, at, pair % agents));
+  }
+}
+
 // Which inputs of a tile's transitions are not 0. Observations that are maps or one-hot codes are
 // mostly zeros, and products of the others alone take a fraction of the time.
 template <typename scalar_t>
@@ -133,14 +161,14 @@ struct Scratch {
   std::vector<scalar_t> inputs;                 // [kTile, F]
   std::vector<std::vector<scalar_t>> features;  // of every layer, [kTile, padded]: gelu
   std::vector<std::vector<scalar_t>> slopes;    // its derivative, then the gradient of its input
-  std::vector<scalar_t> pooled;                 // [padded]
+  std::vector<scalar_t> pooled;                 // [pairs of a tile, padded]
   NonZeros<scalar_t> nonzeros;                  // of the inputs
-  alignas(64) scalar_t logits[kTile];           // query . features
-  alignas(64) scalar_t alignment[kTile];        // grad . features
+  alignas(64) scalar_t logits[kTileLanes];      // query . features
+  scalar_t grad_logits[kTile];
 
-  Scratch(const Network<scalar_t>& network, bool backward)
+  Scratch(const Network<scalar_t>& network, int64_t pairs, bool backward)
       : inputs(kTile * network.layers[0].inputs, 0),
-        pooled(network.last().padded),
+        pooled(pairs * network.last().padded),
         nonzeros(network.layers[0].inputs) {
     for (const Layer<scalar_t>& layer : network.layers) {
       features.emplace_back(kTile * layer.padded);
@@ -157,36 +185,35 @@ MG2L_INLINE Rows<scalar_t> inputs_of(const Network<scalar_t>& network,
   return {scratch.features[l - 1].data(), network.layers[l - 1].padded, width};
 }
 
-// Copies a tile of transitions into scratch; rows past `count` keep older numbers that are never
-// used. Rows lie anywhere in memory: those of the tile after this one are asked for now.
+// Copies a tile of a span's transitions into scratch; rows past `count` keep older numbers that are
+// never used. Rows lie anywhere in memory: those of the tile after this one are asked for now.
 template <int kBytes, typename input_t, typename scalar_t>
 MG2L_INLINE void gather(const EncodeArrays<input_t, scalar_t>& a, Scratch<scalar_t>& scratch,
-                        int64_t context, int64_t agent, int64_t first, int64_t count) {
+                        const Span& span, int64_t first, int64_t count) {
   constexpr int64_t kLine = 64 / sizeof(input_t);
-  const int64_t left =
-      a.sizes.contexts * a.sizes.transitions - (context * a.sizes.transitions + first + count);
-  for (int64_t t = count; t < count + std::min(count, left); ++t) {
-    const input_t* row = a.row(context, first + t, agent);
-    for (int64_t f = 0; f < a.sizes.features; f += kLine) __builtin_prefetch(row + f);
-    __builtin_prefetch(row + a.sizes.features - 1);
-  }
-  for (int64_t t = 0; t < count; ++t) {
-    const input_t* row = a.row(context, first + t, agent);
-    scalar_t* to = scratch.inputs.data() + t * a.sizes.features;
-    for (int64_t f = 0; f < a.sizes.features; ++f) to[f] = widen<scalar_t>(row[f]);
-  }
+  const int64_t features = a.sizes.features;
+  const int64_t pairs = (a.sizes.contexts * a.sizes.agents - 1 - span.first) / span.stride + 1;
+  const int64_t left = pairs * a.sizes.transitions - first - count;
+  for_rows(a, span, first + count, std::min(count, left),
+           [&](int64_t, const input_t* row) MG2L_INLINE_LAMBDA {
+             for (int64_t f = 0; f < features; f += kLine) __builtin_prefetch(row + f);
+             __builtin_prefetch(row + features - 1);
+           });
+  for_rows(a, span, first, count, [&](int64_t t, const input_t* row) MG2L_INLINE_LAMBDA {
+    scalar_t* to = scratch.inputs.data() + t * features;
+    for (int64_t f = 0; f < features; ++f) to[f] = widen<scalar_t>(row[f]);
+  });
   scratch.nonzeros.listed = false;
   if (a.network.layers[0].finite) {
     scratch.nonzeros.template list<kBytes>(scratch.inputs.data(), count);
   }
 }
 
-// Hidden features of one layer for a tile. Of the last layer also their product with the query;
-// with kBackward the slopes, and of the last layer the product with `grad`.
+// Hidden features of one layer for a tile, with kBackward also the slopes. Of the last layer also
+// their product with the query.
 template <int kBytes, bool kTanh, bool kBackward, bool kLast, typename scalar_t>
 MG2L_INLINE void layer_features(const Network<scalar_t>& network, size_t l, int64_t set,
-                                const scalar_t* query, const scalar_t* grad,
-                                Scratch<scalar_t>& scratch, int64_t count) {
+                                const scalar_t* query, Scratch<scalar_t>& scratch, int64_t count) {
   constexpr int kLanes = kBytes / sizeof(scalar_t);
   constexpr int kMicro = kRows<kBytes>;
   using V = Vec<scalar_t, kLanes>;
@@ -204,8 +231,8 @@ MG2L_INLINE void layer_features(const Network<scalar_t>& network, size_t l, int6
                             features + t * padded);
   }
   for (int64_t first = 0; first < count; first += kMicro) {
-    V logit[kMicro], aligned[kMicro];
-    for (int row = 0; row < kMicro; ++row) logit[row] = aligned[row] = V{};
+    V logit[kMicro];
+    for (int row = 0; row < kMicro; ++row) logit[row] = V{};
     for (int64_t h = 0; h < padded; h += kPair * kLanes) {
       V sum[kMicro][kPair];
       const V start[kPair] = {load<V>(bias + h), load<V>(bias + h + kLanes)};
@@ -241,16 +268,12 @@ MG2L_INLINE void layer_features(const Network<scalar_t>& network, size_t l, int6
           store(features + at, y[i]);
           if constexpr (kBackward) store(slopes + at, slope[i]);
           if constexpr (kLast) logit[row + i / kPair] += y[i] * load<V>(query + unit);
-          if constexpr (kLast && kBackward) aligned[row + i / kPair] += y[i] * load<V>(grad + unit);
         }
       }
     }
     if constexpr (kLast) {
       for (int row = 0; row < kMicro; ++row) {
         scratch.logits[first + row] = sum_lanes<scalar_t, kLanes>(logit[row]);
-        if constexpr (kBackward) {
-          scratch.alignment[first + row] = sum_lanes<scalar_t, kLanes>(aligned[row]);
-        }
       }
     }
   }
@@ -259,23 +282,20 @@ MG2L_INLINE void layer_features(const Network<scalar_t>& network, size_t l, int6
 // Hidden features of all layers for a tile.
 template <int kBytes, bool kTanh, bool kBackward, typename scalar_t>
 MG2L_INLINE void hidden_features(const Network<scalar_t>& network, int64_t set,
-                                 const scalar_t* query, const scalar_t* grad,
-                                 Scratch<scalar_t>& scratch, int64_t count) {
+                                 const scalar_t* query, Scratch<scalar_t>& scratch, int64_t count) {
   const size_t last = network.layers.size() - 1;
   for (size_t l = 0; l < last; ++l) {
-    layer_features<kBytes, kTanh, kBackward, false>(network, l, set, query, grad, scratch, count);
+    layer_features<kBytes, kTanh, kBackward, false>(network, l, set, query, scratch, count);
   }
-  layer_features<kBytes, kTanh, kBackward, true>(network, last, set, query, grad, scratch, count);
+  layer_features<kBytes, kTanh, kBackward, true>(network, last, set, query, scratch, count);
 }
 
-// exp(x - shift) of a tile, in place.
+// exp(x) of a tile, in place.
 template <int kBytes, typename scalar_t>
-MG2L_INLINE void exp_tile(scalar_t* x, scalar_t shift) {
+MG2L_INLINE void exp_tile(scalar_t* x) {
   constexpr int kLanes = kBytes / sizeof(scalar_t);
   using V = Vec<scalar_t, kLanes>;
-  for (int64_t t = 0; t < kTile; t += kLanes) {
-    store(x + t, exp_lanes<kLanes>(load<V>(x + t) - splat<V>(shift)));
-  }
+  for (int64_t t = 0; t < kTile; t += kLanes) store(x + t, exp_lanes<kLanes>(load<V>(x + t)));
 }
 
 // Calls body(input, accumulated) with zeros of the types that belong to a dtype.

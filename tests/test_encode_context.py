@@ -10,10 +10,14 @@ from torch.nn import functional as F
 
 from mg2l.ops import EncodedContext, encode_context, reference
 
-# (B, T, A, F, H): one of everything, whole and ragged tiles and vectors, the sizes of training.
+# (B, T, A, F, H): one of everything, whole and ragged tiles and vectors, the sizes of training, and
+# many short contexts, of which several share a tile.
 SIZES = [
     (1, 1, 1, 1, 1),
-    (3, 48, 2, 6, 16),
+    (3, 60, 2, 6, 16),
+    (130, 10, 2, 23, 64, 32),
+    (7, 25, 3, 7, 40),
+    (70, 2, 2, 5, 16),
     (2, 100, 2, 23, 64),
     (5, 131, 3, 7, 40),
     (0, 4, 2, 3, 8),
@@ -108,6 +112,30 @@ def test_rows_that_contexts_share_are_as_good_as_copies(rows, own, bad):
     apart = call(encode_context, (context[index], *arguments[1:]), return_weights=True)
     torch.testing.assert_close(shared, apart, rtol=0, atol=0, equal_nan=True)
     assert bool(shared.pooled.isnan().any()) == bad
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared weights", "own weights"])
+@pytest.mark.parametrize("transitions", [1, 10, 25, 70])
+def test_a_context_does_not_depend_on_those_beside_it(transitions, own):
+    """Nor on where it lies among them; one that is not finite is NaN alone."""
+    arguments, _ = inputs(
+        (9, transitions, 3, 23, 64, 40), dtype=torch.float32, indexed=False, own=own
+    )
+    arguments[0][4, transitions // 2, 1, 3] = torch.inf
+    result = call(encode_context, arguments, return_weights=True)
+    bad = torch.zeros(9, 3, dtype=torch.bool)
+    bad[4, 1] = True
+    assert result.weights is not None
+    assert torch.equal(result.pooled.isnan().all(-1), bad)
+    assert torch.equal(result.weights.isnan().any(-1), bad)
+    for one in range(9):
+        alone = call(
+            encode_context,
+            (arguments[0][one : one + 1], *arguments[1:]),
+            return_weights=True,
+        )
+        for part, whole in zip(alone, result, strict=True):
+            torch.testing.assert_close(part[0], whole[one], rtol=0, atol=0, equal_nan=True)
 
 
 def mostly_zeros(arguments: tuple[Tensor, ...], fraction: float = 0.1) -> tuple[Tensor, ...]:

@@ -1,14 +1,17 @@
-"""Gradients that PPO computes without autograd are those that autograd computes of its formulas."""
+"""Gradients that are computed without autograd are those that autograd computes of the formulas."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from method_helpers import KINDS, known_learner, prepared
+from method_helpers import KINDS, inference_of, known_learner, prepared, tiny_learner
 from torch import Tensor, nn
 
+from mg2l.algorithms.base import LearnedInference
+from mg2l.experience.finite import NonFiniteLossError
 from mg2l.nn.vjp import by_autograd
 from mg2l.ops import reference
 from mg2l.training.batch import Batch, mean_per_agent
@@ -128,3 +131,61 @@ def test_autograd_where_there_is_no_closed_form():
         assert (to_x is not None) == want
         assert to_x is None or torch.equal(to_x, weight)
         torch.testing.assert_close(weight.grad, x + 2)
+
+
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "defaults": ("mg2l", {}),
+    "three layers": ("mg2l", {"hidden_sizes_mlp": [16, 24, 8]}),
+    "shared": ("mg2l", {"share_policy": True}),
+    "detached": ("mg2l", {"local_to_encoder": False}),
+    "not standardised": ("mg2l", {"normalize_transitions": False}),
+    "own scores": ("mg2l", {"score": "bilinear", "contrast": "sample"}),
+    "encoded keys": ("mg2l", {"keys": "context"}),
+    "predicted rewards": ("mg2l-online", {}),
+    "nothing local": ("mg2l", {"local_objective": "none"}),
+    # By autograd all the same.
+    "trained keys": ("mg2l", {"keys": "context", "target_decay": 0}),
+    "blocks": ("mg2l", {"n_blocks": 1}),
+    "definitions": ("mg2l", {"kernels": "torch"}),
+}
+
+
+@pytest.mark.parametrize("case", ENCODERS)
+def test_gradients_of_the_encoder(case):
+    algo, values = ENCODERS[case]
+    inference = inference_of(tiny_learner(algo, **values))
+    streams = inference.draws, inference.noise
+    states = [stream.get_state() for stream in streams]
+    found = []
+    for gradients in (inference.gradients, partial(LearnedInference.gradients, inference)):
+        for stream, state in zip(streams, states, strict=True):
+            stream.set_state(state)
+        metrics, batch = gradients(True)
+        after = [stream.get_state() for stream in streams]
+        found.append((metrics, batch, after, [p.grad for p in inference.trained]))
+    (metrics, batch, drawn, got), (others, other, as_often, wanted) = found
+    assert all(torch.equal(a, b) for a, b in zip(drawn, as_often, strict=True))
+    assert batch.keys() == other.keys()
+    assert metrics.keys() == others.keys()
+    for name, value in metrics.items():
+        torch.testing.assert_close(value, others[name])
+    for a, b in zip(got, wanted, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_an_encoder_has_closed_forms_where_operators_are_compiled(monkeypatch):
+    inference = inference_of(tiny_learner("mg2l"))
+    with monkeypatch.context() as patch:
+        patch.delattr(torch.Tensor, "backward")
+        inference.gradients(False)
+    for values in ({"kernels": "torch"}, {"n_blocks": 1}, {"aggregator": "mean"}):
+        assert not inference_of(tiny_learner("mg2l", **values)).encoder.has_vjp
+
+
+def test_a_loss_of_the_encoder_that_is_not_finite_is_found_before_its_gradient():
+    inference = inference_of(tiny_learner("mg2l"))
+    inference.encoder.over_agents.output.bias.data.fill_(torch.nan)
+    with pytest.raises(NonFiniteLossError, match="loss/encoder"):
+        inference.gradients(False)

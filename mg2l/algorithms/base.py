@@ -349,15 +349,32 @@ class LearnedInference(TaskInference):
         return dict(zip(history, totals.tolist(), strict=True))
 
     def _update_once(self, measure_gap: bool = False) -> dict[str, Tensor]:
-        return self._descend(*self.loss(measure_gap))
+        return self._step(*self.gradients(measure_gap))
 
-    def _descend(
+    def gradients(self, measure_gap: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Compute the gradients of this process's part of a loss on freshly drawn experience.
+
+        Here they are those of `loss`, by autograd.
+
+        Args:
+            measure_gap: see `loss`.
+
+        Returns:
+            Metrics of the loss, and the tensors it was computed from.
+        """
+        return self._differentiate(*self.loss(measure_gap))
+
+    def _differentiate(
         self, loss: Tensor, metrics: dict[str, Tensor], batch: dict[str, Any]
-    ) -> dict[str, Tensor]:
-        """One step down a loss; the arguments are what `loss` returns."""
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What `gradients` returns; the arguments are what `loss` returns."""
         require_finite("loss/encoder", loss, batch)
         self.optimiser.zero_grad()
         (loss / world.size).backward()
+        return metrics, batch
+
+    def _step(self, metrics: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """One step down the gradients; the arguments are what `gradients` returns."""
         world.start_sum(p.grad for p in self.trained if p.grad is not None)()
         norm = clip_grad_norm(self.trained, self.max_norm)
         require_finite("grad_norm/encoder", norm, batch)

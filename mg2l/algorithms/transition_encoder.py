@@ -45,6 +45,15 @@ class TransitionMoments(RunningMoments):
         folded: tuple[Tensor, Tensor] = _Fold.apply(weight, bias, *moments)  # type: ignore
         return folded
 
+    def unfold(self, to_weight: Tensor, to_bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of a layer's weight and bias, given those of what `fold` makes of them."""
+        return _unfold(to_weight, to_bias, self.mean, self.std)
+
+
+def _unfold(to_scaled: Tensor, to_bias: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    to_weight = (to_scaled - to_bias.unsqueeze(1) * mean) / std
+    return to_weight.to(to_scaled.dtype), to_bias
+
 
 class _Fold(torch.autograd.Function):
     """With its gradient in closed form, which takes a fraction of autograd's operations."""
@@ -60,9 +69,7 @@ class _Fold(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, to_scaled: Tensor, to_bias: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        mean, std = ctx.saved_tensors
-        to_weight = (to_scaled - to_bias.unsqueeze(1) * mean) / std
-        return to_weight.to(to_scaled.dtype), to_bias, None, None
+        return *_unfold(to_scaled, to_bias, *ctx.saved_tensors), None, None
 
 
 class TransitionEncoder(nn.Module):

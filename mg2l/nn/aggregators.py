@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mg2l.nn.vjp import Pull, linear
+from mg2l.ops import reference
 from mg2l.ops.backend import NATIVE, Backend
 
 
@@ -48,6 +50,58 @@ class PIAHead(nn.Module):
             pooled = before(pooled)
         read: Tensor = self.output(self.value(pooled))
         return read
+
+    def read_out_vjp(self, pooled: Tensor, before: nn.Linear | None = None) -> tuple[Tensor, Pull]:
+        """`read_out` of rows ``[n, in]``, and what takes its gradient back."""
+        x, pulls = pooled, []
+        for layer in (before, self.value, self.output):
+            if layer is not None:
+                x, pull_layer = linear(layer, x)
+                pulls.append(pull_layer)
+
+        def pull(grad: Tensor | None) -> Tensor | None:
+            for pull_layer in reversed(pulls):
+                grad = pull_layer(grad)
+            return grad
+
+        return x, pull
+
+    def folded_query_vjp(self, before: nn.Linear | None = None) -> tuple[Tensor, Pull]:
+        """`folded_query`, and what takes its gradient back; it adds to that of ``before``."""
+        scale = 1 / math.sqrt(len(self.query))
+        query = self.folded_query()
+
+        def pull(grad: Tensor) -> None:
+            if before is not None:
+                assert before.weight.grad is not None
+                before.weight.grad.addr_(query, grad)
+                grad = before.weight @ grad
+            self.key.weight.grad = torch.outer(self.query, grad).mul_(scale)
+            self.query.grad = (self.key.weight @ grad).mul_(scale)
+
+        return query if before is None else before.weight.t() @ query, pull
+
+    @property
+    def has_vjp(self) -> bool:
+        """Whether there is a `vjp`: the operator is compiled."""
+        return self.backend.pia_pool is not reference.pia_pool
+
+    def vjp(self, x: Tensor) -> tuple[Tensor, Pull]:
+        """`forward` of sets ``[B, T, in]``, and what takes its gradient back."""
+        from mg2l.ops.pia_pool import pia_pool_vjp  # of the operator, if it is compiled
+
+        query, pull_query = self.folded_query_vjp()
+        pooled, pull_pooled = pia_pool_vjp(x, query.unsqueeze(0))
+        y, pull_read = self.read_out_vjp(pooled.squeeze(1))
+
+        def pull(grad: Tensor) -> Tensor:
+            to_pooled = pull_read(grad)
+            assert to_pooled is not None
+            to_x, to_query = pull_pooled(to_pooled.unsqueeze(1))
+            pull_query(to_query.squeeze(0))
+            return to_x
+
+        return y, pull
 
     def pool(self, hidden: Tensor, before: nn.Linear | None = None) -> tuple[Tensor, Tensor]:
         """Pool ``x_t = before(h_t)`` without forming it.

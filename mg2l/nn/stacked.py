@@ -88,6 +88,15 @@ class StackedLinear(nn.Module):
         y: Tensor = _Affine.apply(rows, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], outputs)
 
+    def vjp(self, x: Tensor) -> tuple[Tensor, Pull]:
+        """`forward` of rows ``[G, rows, in]``, and what takes its gradient back."""
+
+        def pull(grad: Tensor) -> Tensor:
+            self.weight.grad, self.bias.grad = torch.bmm(grad.transpose(1, 2), x), grad.sum(1)
+            return torch.bmm(grad, self.weight)
+
+        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.transpose(1, 2)), pull
+
     def shared(self, x: Tensor, z: Tensor | None, one_hot: Tensor | None) -> Tensor:
         """Outputs ``[A, rows, out]`` of all agents for the same inputs, of which there is one row.
 

@@ -10,13 +10,24 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 Pull = Callable[..., Tensor | None]
 """Maps gradients of the values to that of the input, or None where it is not wanted.
 
 Those of parameters are written into their ``grad``, which must be empty before.
 """
+
+
+def linear(layer: nn.Linear, x: Tensor) -> tuple[Tensor, Pull]:
+    """``layer(x)`` of rows ``[n, in]``."""
+
+    def pull(grad: Tensor) -> Tensor:
+        layer.weight.grad, layer.bias.grad = grad.t() @ x, grad.sum(0)
+        return grad @ layer.weight
+
+    return F.linear(x, layer.weight, layer.bias), pull
 
 
 def by_autograd(

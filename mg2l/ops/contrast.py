@@ -55,6 +55,27 @@ def contrast(
     return Contrast(*torch.ops.mg2l.contrast.default(*arguments)[:4])
 
 
+def contrast_vjp(
+    raw: Tensor,
+    keys: Tensor,
+    positive: Tensor,
+    *,
+    temperature: float,
+    kl_weight: float,
+    std_floor: float,
+) -> tuple[Contrast, Tensor, Tensor]:
+    """`contrast` without a graph.
+
+    Returns:
+        Its result, and what each group's loss changes by with ``raw``, ``[G, B, 2 D]``, and with
+        the keys, ``[G, K, D]``. To be called under ``torch.no_grad``.
+    """
+    *results, raw_slope, key_slope = without_autograd(
+        torch.ops.mg2l.contrast.default, raw, keys, positive, temperature, kl_weight, std_floor
+    )
+    return Contrast(*results), raw_slope, key_slope
+
+
 class _Contrast(torch.autograd.Function):
     """What is registered with the dispatcher below, whose calls take longer on small inputs."""
 

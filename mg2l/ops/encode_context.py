@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -77,6 +77,33 @@ def encode_context(
             torch.ops.mg2l.encode_context.default, context, weights, biases, query, *options
         )
     return EncodedContext(pooled.to(context.dtype), pooling if return_weights else None)
+
+
+def encode_context_vjp(
+    context: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    query: Tensor,
+    *,
+    index: Tensor | None = None,
+) -> tuple[Tensor, Callable[[Tensor], tuple[list[Tensor], list[Tensor], Tensor]]]:
+    """`encode_context` without a graph, for a loss whose gradient is known.
+
+    Returns:
+        ``pooled``, and a function from its gradient to those of the weights, of the biases and of
+        the query. To be called under ``torch.no_grad``, as that is.
+    """
+    arguments = context, weights, biases, query, index, False
+    pooled, lse, _ = without_autograd(torch.ops.mg2l.encode_context.default, *arguments, False)
+
+    def pull(grad: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        backward = torch.ops.mg2l.encode_context_backward.default
+        _, to_weights, to_biases, to_query = without_autograd(
+            backward, grad, *arguments, pooled, lse, False
+        )
+        return to_weights, to_biases, to_query
+
+    return pooled, pull
 
 
 class _Differentiable(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -70,6 +71,26 @@ def pia_pool(
         if return_weights:
             weights = weights.view(*before, *after, *weights.shape[2:])
     return Pooled(pooled, weights if return_weights else None)
+
+
+def pia_pool_vjp(
+    x: Tensor, query: Tensor
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+    """`pia_pool` of sets ``[B, T, D]`` without a graph, for a loss whose gradient is known.
+
+    Returns:
+        ``pooled`` ``[B, heads, D]``, and a function from its gradient to those of ``x`` and of the
+        query. To be called under ``torch.no_grad``, as that is.
+    """
+    inputs = x.unsqueeze(2), query, None
+    pooled, lse, _ = without_autograd(torch.ops.mg2l.pia_pool.default, *inputs, False)
+
+    def pull(grad: Tensor) -> tuple[Tensor, Tensor]:
+        backward = torch.ops.mg2l.pia_pool_backward.default
+        to_x, to_query = without_autograd(backward, grad.unsqueeze(1), *inputs, pooled, lse)
+        return to_x.squeeze(2), to_query
+
+    return pooled.squeeze(1), pull
 
 
 class _Differentiable(torch.autograd.Function):

@@ -127,7 +127,7 @@ class CORRO(ContextInference):
         for _ in range(self.options.generator_lead * self.options.n_init_updates):
             drawn = self.short_contexts(world.own(self.update_tasks())).gather()
             loss = self.generator.loss(self.codes.moments.standardise(drawn))
-            self._descend(loss, {}, {"transitions": drawn})
+            self._step(*self._differentiate(loss, {}, {"transitions": drawn}))
         super().pretrain()
 
     def loss(self, measure_gap: bool) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:

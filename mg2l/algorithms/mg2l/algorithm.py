@@ -7,7 +7,7 @@ Learning: From Global Inference to Local Inference*, IEEE TNNLS 36(8), 2025.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,14 @@ from mg2l.algorithms.base import CriticLatent, Encoding
 from mg2l.algorithms.context import DRIFT_CONTEXTS, ContextInference, InferredCriticLatent
 from mg2l.algorithms.growing import GrowingContexts, PooledContexts
 from mg2l.algorithms.mg2l.config import MG2LConfig
-from mg2l.algorithms.mg2l.encoder import TaskEncoder
+from mg2l.algorithms.mg2l.encoder import RawEncoding, TaskEncoder
 from mg2l.algorithms.mg2l.objective import Objective
 from mg2l.algorithms.mg2l.prediction import RewardPrediction
 from mg2l.algorithms.transition_encoder import TransitionMoments
 from mg2l.core.distributed import world
 from mg2l.core.transfer import to_device
 from mg2l.estimators.gaussian import Gaussian
+from mg2l.experience.finite import require_finite
 from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import Context
 from mg2l.experience.rollout import Rollout
@@ -56,6 +57,10 @@ class MG2L(ContextInference):
         self.target: TaskEncoder | None = None
         if options.target_decay > 0:
             self.target = copy.deepcopy(self.encoder).requires_grad_(False)
+            self._followed: tuple[list[Tensor], list[Tensor]] = (
+                [*self.target.parameters()],
+                [*self.encoder.parameters()],
+            )
         trained: list[nn.Module] = [self.objective]
         self.prediction: RewardPrediction | None = None
         if options.prediction_weight > 0:
@@ -205,12 +210,21 @@ class MG2L(ContextInference):
         return {name: float(metrics[name]) for name in ("accuracy/global", "accuracy/local")}
 
     def loss(self, measure_gap: bool) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
+        batch = self._draw()
+        return self._loss_of(self.encoder.raw(batch["queries"]), batch, measure_gap)
+
+    def _draw(self) -> dict[str, Any]:
+        """Contexts of an update, their tasks, and those that become keys."""
         tasks = world.own(self.update_tasks())
         queries = self.short_contexts(tasks)
-        keys = self._keys(self.short_contexts, tasks)
-        raw = self.encoder.raw(queries)
-        loss, metrics = self.objective(raw, tasks, keys, self.acting, measure_gap)
-        batch: dict[str, Any] = {"queries": queries, "tasks": tasks, "keys": keys}
+        return {"queries": queries, "tasks": tasks, "keys": self._keys(self.short_contexts, tasks)}
+
+    def _loss_of(
+        self, raw: RawEncoding, batch: dict[str, Any], measure_gap: bool
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
+        """What `loss` returns, given what the encoder makes of the queries."""
+        tasks = batch["tasks"]
+        loss, metrics = self.objective(raw, tasks, batch["keys"], self.acting, measure_gap)
         if self.prediction is not None:
             batch["predicted"] = self.short_contexts(tasks)
             rows = self.encoder.aggregator.moments.standardise(batch["predicted"].gather())
@@ -218,6 +232,29 @@ class MG2L(ContextInference):
             loss = loss + self.options.prediction_weight * error
             metrics = metrics | errors
         return loss, metrics, batch
+
+    def gradients(self, measure_gap: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        encodes_keys = self.objective.needs_keys and self.target is None
+        if encodes_keys or not self.encoder.has_vjp:
+            return super().gradients(measure_gap)
+        with torch.no_grad():
+            batch = self._draw()
+            raw, pull = self.encoder.vjp(batch["queries"])
+            slopes: Sequence[Tensor | None]
+            if self.objective.has_vjp and self.prediction is None:
+                self.optimiser.zero_grad()
+                loss, metrics, slopes = self.objective.vjp(
+                    raw, batch["tasks"], measure_gap, 1 / world.size
+                )
+                require_finite("loss/encoder", loss, batch)
+            else:
+                leaves = RawEncoding(*(x.detach().requires_grad_() for x in raw))
+                with torch.enable_grad():
+                    terms = self._loss_of(leaves, batch, measure_gap)
+                    metrics, batch = self._differentiate(*terms)
+                slopes = [x.grad for x in leaves]
+            pull(*slopes)
+        return metrics, batch
 
     def update(self) -> dict[str, Any]:
         metrics = super().update()
@@ -229,11 +266,8 @@ class MG2L(ContextInference):
         metrics = super()._update_once(measure_gap)
         if self.target is not None:
             with torch.no_grad():
-                torch._foreach_lerp_(
-                    list(self.target.parameters()),
-                    list(self.encoder.parameters()),
-                    1 - self.options.target_decay,
-                )
+                target, encoder = self._followed
+                torch._foreach_lerp_(target, encoder, 1 - self.options.target_decay)
         return metrics
 
     @torch.no_grad()

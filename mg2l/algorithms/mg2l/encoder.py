@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from mg2l.nn.aggregators import (
 from mg2l.nn.sphere import unit
 from mg2l.nn.stacked import StackedLinear
 from mg2l.nn.vision import Vision
+from mg2l.nn.vjp import Pull
+from mg2l.ops import reference
 from mg2l.ops.backend import NATIVE, Backend
 from mg2l.ops.results import EncodedContext
 
@@ -91,6 +93,37 @@ class TransitionAggregator(TransitionEncoder):
             return head.read_out(self._pool(context, False).pooled, self.output)
         x: Tensor = head(self.blocks(super().forward(context)))
         return x
+
+    @property
+    def has_vjp(self) -> bool:
+        """Whether there is a `vjp`: one operator pools transitions, and it is compiled."""
+        compiled = self.backend.encode_context is not reference.encode_context
+        return compiled and self.pools_as_it_goes
+
+    def vjp(self, context: Context) -> tuple[Tensor, Pull]:
+        """`forward`, and what takes its gradient back; see `mg2l.nn.vjp`."""
+        from mg2l.ops.encode_context import encode_context_vjp  # of the operator, if it is compiled
+
+        head = self.aggregate
+        assert isinstance(head, PIAHead)
+        hidden: list[Any] = [*self.layers]
+        weights, biases = zip(*self._layers(), strict=True)
+        query, pull_query = head.folded_query_vjp(self.output)
+        pooled, pull_pooled = encode_context_vjp(
+            context.rows, weights, biases, query, index=context.index
+        )
+        x, pull_read = head.read_out_vjp(pooled.flatten(0, 1), self.output)
+
+        def pull(grad: Tensor) -> None:
+            to_pooled = pull_read(grad.flatten(0, 1))
+            assert to_pooled is not None
+            to_weights, to_biases, to_query = pull_pooled(to_pooled.view_as(pooled))
+            pull_query(to_query)
+            to_weights[0], to_biases[0] = self.moments.unfold(to_weights[0], to_biases[0])
+            for layer, to_weight, to_bias in zip(hidden, to_weights, to_biases, strict=True):
+                layer.weight.grad, layer.bias.grad = to_weight, to_bias
+
+        return x.view(*pooled.shape[:2], -1), pull
 
     def begin(self, rows: Tensor, weight: Tensor) -> RunningPool:
         """Pool transitions ``[N, T, A, F]``, each of which counts ``weight`` ``[N]`` times."""
@@ -187,6 +220,28 @@ class LocalInference(nn.Module):
         raw: Tensor = self.head(hidden)
         return raw
 
+    def vjp(self, x: Tensor) -> tuple[Tensor, Pull]:
+        """`forward`, and what takes its gradient back; see `mg2l.nn.vjp`."""
+        batch, agents, width = x.shape
+        layers: list[Any] = [*self.layers]
+        hidden = x.transpose(0, 1).reshape(len(self.head.weight), -1, width)
+        pulls, inputs = [], []
+        for layer in layers:
+            before, pull_layer = layer.vjp(hidden)
+            hidden = F.gelu(before)
+            pulls.append(pull_layer)
+            inputs.append(before)
+        raw, pull_head = self.head.vjp(hidden)
+
+        def pull(grad: Tensor) -> Tensor | None:
+            to_hidden = pull_head(grad.reshape(raw.shape))
+            for pull_layer, before in zip(reversed(pulls), reversed(inputs), strict=True):
+                to_hidden = pull_layer(torch.ops.aten.gelu_backward(to_hidden, before))
+            assert to_hidden is not None
+            return to_hidden.view(agents, batch, width).transpose(0, 1) if self.to_encoder else None
+
+        return raw.view(agents, batch, -1), pull
+
 
 class TaskEncoder(nn.Module):
     """Global inference from joint experience, local inference from each agent's own.
@@ -222,6 +277,26 @@ class TaskEncoder(nn.Module):
     def raw(self, context: Context | Tensor) -> RawEncoding:
         """What `gaussians` makes representations of."""
         return self._raw(self.aggregator(context))
+
+    @property
+    def has_vjp(self) -> bool:
+        """Whether there is a `vjp`."""
+        return self.aggregator.has_vjp and self.over_agents.has_vjp
+
+    def vjp(self, context: Context) -> tuple[RawEncoding, Pull]:
+        """`raw`, and what takes gradients of both back, if need be of the global one alone."""
+        x, pull_x = self.aggregator.vjp(context)
+        task, pull_task = self.over_agents.vjp(x)
+        local, pull_local = self.local.vjp(x)
+
+        def pull(to_task: Tensor, to_local: Tensor | None) -> None:
+            to_x, from_local = pull_task(to_task), None
+            assert to_x is not None
+            if to_local is not None:
+                from_local = pull_local(to_local)
+            pull_x(to_x if from_local is None else to_x.add_(from_local))
+
+        return RawEncoding(task, local), pull
 
     def gaussians(self, raw: RawEncoding) -> Encoding:
         """Representations."""

@@ -12,7 +12,9 @@ from mg2l.algorithms.mg2l.encoder import RawEncoding, TaskEncoder
 from mg2l.core.distributed import world
 from mg2l.estimators.gaussian import STD_FLOOR, Gaussian, kl_between, kl_to_standard
 from mg2l.experience.replay import Context
+from mg2l.ops import reference
 from mg2l.ops.backend import NATIVE, Backend
+from mg2l.ops.results import Contrast
 
 
 class Objective(nn.Module):
@@ -124,19 +126,53 @@ class Objective(nn.Module):
         }
         return all(getattr(config, key) == value for key, value in chosen.items())
 
+    @property
+    def has_vjp(self) -> bool:
+        """Whether there is a `vjp`: the operator for all losses is compiled."""
+        return self._at_once and self.backend.contrast is not reference.contrast
+
+    def vjp(
+        self, raw: RawEncoding, tasks: Tensor, measure_gap: bool, scale: float
+    ) -> tuple[Tensor, dict[str, Tensor], RawEncoding]:
+        """`forward`, and the gradient of ``scale`` times the loss; see `mg2l.nn.vjp`.
+
+        Returns:
+            Loss, metrics and the gradient of the encoding; that of the keys is in their ``grad``.
+        """
+        from mg2l.ops.contrast import contrast_vjp  # of the operator, if it is compiled
+
+        assert self.task_keys is not None
+        keys, positive = self.task_keys, tasks.to(raw.task.device)
+        options = self._options
+        task, to_task, to_keys = contrast_vjp(raw.task.unsqueeze(0), keys, positive, **options)
+        local, to_local, _ = contrast_vjp(raw.local, keys, positive, **options)
+        keys.grad = to_keys[0].mul_(scale)
+        own_scale = scale / len(raw.local) if self.share else scale
+        slopes = RawEncoding(to_task[0].mul_(scale), to_local.mul_(own_scale))
+        return *self._summed(raw, task, local, measure_gap), slopes
+
+    @property
+    def _options(self) -> dict[str, float]:
+        return {
+            "temperature": self.config.temperature,
+            "kl_weight": self.config.kl_weight,
+            "std_floor": STD_FLOOR,
+        }
+
     def _contrast(
         self, raw: RawEncoding, positive: Tensor, measure_gap: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What `forward` returns, by the operator `contrast`."""
         assert self.task_keys is not None
-        options = {
-            "temperature": self.config.temperature,
-            "kl_weight": self.config.kl_weight,
-            "std_floor": STD_FLOOR,
-        }
         contrast, keys = self.backend.contrast, self.task_keys
-        task = contrast(raw.task.unsqueeze(0), keys, positive, **options)
-        local = contrast(raw.local, keys.detach(), positive, **options)
+        task = contrast(raw.task.unsqueeze(0), keys, positive, **self._options)
+        local = contrast(raw.local, keys.detach(), positive, **self._options)
+        return self._summed(raw, task, local, measure_gap)
+
+    def _summed(
+        self, raw: RawEncoding, task: Contrast, local: Contrast, measure_gap: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics, given those of the global and the local representations."""
         own = local.loss.mean() if self.share else local.loss.sum()
         metrics = {
             "mi/global": task.bound[0],
