@@ -266,7 +266,7 @@ def abuse() -> list[Any]:
     one, none = torch.zeros(1), torch.zeros(0)
     context, weights, biases = torch.randn(30, 5, 3, 12), [torch.randn(16, 12)], [torch.randn(16)]
     query, rows = torch.randn(16), torch.randn(30, 3, 12)
-    y, y_lse, _ = RAW.encode_context(context, weights, biases, query, None, False, False)
+    y, y_lse, _ = RAW.encode_context(context, weights, biases, query, None, False, False, False)
     index, far = torch.zeros(5, 7, dtype=torch.int64), torch.full((5, 7), 10**9)
     few = (torch.zeros(5, 3, 16), torch.zeros(5, 3))
     queries, keys, own = torch.randn(1, 40, 16), torch.randn(1, 400, 16), torch.arange(40)[None]
@@ -291,7 +291,7 @@ def abuse() -> list[Any]:
         return RAW.pia_pool_backward(grad, x, q, None, a, b)
 
     def encode(grad: Tensor, a: Tensor, b: Tensor, rows: Tensor, at: Any, want: bool) -> Any:
-        return RAW.encode_context_backward(grad, rows, *layers, at, False, a, b, want)
+        return RAW.encode_context_backward(grad, rows, *layers, at, False, False, a, b, want)
 
     def walk(grad: Tensor, ended: Tensor) -> Any:
         return RAW.gae_backward(steps, grad, ended, flags, 0.9, 0.9, True)

@@ -25,7 +25,8 @@ from mg2l.ops.results import (
 class Backend(NamedTuple):
     """Every operator, by its name, and how training multiplies.
 
-    Where ``bfloat16`` is true, `stacked_mlp` is called with it wherever gradients are wanted.
+    Where ``bfloat16`` is true, `stacked_mlp` and `encode_context` are called with it wherever
+    gradients are wanted.
     """
 
     gae: Callable[..., GAE]

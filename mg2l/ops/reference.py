@@ -73,13 +73,20 @@ def encode_context(
     *,
     index: Tensor | None = None,
     approximate: str = "none",
+    bfloat16: bool = False,
     return_weights: bool = False,
 ) -> EncodedContext:
     """See :func:`mg2l.ops.encode_context`."""
     features = context if index is None else context[index]
     agents = features.shape[2]
     for weight, bias in zip(weights, biases, strict=True):
-        if weight.dim() == 2:
+        if bfloat16:
+            rows, groups = features.movedim(2, 0).flatten(1, 2), weight
+            if weight.dim() == 2:
+                rows, groups = rows.flatten(0, 1).unsqueeze(0), weight.unsqueeze(0)
+            product = _RoundedProduct.apply(rows, groups)  # type: ignore[no-untyped-call]
+            features = product.view(agents, *features.shape[:2], -1).movedim(0, 2) + bias
+        elif weight.dim() == 2:
             features = F.linear(features, weight, bias)
         else:
             features = torch.einsum("btaf,ahf->btah", features, weight) + bias

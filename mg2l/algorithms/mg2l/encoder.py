@@ -110,7 +110,12 @@ class TransitionAggregator(TransitionEncoder):
         weights, biases = zip(*self._layers(), strict=True)
         query, pull_query = head.folded_query_vjp(self.output)
         pooled, pull_pooled = encode_context_vjp(
-            context.rows, weights, biases, query, index=context.index
+            context.rows,
+            weights,
+            biases,
+            query,
+            index=context.index,
+            bfloat16=self.backend.bfloat16,
         )
         x, pull_read = head.read_out_vjp(pooled.flatten(0, 1), self.output)
 
@@ -177,6 +182,7 @@ class TransitionAggregator(TransitionEncoder):
             [bias for _, bias in layers],
             self.aggregate.folded_query(self.output),
             index=drawn.index,
+            bfloat16=self.backend.bfloat16 and torch.is_grad_enabled(),
             return_weights=weights,
         )
 
