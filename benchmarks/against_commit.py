@@ -27,15 +27,17 @@ import torch
 try:
     from mg2l.config.files import load_config
     from mg2l.training.learner import Learner
-    from mg2l.training.loop import iterate
+    from mg2l.training.loop import exempt_from_gc, iterate
 except ModuleNotFoundError:  # where they were at c40242a
     from mg2l.algo.learner import Learner
     from mg2l.loading import load_config
     from mg2l.train import iterate
+    exempt_from_gc = lambda: None  # training did not do it yet
 
 algo, env, *values = sys.argv[1:]
 config = load_config("default", algo, env, ["n_iters=1000000", *values])
 learner = Learner(config, torch.device("cpu"))
+exempt_from_gc()  # as training does
 learner.prepare()
 done = 0
 for line in sys.stdin:

@@ -211,6 +211,8 @@ def test_a_context_does_not_depend_on_those_beside_it(transitions, own):
             return_weights=True,
         )
         for part, whole in zip(alone, result, strict=True):
+            assert part is not None
+            assert whole is not None
             torch.testing.assert_close(part[0], whole[one], rtol=0, atol=0, equal_nan=True)
 
 

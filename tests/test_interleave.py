@@ -49,6 +49,21 @@ def test_both_run_at_the_same_time_on_half_of_the_threads(threads):
     assert torch.get_num_threads() == 5
 
 
+def test_two_items_at_the_same_time(threads):
+    torch.set_num_threads(3)
+    meeting = threading.Barrier(2, timeout=30)
+
+    def work(item):
+        meeting.wait()
+        return item, torch.get_num_threads(), torch.is_grad_enabled()
+
+    with SideBySide() as side_by_side:
+        assert [*side_by_side.both(work, ["a", "b"])] == [("a", 2, True), ("b", 1, True)]
+        with torch.no_grad():
+            assert [*side_by_side.both(work, ["a", "b"])] == [("a", 2, False), ("b", 1, False)]
+    assert torch.get_num_threads() == 3
+
+
 def test_errors_of_both_are_raised_when_both_have_ended(threads):
     torch.set_num_threads(2)
     ended = []

@@ -62,12 +62,14 @@ def test_the_encoders_step_is_on_value_loss_and_kl_together():
     """With a value loss that says nothing, it goes down the gradient of the KL alone."""
     learner, inference = pearl(use_max_grad_norm=False)
     _, critic_latent = collect(learner)
-    latent, penalty = critic_latent(), critic_latent.penalty()
+    latent, pull = critic_latent.vjp()
+    penalty = critic_latent.penalty()
     assert latent is not None
+    assert pull is not None
     assert penalty is not None
     wanted = torch.autograd.grad(penalty, inference.trained, retain_graph=True)
     assert max(float(gradient.abs().max()) for gradient in wanted) > 0
-    learner.ppo.encoder_gradients(latent, torch.zeros_like(latent), penalty)
+    learner.ppo.encoder_gradients(pull, torch.zeros_like(latent))
     for parameter, gradient in zip(inference.trained, wanted, strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, gradient)

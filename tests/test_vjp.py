@@ -85,7 +85,7 @@ def test_gradients_of_the_actors(case):
 def test_gradients_of_the_critics_and_their_latent(case):
     learner, batch, where, critic_latent = learner_of(case)
     config = learner.config.ppo
-    _, latent = learner.ppo.infer(critic_latent)
+    latent, _ = learner.ppo.infer(critic_latent)
     leaf = None
     if latent is not None:
         leaf = latent.detach().requires_grad_(latent.requires_grad)
@@ -173,6 +173,30 @@ def test_gradients_of_the_encoder(case):
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"bounded_by": "none"}, {"kernels": "torch"}, {"act_on": "sample"}]
+)
+def test_gradients_of_the_encoder_by_the_latent_of_the_critics(values):
+    learner = known_learner("mg2l", **values)
+    inference = inference_of(learner)
+    _, critic_latent = prepared(learner)
+    trained, state = inference.trained_by_critic(), inference.noise.get_state()
+    latent, pull = critic_latent.vjp()
+    assert pull is not None
+    inference.noise.set_state(state)
+    wanted = critic_latent()
+    assert wanted is not None
+    assert latent is not None
+    assert not latent.requires_grad
+    torch.testing.assert_close(latent, wanted.detach())
+    slopes = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
+    inference.optimiser.zero_grad()
+    pull(slopes)
+    gradients = torch.autograd.grad((wanted * slopes).sum(), trained)
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
 
 
 def test_an_encoder_has_closed_forms_where_operators_are_compiled(monkeypatch):

@@ -26,6 +26,7 @@ from mg2l.experience.replay import Context
 from mg2l.experience.rollout import LatentStream, Rollout
 from mg2l.experience.transitions import Transitions
 from mg2l.nn.adam import Adam, clip_grad_norm
+from mg2l.nn.vjp import Both, Pull
 
 if TYPE_CHECKING:
     from mg2l.algorithms.agent import AgentNetwork
@@ -296,6 +297,27 @@ class CriticLatent:
     def __call__(self) -> Tensor | None:
         """The latent, with the graph to the networks that computed it where these are trained."""
         return self._latent
+
+    def vjp(self, both: Both = map) -> tuple[Tensor | None, Pull | None]:
+        """The latent, and what takes its gradient back, None where it trains nothing.
+
+        The gradient of the penalty is added; see `mg2l.nn.vjp`.
+
+        Args:
+            both: does two halves of what takes long, with the same results in turns and at once.
+        """
+        latent = self()
+        if latent is None or not latent.requires_grad:
+            return latent, None
+
+        def pull(grad: Tensor) -> None:
+            penalty = self.penalty()
+            loss = (latent * grad).sum()
+            if penalty is not None:
+                loss = loss + penalty.sum() / world.size  # a mean over own environments
+            loss.backward()
+
+        return latent.detach(), pull
 
     def penalty(self) -> Tensor | None:
         """Penalty for the latest latent, minimised together with the value loss, or None."""

@@ -26,6 +26,11 @@ class Context:
         """The transitions, ``[B, T, A, F]``."""
         return self.rows if self.index is None else self.rows[self.index]
 
+    def halves(self) -> list[Context]:
+        """The first and the second half of the contexts; one of them may hold none."""
+        halves = (self.rows if self.index is None else self.index).tensor_split(2)
+        return [Context(x) if self.index is None else Context(self.rows, x) for x in halves]
+
     def own(self) -> Context:
         """This process's part of contexts that are the same in all processes."""
         if self.index is None:

@@ -20,12 +20,28 @@ def unit(x: Tensor) -> Tensor:
     return y
 
 
+def unit_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    """Gradient of ``x``, given that of ``unit(x)``."""
+    norm = _norm(x)
+    return _gradient(x / norm, norm, grad)
+
+
+def _norm(x: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=_SMALLEST)
+    return norm
+
+
+def _gradient(y: Tensor, norm: Tensor, grad: Tensor) -> Tensor:
+    along = (grad * y).sum(-1, keepdim=True)
+    return torch.addcmul(grad, y, along, value=-1).div_(norm)
+
+
 class _Unit(torch.autograd.Function):
     """With its gradient in closed form, which takes a fraction of autograd's operations."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=_SMALLEST)
+        norm = _norm(x)
         y: Tensor = x / norm
         ctx.save_for_backward(y, norm)
         return y
@@ -34,5 +50,4 @@ class _Unit(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         y, norm = ctx.saved_tensors
-        along = (grad * y).sum(-1, keepdim=True)
-        return torch.addcmul(grad, y, along, value=-1).div_(norm)
+        return _gradient(y, norm, grad)

@@ -6,7 +6,7 @@ A method ``vjp`` computes what its counterpart does, without a graph, and return
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,10 @@ Pull = Callable[..., Tensor | None]
 
 Those of parameters are written into their ``grad``, which must be empty before.
 """
+
+
+Both = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+"""Calls a function on each of two items, in turns (``map``) or at the same time."""
 
 
 def linear(layer: nn.Linear, x: Tensor) -> tuple[Tensor, Pull]:

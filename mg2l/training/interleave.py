@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,21 +29,35 @@ class SideBySide:
 
     def __enter__(self) -> SideBySide:
         self._threads = torch.get_num_threads()
-        self._worker = ThreadPoolExecutor(1)
+        self._half = self._threads // 2
+        torch.set_num_threads(self._threads - self._half)  # here; the worker has the others
+        self._worker = ThreadPoolExecutor(
+            1, initializer=torch.set_num_threads, initargs=(self._half,)
+        )
         return self
 
     def run(self, one: Iterator[None], two: Iterator[None]) -> None:
         """Do both; raises what ``two`` does, or else what ``one`` does."""
-        half = self._threads // 2
-        other = self._worker.submit(_finish, one, half)
-        _finish(two, self._threads - half)
+        other = self._worker.submit(_finish, one)
+        _finish(two)
         other.result()
+
+    def both(self, function: Callable[[Any], Any], items: Sequence[Any]) -> tuple[Any, Any]:
+        """``function`` of each of two items, on half of the threads each."""
+        one, two = items
+        recorded = torch.is_grad_enabled()  # of this thread
+
+        def there() -> Any:
+            with torch.set_grad_enabled(recorded):
+                return function(two)
+
+        other = self._worker.submit(there)
+        return function(one), other.result()
 
     def __exit__(self, *error: Any) -> None:
         self._worker.shutdown()
         torch.set_num_threads(self._threads)
 
 
-def _finish(work: Iterator[None], threads: int) -> None:
-    torch.set_num_threads(threads)  # of this thread
+def _finish(work: Iterator[None]) -> None:
     deque(work, maxlen=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from mg2l.nn.adam import Adam, clip_grad_norm, clip_grad_norm_per_agent
 from mg2l.nn.critic import Critic
 from mg2l.nn.moments import batch_moments
 from mg2l.nn.policy import Actor
+from mg2l.nn.vjp import Both, Pull
 from mg2l.ops.backend import Backend
 from mg2l.training.batch import Batch, mean_per_agent
 from mg2l.training.interleave import SideBySide, take_turns
@@ -287,8 +288,9 @@ class PPO:
         `CriticLatent.every_minibatch` each of them does on its own.
 
         Actors and critics do not depend on each other here. On several cores each are trained by
-        half of the threads; else they take turns, and while the actors' gradients are summed over
-        processes, those of the critics are computed, and the other way round.
+        half of the threads, and each half encodes half of the contexts of the critics' latent; else
+        they take turns, and while the actors' gradients are summed over processes, those of the
+        critics are computed, and the other way round.
         """
         actors, critics = _Metrics(), _Metrics()
 
@@ -300,10 +302,14 @@ class PPO:
         if on_cpu and torch.get_num_threads() > 1 and world.size == 1:
             with SideBySide() as side_by_side:
                 for _ in epochs:
-                    side_by_side.run(*train([*self.minibatches(batch)]))
+                    parts = [*self.minibatches(batch)]
+                    if critic_latent.every_minibatch:
+                        side_by_side.run(*train(parts))
+                    else:
+                        self._train_epoch(side_by_side, parts, actors, critics, critic_latent)
         else:
-            parts = itertools.chain.from_iterable(self.minibatches(batch) for _ in epochs)
-            take_turns(*train(parts))
+            every = itertools.chain.from_iterable(self.minibatches(batch) for _ in epochs)
+            take_turns(*train(every))
         means = {name: torch.stack(values).mean() for name, values in (actors | critics).items()}
         # Norms are of gradients that are summed already.
         world.start_sum(x for name, x in means.items() if not name.startswith("grad_norm/"))()
@@ -327,22 +333,55 @@ class PPO:
         every = 1 if critic_latent.every_minibatch else self.config.num_mini_batch
         for number, (part, where) in enumerate(parts):
             if number % every == 0:
-                inferred, latent = self.infer(critic_latent)
+                latent, pull = self.infer(critic_latent)
             metrics.note(self.critic_gradients(part, where, latent))
             trained = [self.trained_critic]
-            if (number + 1) % every == 0 and latent is not None and latent.grad is not None:
-                gradient, penalty = latent.grad / every, critic_latent.penalty()
-                trained.append(self.encoder_gradients(inferred, gradient, penalty))
+            if (number + 1) % every == 0 and pull is not None:
+                assert latent is not None
+                assert latent.grad is not None
+                trained.append(self.encoder_gradients(pull, latent.grad / every))
             step = self.start_step(*trained)
             yield
             metrics.note(step())
 
-    def infer(self, critic_latent: CriticLatent) -> tuple[Tensor | None, Tensor | None]:
-        """The critics' latent, and a leaf of the same values that collects its gradients."""
-        inferred = critic_latent()
-        if inferred is None:
-            return None, None
-        return inferred, inferred.detach().requires_grad_(inferred.requires_grad)
+    def _train_epoch(
+        self,
+        side_by_side: SideBySide,
+        parts: list[Part],
+        actors: _Metrics,
+        critics: _Metrics,
+        critic_latent: CriticLatent,
+    ) -> None:
+        """An epoch at whose end the encoder takes its step.
+
+        Actors and critics take about as long, and the encoder half of that: were it left to the
+        critics' threads, the actors' would be idle.
+        """
+        latent, pull = self.infer(critic_latent, side_by_side.both)
+        side_by_side.run(
+            self._train_actors(parts, actors), self._step_critics(parts, critics, latent)
+        )
+        if pull is not None:
+            assert latent is not None
+            assert latent.grad is not None
+            trained = self.encoder_gradients(pull, latent.grad / self.config.num_mini_batch)
+            critics.note(self.start_step(trained)())
+
+    def _step_critics(
+        self, parts: list[Part], metrics: _Metrics, latent: Tensor | None
+    ) -> Iterator[None]:
+        """Step on the critics with each minibatch, and collect the gradients of their latent."""
+        for part, where in parts:
+            metrics.note(self.critic_gradients(part, where, latent))
+            metrics.note(self.start_step(self.trained_critic)())
+            yield
+
+    def infer(
+        self, critic_latent: CriticLatent, both: Both = map
+    ) -> tuple[Tensor | None, Pull | None]:
+        """The critics' latent, which collects its gradients, and what takes them to the encoder."""
+        latent, pull = critic_latent.vjp(both)
+        return None if latent is None else latent.requires_grad_(pull is not None), pull
 
     @torch.no_grad()
     def actor_gradients(self, part: Batch) -> dict[str, Tensor]:
@@ -413,14 +452,11 @@ class PPO:
             (latent * to_latent).sum().backward()
         return {"loss/value": losses}
 
-    def encoder_gradients(self, inferred: Any, gradient: Tensor, penalty: Tensor | None) -> Trained:
+    def encoder_gradients(self, pull: Pull, gradient: Tensor) -> Trained:
         """Compute the encoder's gradients on the value losses, given those of the latent."""
         assert self.encoder_optimiser is not None
         self.encoder_optimiser.zero_grad()
-        loss = (inferred * gradient).sum()
-        if penalty is not None:
-            loss = loss + penalty.sum() / world.size  # a mean over own environments
-        loss.backward()
+        pull(gradient)
         return Trained(
             "grad_norm/encoder_from_critic",
             self.encoder_parameters,

@@ -31,6 +31,7 @@ from mg2l.experience.finite import require_finite
 from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import Context
 from mg2l.experience.rollout import Rollout
+from mg2l.nn.vjp import Both, Pull
 
 
 class MG2L(ContextInference):
@@ -128,6 +129,8 @@ class MG2L(ContextInference):
         if not self.options.critic_to_encoder:
             return CriticLatent(beside(super().critic_latent(tasks, rollout)()))
         context = self.contexts(to_device(tasks, self.device))
+        if acted is None and self.rollout.act_on == "mean" and self.encoder.has_vjp:
+            return _TaskLatent(self.encoder, context)
         return InferredCriticLatent(
             lambda: beside(self.latent_of(self.encoder.infer_task(context)))
         )
@@ -295,6 +298,19 @@ class MG2L(ContextInference):
             metrics["drift/local"] = {str(k): drift[self.tasks + k] for k in range(self.tasks)}
         self.means.copy_(means)
         return metrics
+
+
+class _TaskLatent(InferredCriticLatent):
+    """Means of global representations, whose gradient has a closed form."""
+
+    def __init__(self, encoder: TaskEncoder, context: Context) -> None:
+        super().__init__(lambda: encoder.infer_task(context).mean)
+        self._encoder, self._context = encoder, context
+
+    @torch.no_grad()
+    def vjp(self, both: Both = map) -> tuple[Tensor, Pull]:
+        latent, pull = self._encoder.task_vjp(self._context, both)
+        return latent, torch.no_grad()(pull)
 
 
 class MG2LAgent(ContextAgent):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -22,10 +23,10 @@ from mg2l.nn.aggregators import (
     Recurrent,
     Transformer,
 )
-from mg2l.nn.sphere import unit
+from mg2l.nn.sphere import unit, unit_gradient
 from mg2l.nn.stacked import StackedLinear
 from mg2l.nn.vision import Vision
-from mg2l.nn.vjp import Pull
+from mg2l.nn.vjp import Both, Pull
 from mg2l.ops import reference
 from mg2l.ops.backend import NATIVE, Backend
 from mg2l.ops.results import EncodedContext
@@ -100,8 +101,11 @@ class TransitionAggregator(TransitionEncoder):
         compiled = self.backend.encode_context is not reference.encode_context
         return compiled and self.pools_as_it_goes
 
-    def vjp(self, context: Context) -> tuple[Tensor, Pull]:
-        """`forward`, and what takes its gradient back; see `mg2l.nn.vjp`."""
+    def vjp(self, context: Context, both: Both | None = None) -> tuple[Tensor, Pull]:
+        """`forward`, and what takes its gradient back; see `mg2l.nn.vjp`.
+
+        With ``both``, halves of the contexts are encoded apart, whose gradients are added.
+        """
         from mg2l.ops.encode_context import encode_context_vjp  # of the operator, if it is compiled
 
         head = self.aggregate
@@ -109,14 +113,24 @@ class TransitionAggregator(TransitionEncoder):
         hidden: list[Any] = [*self.layers]
         weights, biases = zip(*self._layers(), strict=True)
         query, pull_query = head.folded_query_vjp(self.output)
-        pooled, pull_pooled = encode_context_vjp(
-            context.rows,
-            weights,
-            biases,
-            query,
-            index=context.index,
-            bfloat16=self.backend.bfloat16,
-        )
+
+        def encode(part: Context) -> tuple[Tensor, Callable[[Tensor], Any]]:
+            layers, bfloat16 = (weights, biases, query), self.backend.bfloat16
+            return encode_context_vjp(part.rows, *layers, index=part.index, bfloat16=bfloat16)
+
+        if both is None:
+            pooled, pull_pooled = encode(context)
+        else:
+            parts, pulls = zip(*both(encode, context.halves()), strict=True)
+            pooled = torch.cat(parts)
+
+            def pull_pooled(grad: Tensor) -> Any:
+                work = [*zip(pulls, grad.tensor_split(2), strict=True)]
+                one, two = both(lambda part: part[0](part[1]), work)
+                for sums, others in zip((*one[:2], [one[2]]), (*two[:2], [two[2]]), strict=True):
+                    torch._foreach_add_(sums, others)
+                return one
+
         x, pull_read = head.read_out_vjp(pooled.flatten(0, 1), self.output)
 
         def pull(grad: Tensor) -> None:
@@ -322,6 +336,21 @@ class TaskEncoder(nn.Module):
     def infer_task(self, context: Context | Tensor) -> Gaussian:
         """Only the global representation, ``[B, D]``."""
         return self._gaussian(self.over_agents(self.aggregator(context)))
+
+    def task_vjp(self, context: Context, both: Both) -> tuple[Tensor, Pull]:
+        """Means of `infer_task`, and what takes their gradient back; see `mg2l.nn.vjp`."""
+        x, pull_x = self.aggregator.vjp(context, both)
+        raw, pull_raw = self.over_agents.vjp(x)
+        mean = raw.chunk(2, -1)[0]
+
+        def pull(grad: Tensor) -> None:
+            if self.config.bounded_by != "none":
+                grad = unit_gradient(mean, grad * grad.shape[-1] ** 0.5)
+            to_x = pull_raw(torch.cat([grad, torch.zeros_like(grad)], -1))
+            assert to_x is not None
+            pull_x(to_x)
+
+        return self.project(mean), pull
 
     def project(self, z: Tensor) -> Tensor:
         """Project points ``[*, D]`` to the space of representations.
