@@ -1,8 +1,9 @@
 """``stacked_mlp`` against its torch composition: ``pytest benchmarks/bench_stacked_mlp.py``.
 
 ``[G, rows, in]`` and the widths of the layers, float32, ReLU, two threads; also against the
-definition compiled by ``torch.compile``. The sizes are those of PPO: two agents, 32 environments
-for 100 steps, as a whole and in four minibatches.
+definition compiled by ``torch.compile``, and with products of bfloat16 where this CPU has them. The
+sizes are those of PPO: two agents, 32 environments for 100 steps, as a whole and in four
+minibatches; and a minibatch of 32 agents.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import itertools
 import pytest
 import torch
 
-from mg2l.ops import reference, stacked_mlp
+from mg2l.ops import native, reference, stacked_mlp
 
 BARS = {
     (2, 3200, (12, 128, 128)): 1.5,
     (2, 800, (24, 128, 128)): 1.3,
     (2, 3200, (24, 256, 256)): 1.2,
+    (32, 800, (146, 128, 128)): 1.2,
 }
 
 
@@ -32,13 +34,14 @@ def test_stacked_mlp(benchmark, ratios, check_bars, groups, rows, widths):
     ]
     biases = [torch.zeros(groups, units, requires_grad=True) for units in widths[1:]]
     compiled = torch.compile(reference.stacked_mlp)
-    results = ratios(
-        31,
-        [*weights, *biases],
-        native=lambda: stacked_mlp(x, weights, biases),
-        torch=lambda: reference.stacked_mlp(x, weights, biases),
-        compiled=lambda: compiled(x, weights, biases),
-    )
+    paths = {
+        "native": lambda: stacked_mlp(x, weights, biases),
+        "torch": lambda: reference.stacked_mlp(x, weights, biases),
+        "compiled": lambda: compiled(x, weights, biases),
+    }
+    if native.has_bfloat16():
+        paths["bfloat16"] = lambda: stacked_mlp(x, weights, biases, bfloat16=True)
+    results = ratios(31, [*weights, *biases], **paths)
     print(f"{groups}, {rows}, {list(widths)}: {results}")
     benchmark.extra_info.update(results)
     benchmark.pedantic(lambda: stacked_mlp(x, weights, biases), rounds=31, warmup_rounds=2)

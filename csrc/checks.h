@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "simd.h"
+
 // Like STD_TORCH_CHECK, without the path of the source file in front of the message.
 #define MG2L_CHECK(condition, ...)                       \
   do {                                                   \
@@ -125,6 +127,16 @@ inline void check_like(const char* op, const char* name, const Tensor& tensor,
   check_dtype(op, name, tensor, dtype.value_or(other.scalar_type()));
   check_same_device(op, name, tensor, other_name, other);
   check_sizes(op, name, tensor, sizes, shape);
+}
+
+// Products of float32 whose operands are rounded to bfloat16: by instructions that few CPUs have.
+inline void check_bfloat16(const char* op, const char* name, const Tensor& tensor, bool wanted) {
+  if (!wanted) return;
+  MG2L_CHECK(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Float, op, ": with bfloat16 ",
+             name, " must be float32 on the CPU, got ", to_text(tensor.scalar_type()), " on ",
+             device_text(tensor));
+  MG2L_CHECK(has_bfloat16(), op, ": bfloat16 needs a CPU with avx512_bf16, and operators that GCC ",
+             "compiled");
 }
 
 inline void check_unit_interval(const char* op, const char* name, double value) {

@@ -234,13 +234,12 @@ void encode_context_kernel(const EncodeArrays<input_t, scalar_t>& a, scalar_t* p
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> encode_context_cpu(const Tensor& context_,
-                                                      const std::vector<Tensor>& weights_,
-                                                      const std::vector<Tensor>& biases_,
-                                                      const Tensor& query_,
-                                                      const std::optional<Tensor>& index_,
-                                                      bool tanh_gelu, bool return_weights) {
-  const EncodeSizes sizes = check_encode_context(context_, weights_, biases_, query_, index_);
+std::tuple<Tensor, Tensor, Tensor> encode_context_cpu(
+    const Tensor& context_, const std::vector<Tensor>& weights_, const std::vector<Tensor>& biases_,
+    const Tensor& query_, const std::optional<Tensor>& index_, bool tanh_gelu, bool bfloat16,
+    bool return_weights) {
+  const EncodeSizes sizes =
+      check_encode_context(context_, weights_, biases_, query_, index_, bfloat16);
   const EncodeTensors tensors(context_, weights_, biases_, query_, index_);
   EncodeOutputs results(context_, sizes, return_weights);
   for_dtype(context_.scalar_type(), [&](auto input, auto zero) {
@@ -248,7 +247,7 @@ std::tuple<Tensor, Tensor, Tensor> encode_context_cpu(const Tensor& context_,
     using scalar_t = decltype(zero);
     const int64_t* index = data_or_null<int64_t>(tensors.index);
     if (index) check_rows(index, sizes.contexts * sizes.transitions, sizes.rows);
-    const Network<scalar_t> network(sizes, tensors, false, input);
+    const Network<scalar_t> network(sizes, tensors, bfloat16, false, input);
     const EncodeArrays<input_t, scalar_t> arrays{sizes, data<input_t>(tensors.context), index,
                                                  network, tanh_gelu};
     encode_context_kernel(arrays, data<scalar_t>(results.pooled), data<scalar_t>(results.lse),

@@ -24,12 +24,13 @@ struct EncodeSizes {
 
 inline EncodeSizes check_encode_context(const Tensor& context, const std::vector<Tensor>& weights,
                                         const std::vector<Tensor>& biases, const Tensor& query,
-                                        const std::optional<Tensor>& index) {
+                                        const std::optional<Tensor>& index, bool bfloat16) {
   constexpr const char* op = "encode_context";
   const ScalarType dtype = context.scalar_type();
   MG2L_CHECK(
       dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16,
       op, ": context must be float32, float64 or bfloat16, got ", to_text(dtype));
+  check_bfloat16(op, "context", context, bfloat16);
   MG2L_CHECK(!weights.empty() && weights.size() == biases.size(), op,
              ": weights and biases must hold one tensor for each of at least one layer, got ",
              weights.size(), " and ", biases.size());
@@ -98,10 +99,11 @@ inline ScalarType accumulated(ScalarType dtype) {
 inline EncodeSizes check_encode_context_backward(
     const Tensor& grad_pooled, const Tensor& context, const std::vector<Tensor>& weights,
     const std::vector<Tensor>& biases, const Tensor& query, const std::optional<Tensor>& index,
-    const Tensor& pooled, const Tensor& lse, bool want_context) {
+    bool bfloat16, const Tensor& pooled, const Tensor& lse, bool want_context) {
   constexpr const char* op = "encode_context_backward";
-  const EncodeSizes sizes = check_encode_context(context, weights, biases, query, index);
+  const EncodeSizes sizes = check_encode_context(context, weights, biases, query, index, bfloat16);
   MG2L_CHECK(!(index && want_context), op, ": rows gathered by index get no gradients");
+  MG2L_CHECK(!(bfloat16 && want_context), op, ": with bfloat16 the context gets no gradients");
   const ScalarType sums = accumulated(context.scalar_type());
   const Sizes pairs{sizes.contexts, sizes.agents};
   const Sizes vectors{sizes.contexts, sizes.agents, sizes.units.back()};

@@ -34,6 +34,41 @@ struct Gradients {
   }
 };
 
+// The products of `layer_backward` where they are of bfloat16.
+template <int kBytes>
+MG2L_INLINE void rounded_backward(const Network<float>& network, size_t l, int64_t set,
+                                  Scratch<float>& scratch, int64_t count, Gradients<float>& sums) {
+  constexpr int kLanes = kBytes / sizeof(float), kMicro = kRows<kBytes>;
+  using V = Vec<float, kLanes>;
+  const Layer<float>& layer = network.layers[l];
+  const Rows<float> inputs = inputs_of(network, scratch, l);
+  const float* grad = scratch.slopes[l].data();
+  PairTiles& pairs = scratch.pairs[l];
+  pair_across(inputs.data, inputs.stride, count, inputs.width, pairs.across.data(),
+              pairs.stride_across);
+  pair_across(grad, layer.padded, count, layer.padded, pairs.grads_across.data(), layer.padded);
+  add_product_t<kBytes>(Rows<Pair>{pairs.across.data(), pairs.stride_across, inputs.width},
+                        pairs.grads_across.data(), layer.padded, pairs_of(count), sums.weight_t[l]);
+  if (l == 0) return;
+  pair_along(grad, layer.padded, count, layer.units, pairs.grads_along.data(), pairs.stride_units);
+  const int64_t padded = network.layers[l - 1].padded, width = pairs_of(layer.units);
+  const Rows<Pair> rows{pairs.grads_along.data(), pairs.stride_units, width};
+  const Pair* weight = layer.pairs.data() + set * width * padded;
+  float* slopes = scratch.slopes[l - 1].data();
+  for (int64_t first = 0; first < count; first += kMicro) {
+    for (int64_t h = 0; h < padded; h += kPair * kLanes) {
+      V sum[kMicro][kPair];
+      const V zero[kPair] = {V{}, V{}};
+      multiply<kBytes>(rows, weight, padded, first, h, zero, sum);
+      for (int row = 0; row < kMicro; ++row) {
+        float* to = slopes + (first + row) * padded + h;
+        store(to, load<V>(to) * sum[row][0]);
+        store(to + kLanes, load<V>(to + kLanes) * sum[row][1]);
+      }
+    }
+  }
+}
+
 // What a layer's gradients (in its slopes) give to its weights, and to the layer before.
 template <int kBytes, typename scalar_t>
 MG2L_INLINE void layer_backward(const Network<scalar_t>& network, size_t l, int64_t set,
@@ -52,6 +87,9 @@ MG2L_INLINE void layer_backward(const Network<scalar_t>& network, size_t l, int6
     zero += sum - sum;
   }
   const Rows<scalar_t> inputs = inputs_of(network, scratch, l);
+  if constexpr (kHasPairs<kBytes, scalar_t>) {
+    if (network.bfloat16) return rounded_backward<kBytes>(network, l, set, scratch, count, sums);
+  }
   if (l == 0 && scratch.nonzeros.listed && sum_lanes<scalar_t, kLanes>(zero) == 0) {
     for (int64_t t = 0; t < count; ++t) {
       add_listed_product_t<kBytes>(inputs.data + t * inputs.stride, scratch.nonzeros.row(t),
@@ -243,9 +281,10 @@ void encode_context_backward_kernel(const EncodeArrays<input_t, scalar_t>& a,
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> encode_context_backward_cpu(
     const Tensor& grad_pooled_, const Tensor& context_, const std::vector<Tensor>& weights_,
     const std::vector<Tensor>& biases_, const Tensor& query_, const std::optional<Tensor>& index_,
-    bool tanh_gelu, const Tensor& pooled_, const Tensor& lse_, bool want_context) {
-  const EncodeSizes sizes = check_encode_context_backward(
-      grad_pooled_, context_, weights_, biases_, query_, index_, pooled_, lse_, want_context);
+    bool tanh_gelu, bool bfloat16, const Tensor& pooled_, const Tensor& lse_, bool want_context) {
+  const EncodeSizes sizes =
+      check_encode_context_backward(grad_pooled_, context_, weights_, biases_, query_, index_,
+                                    bfloat16, pooled_, lse_, want_context);
   const EncodeTensors tensors(context_, weights_, biases_, query_, index_);
   const Tensor grad_pooled = as_contiguous(grad_pooled_), pooled = as_contiguous(pooled_);
   const Tensor lse = as_contiguous(lse_);
@@ -255,7 +294,7 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> encode_cont
     using scalar_t = decltype(zero);
     const int64_t* index = data_or_null<int64_t>(tensors.index);
     if (index) check_rows(index, sizes.contexts * sizes.transitions, sizes.rows);
-    const Network<scalar_t> network(sizes, tensors, true, input);
+    const Network<scalar_t> network(sizes, tensors, bfloat16, true, input);
     const EncodeArrays<input_t, scalar_t> arrays{sizes, data<input_t>(tensors.context), index,
                                                  network, tanh_gelu};
     GradientsOut<input_t> out{

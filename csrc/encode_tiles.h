@@ -31,6 +31,8 @@ struct Layer {
   // [sets, units, padded units of the layer before]: what gradients flow back through; not for the
   // first layer.
   std::vector<scalar_t> weight;
+  // Of both, pairs of rows, where products are of bfloat16.
+  std::vector<Pair> pairs_t, pairs;
 
   template <typename input_t>
   Layer(int64_t sets, int64_t inputs_, int64_t units_, const input_t* weight_, const input_t* bias_,
@@ -55,6 +57,25 @@ struct Layer {
     }
     finite = zero == 0;
   }
+
+  template <int kBytes>
+  MG2L_INLINE void round() {
+    round<kBytes>(weight_t, inputs, padded, pairs_t);
+    if (!weight.empty()) round<kBytes>(weight, units, padded_width<scalar_t>(inputs), pairs);
+  }
+
+ private:
+  // Matrices [sets, rows, width] to [sets, pairs of rows, width].
+  template <int kBytes>
+  MG2L_INLINE static void round(const std::vector<scalar_t>& from, int64_t rows, int64_t width,
+                                std::vector<Pair>& to) {
+    const int64_t sets = static_cast<int64_t>(from.size()) / std::max<int64_t>(rows * width, 1);
+    to.resize(sets * pairs_of(rows) * width);
+    for (int64_t set = 0; set < sets; ++set) {
+      pair_across(from.data() + set * rows * width, width, rows, width,
+                  to.data() + set * pairs_of(rows) * width, width);
+    }
+  }
 };
 
 // All hidden layers and the query.
@@ -62,10 +83,12 @@ template <typename scalar_t>
 struct Network {
   std::vector<Layer<scalar_t>> layers;
   std::vector<scalar_t> query;  // [sets, padded units of the last layer]
+  bool bfloat16;                // whether layers multiply what is rounded to it
 
   template <typename input_t>
-  Network(const EncodeSizes& sizes, const EncodeTensors& tensors, bool backward,
-          input_t /*input*/) {
+  Network(const EncodeSizes& sizes, const EncodeTensors& tensors, bool bfloat16_, bool backward,
+          input_t /*input*/)
+      : bfloat16(bfloat16_) {
     const int64_t sets = sizes.weight_sets();
     int64_t inputs = sizes.features;
     for (size_t l = 0; l < sizes.units.size(); ++l) {
@@ -81,6 +104,12 @@ struct Network {
         query[set * padded + h] = widen<scalar_t>(given[set * inputs + h]);
       }
     }
+    if (!bfloat16) return;
+    run_simd([&](auto bytes) MG2L_INLINE_LAMBDA {
+      if constexpr (kHasPairs<bytes, scalar_t>) {
+        for (Layer<scalar_t>& layer : layers) layer.template round<bytes>();
+      }
+    });
   }
 
   const Layer<scalar_t>& last() const { return layers.back(); }
@@ -155,6 +184,24 @@ struct NonZeros {
   }
 };
 
+// What a layer multiplies where it is rounded: rows of whole vectors.
+struct PairTiles {
+  int64_t stride_along, stride_across, stride_units;
+  std::vector<Pair> along;         // [kTile, pairs of inputs]: inputs, paired along their rows
+  std::vector<Pair> across;        // [pairs of kTile, inputs]: the same, paired with the next rows
+  std::vector<Pair> grads_across;  // [pairs of kTile, padded]: gradients of the product
+  std::vector<Pair> grads_along;   // [kTile, pairs of units]
+
+  PairTiles(int64_t inputs, int64_t units, int64_t padded, bool backward)
+      : stride_along(padded_width<float>(pairs_of(inputs))),
+        stride_across(padded_width<float>(inputs)),
+        stride_units(padded_width<float>(pairs_of(units))),
+        along(kTile * stride_along),
+        across(backward ? pairs_of(kTile) * stride_across : 0),
+        grads_across(backward ? pairs_of(kTile) * padded : 0),
+        grads_along(backward ? kTile * stride_units : 0) {}
+};
+
 // One thread's memory: a tile of transitions and what is known of their hidden units.
 template <typename scalar_t>
 struct Scratch {
@@ -163,6 +210,7 @@ struct Scratch {
   std::vector<std::vector<scalar_t>> slopes;    // its derivative, then the gradient of its input
   std::vector<scalar_t> pooled;                 // [pairs of a tile, padded]
   NonZeros<scalar_t> nonzeros;                  // of the inputs
+  std::vector<PairTiles> pairs;                 // of every layer, where products are of bfloat16
   alignas(64) scalar_t logits[kTileLanes];      // query . features
   scalar_t grad_logits[kTile];
 
@@ -173,6 +221,9 @@ struct Scratch {
     for (const Layer<scalar_t>& layer : network.layers) {
       features.emplace_back(kTile * layer.padded);
       slopes.emplace_back(backward ? kTile * layer.padded : 0);
+      if (network.bfloat16) {
+        this->pairs.emplace_back(layer.inputs, layer.units, layer.padded, backward);
+      }
     }
   }
 };
@@ -204,9 +255,30 @@ MG2L_INLINE void gather(const EncodeArrays<input_t, scalar_t>& a, Scratch<scalar
     for (int64_t f = 0; f < features; ++f) to[f] = widen<scalar_t>(row[f]);
   });
   scratch.nonzeros.listed = false;
-  if (a.network.layers[0].finite) {
+  if (a.network.layers[0].finite && !a.network.bfloat16) {
     scratch.nonzeros.template list<kBytes>(scratch.inputs.data(), count);
   }
+}
+
+// The product of a layer's inputs, rows from `first` on and two vectors of units from `h` on.
+template <int kBytes, typename scalar_t, typename V>
+MG2L_INLINE void layer_product(const Network<scalar_t>& network, size_t l, int64_t set,
+                               const Scratch<scalar_t>& scratch, int64_t first, int64_t h,
+                               const V (&start)[kPair], V (&sum)[kRows<kBytes>][kPair]) {
+  const Layer<scalar_t>& layer = network.layers[l];
+  const int64_t padded = layer.padded;
+  if constexpr (kHasPairs<kBytes, scalar_t>) {
+    if (network.bfloat16) {
+      const PairTiles& pairs = scratch.pairs[l];
+      const int64_t width = pairs_of(layer.inputs);
+      multiply<kBytes>(Rows<Pair>{pairs.along.data(), pairs.stride_along, width},
+                       layer.pairs_t.data() + set * width * padded, padded, first, h, start, sum);
+      return;
+    }
+  }
+  multiply<kBytes>(inputs_of(network, scratch, l),
+                   layer.weight_t.data() + set * layer.inputs * padded, padded, first, h, start,
+                   sum);
 }
 
 // Hidden features of one layer for a tile, with kBackward also the slopes. Of the last layer also
@@ -225,6 +297,13 @@ MG2L_INLINE void layer_features(const Network<scalar_t>& network, size_t l, int6
   scalar_t* features = scratch.features[l].data();
   scalar_t* slopes = scratch.slopes[l].data();
   const bool listed = l == 0 && scratch.nonzeros.listed;
+  if constexpr (kHasPairs<kBytes, scalar_t>) {
+    if (network.bfloat16) {
+      PairTiles& pairs = scratch.pairs[l];
+      pair_along(inputs.data, inputs.stride, count, inputs.width, pairs.along.data(),
+                 pairs.stride_along);
+    }
+  }
   for (int64_t t = 0; t < count && listed; ++t) {
     multiply_listed<kBytes>(inputs.data + t * inputs.stride, scratch.nonzeros.row(t),
                             scratch.nonzeros.counts[t], weight_t, padded, bias,
@@ -243,7 +322,7 @@ MG2L_INLINE void layer_features(const Network<scalar_t>& network, size_t l, int6
           sum[row][1] = load<V>(features + (first + row) * padded + h + kLanes);
         }
       } else {
-        multiply<kBytes>(inputs, weight_t, padded, first, h, start, sum);
+        layer_product<kBytes>(network, l, set, scratch, first, h, start, sum);
       }
 #pragma GCC unroll 3
       for (int row = 0; row < kMicro; row += 2) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "pairs.h"
 #include "vec.h"
 
 namespace mg2l {
@@ -22,26 +23,26 @@ constexpr int64_t padded_width(int64_t width) {
   return (width + kStep - 1) / kStep * kStep;
 }
 
-// Rows of a matrix.
-template <typename scalar_t>
+// Rows of a matrix, of numbers or of pairs.
+template <typename element_t>
 struct Rows {
-  const scalar_t* data;
+  const element_t* data;
   int64_t stride, width;
 };
 
 // rows . matrix + start, `matrix` of [rows.width, padded], for kRows rows from `first` on and two
 // vectors of columns from `h` on, in registers.
-template <int kBytes, typename scalar_t, typename V>
-MG2L_INLINE void multiply(const Rows<scalar_t>& rows, const scalar_t* matrix, int64_t padded,
+template <int kBytes, typename element_t, typename V>
+MG2L_INLINE void multiply(const Rows<element_t>& rows, const element_t* matrix, int64_t padded,
                           int64_t first, int64_t h, const V (&start)[kPair],
                           V (&sum)[kRows<kBytes>][kPair]) {
-  constexpr int kLanes = kBytes / sizeof(scalar_t), kMicro = kRows<kBytes>;
+  constexpr int kLanes = kBytes / sizeof(element_t), kMicro = kRows<kBytes>;
 #pragma GCC unroll 12
   for (int row = 0; row < kMicro; ++row) {
     sum[row][0] = start[0];
     sum[row][1] = start[1];
   }
-  const scalar_t* inputs = rows.data + first * rows.stride;
+  const element_t* inputs = rows.data + first * rows.stride;
   const int64_t stride = rows.stride;
   for (int64_t i = 0; i < rows.width; ++i) {
     const V w0 = load<V>(matrix + i * padded + h);
@@ -49,16 +50,16 @@ MG2L_INLINE void multiply(const Rows<scalar_t>& rows, const scalar_t* matrix, in
 #pragma GCC unroll 12
     for (int row = 0; row < kMicro; ++row) {
       const V x = splat<V>(inputs[row * stride + i]);
-      sum[row][0] += x * w0;
-      sum[row][1] += x * w1;
+      add_product<element_t>(sum[row][0], x, w0);
+      add_product<element_t>(sum[row][1], x, w1);
     }
   }
 }
 
 // product[i, h] += sum over t < count of left[t, i] * right[t, h], `right` and `product` of
 // `padded` columns.
-template <int kBytes, typename scalar_t>
-MG2L_INLINE void add_product_t(const Rows<scalar_t>& left, const scalar_t* right, int64_t padded,
+template <int kBytes, typename element_t, typename scalar_t>
+MG2L_INLINE void add_product_t(const Rows<element_t>& left, const element_t* right, int64_t padded,
                                int64_t count, scalar_t* product) {
   constexpr int kLanes = kBytes / sizeof(scalar_t);
   constexpr int kMicro = kRows<kBytes>;
@@ -78,16 +79,16 @@ MG2L_INLINE void add_product_t(const Rows<scalar_t>& left, const scalar_t* right
 #pragma GCC unroll 12
           for (int i = 0; i < kMicro; ++i) {
             const V x = splat<V>(left.data[t * stride + start + i]);
-            sum[i][0] += x * g0;
-            sum[i][1] += x * g1;
+            add_product<element_t>(sum[i][0], x, g0);
+            add_product<element_t>(sum[i][1], x, g1);
           }
         }
       } else {
         for (int64_t t = 0; t < count; ++t) {
           for (int64_t i = 0; i < width; ++i) {
             const V x = splat<V>(left.data[t * stride + i]);
-            sum[i][0] += x * load<V>(right + t * padded + h);
-            sum[i][1] += x * load<V>(right + t * padded + h + kLanes);
+            add_product<element_t>(sum[i][0], x, load<V>(right + t * padded + h));
+            add_product<element_t>(sum[i][1], x, load<V>(right + t * padded + h + kLanes));
           }
         }
       }

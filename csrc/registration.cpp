@@ -14,12 +14,13 @@ STABLE_TORCH_LIBRARY(mg2l, m) {
   // No defaults: arguments that equal them would be dropped before autograd sees the lists.
   m.def(
       "encode_context(Tensor context, Tensor[] weights, Tensor[] biases, Tensor query,"
-      " Tensor? index, bool tanh_gelu, bool return_weights)"
+      " Tensor? index, bool tanh_gelu, bool bfloat16, bool return_weights)"
       " -> (Tensor pooled, Tensor lse, Tensor pooling)");
   m.def(
       "encode_context_backward(Tensor grad_pooled, Tensor context, Tensor[] weights, Tensor[] "
       "biases,"
-      " Tensor query, Tensor? index, bool tanh_gelu, Tensor pooled, Tensor lse, bool want_context)"
+      " Tensor query, Tensor? index, bool tanh_gelu, bool bfloat16, Tensor pooled, Tensor lse,"
+      " bool want_context)"
       " -> (Tensor grad_context, Tensor[] grad_weights, Tensor[] grad_biases, Tensor grad_query)");
   m.def(
       "pia_pool(Tensor x, Tensor query, Tensor? mask=None, bool return_weights=False)"
@@ -40,10 +41,10 @@ STABLE_TORCH_LIBRARY(mg2l, m) {
       " -> (Tensor grad_queries, Tensor grad_keys, Tensor grad_std)");
   m.def(
       "stacked_mlp(Tensor x, Tensor[] weights, Tensor[] biases, bool relu, bool plain_last,"
-      " bool keep) -> (Tensor y, Tensor kept, Tensor moments)");
+      " bool bfloat16, bool keep) -> (Tensor y, Tensor kept, Tensor moments)");
   m.def(
       "stacked_mlp_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, bool relu,"
-      " bool plain_last, Tensor y, Tensor kept, Tensor moments, bool want_x)"
+      " bool plain_last, bool bfloat16, Tensor y, Tensor kept, Tensor moments, bool want_x)"
       " -> (Tensor grad_x, Tensor[] grad_weights, Tensor[] grad_biases)");
   m.def(
       "surrogate(Tensor log_probs, Tensor before, Tensor advantages, Tensor? weights,"

@@ -74,4 +74,15 @@ void run_simd(const Body& body) {
 
 #endif
 
+// Whether there are instructions that multiply bfloat16 and sum in float (AVX512_BF16), and kernels
+// have them: Clang checks the operands of instructions before it inlines.
+inline bool has_bfloat16() {
+#if defined(__x86_64__) && !defined(__clang__)
+  static const bool has = simd() == Simd::kAvx512 && __builtin_cpu_supports("avx512bf16");
+  return has;
+#else
+  return false;
+#endif
+}
+
 }  // namespace mg2l

@@ -76,10 +76,15 @@ MG2L_INLINE void dot_products(const Rows<scalar_t>& rows, const scalar_t* weight
 template <typename scalar_t>
 struct MlpScratch {
   std::vector<TileRows<scalar_t>> tiles;  // inputs, then what every layer makes of them
+  std::vector<TileRows<Pair>> pairs;      // what a rounded layer multiplies
 
-  explicit MlpScratch(const MlpSizes& sizes) {
+  explicit MlpScratch(const MlpArrays<scalar_t>& a) {
+    const MlpSizes& sizes = a.sizes;
     tiles.emplace_back(sizes.inputs, sizes.rows);
     for (const int64_t units : sizes.units) tiles.emplace_back(units, sizes.rows);
+    for (size_t l = 0; l < sizes.layers() && a.rounded(l); ++l) {
+      pairs.emplace_back(pairs_of(sizes.inputs_of(l)), sizes.rows);
+    }
   }
 };
 
@@ -87,8 +92,11 @@ template <int kBytes, typename scalar_t>
 MG2L_INLINE void forward_tile(const MlpArrays<scalar_t>& a, MlpScratch<scalar_t>& scratch,
                               int64_t group, int64_t first, int64_t count) {
   const MlpSizes& sizes = a.sizes;
-  copy_rows(a.row(group, first), a.row_stride, count, sizes.inputs, scratch.tiles[0]);
-  Span<scalar_t> from = scratch.tiles[0].span();
+  Rows<scalar_t> rows{a.row(group, first), a.row_stride, sizes.inputs};
+  if (!a.rounded(0)) {
+    copy_rows(rows.data, rows.stride, count, sizes.inputs, scratch.tiles[0]);
+    rows = {scratch.tiles[0].data, scratch.tiles[0].stride, sizes.inputs};
+  }
   for (size_t l = 0; l < sizes.layers(); ++l) {
     const int64_t units = sizes.units[l];
     scalar_t* const out = a.features(l, group, first);
@@ -96,10 +104,16 @@ MG2L_INLINE void forward_tile(const MlpArrays<scalar_t>& a, MlpScratch<scalar_t>
     const bool in_place =
         out != nullptr && units == padded_width<scalar_t>(units) && count % kRows<kBytes> == 0;
     const Span<scalar_t> to = in_place ? Span<scalar_t>{out, units} : scratch.tiles[l + 1].span();
-    const Rows<scalar_t> rows{from.data, from.stride, sizes.inputs_of(l)};
     const scalar_t* bias = a.layers[l].bias + group * units;
     if (l < sizes.normalised()) {
-      linear<kBytes, true>(rows, a.layers[l].panels, group, bias, units, count, a.relu, to);
+      if (!a.rounded(l)) {
+        linear<kBytes, true>(rows, a.layers[l].panels, group, bias, units, count, a.relu, to);
+      } else if constexpr (kHasPairs<kBytes, scalar_t>) {
+        const TileRows<Pair>& pairs = scratch.pairs[l];
+        pair_along(rows.data, rows.stride, count, rows.width, pairs.data, pairs.stride);
+        linear<kBytes, true>(Rows<Pair>{pairs.data, pairs.stride, pairs_of(rows.width)},
+                             a.layers[l].pairs, group, bias, units, count, a.relu, to);
+      }
       normalise<kBytes>(to, units, count, a.moments_of(l, group, first));
     } else if (is_narrow(sizes, l)) {
       const scalar_t* weight = a.layers[l].weight + group * units * rows.width;
@@ -112,7 +126,7 @@ MG2L_INLINE void forward_tile(const MlpArrays<scalar_t>& a, MlpScratch<scalar_t>
         std::copy_n(to.data + t * to.stride, units, out + t * units);
       }
     }
-    from = to;
+    rows = {to.data, to.stride, units};
   }
 }
 
@@ -123,7 +137,7 @@ void stacked_mlp_kernel(const MlpArrays<scalar_t>& a) {
   const int64_t work = products_of_row<scalar_t>(sizes) * std::min(sizes.rows, kTile);
   const int64_t grain = tiles_per_task(work);
   torch::stable::parallel_for(0, sizes.groups * tiles, grain, [&](int64_t begin, int64_t end) {
-    MlpScratch<scalar_t> scratch(sizes);
+    MlpScratch<scalar_t> scratch(a);
     run_simd([&](auto bytes) MG2L_INLINE_LAMBDA {
       for (int64_t tile = begin; tile < end; ++tile) {
         const int64_t first = tile % tiles * kTile;
@@ -138,15 +152,15 @@ void stacked_mlp_kernel(const MlpArrays<scalar_t>& a) {
 std::tuple<Tensor, Tensor, Tensor> stacked_mlp_cpu(const Tensor& x,
                                                    const std::vector<Tensor>& weights,
                                                    const std::vector<Tensor>& biases, bool relu,
-                                                   bool plain_last, bool keep) {
-  const MlpSizes sizes = check_stacked_mlp(x, weights, biases, plain_last);
+                                                   bool plain_last, bool bfloat16, bool keep) {
+  const MlpSizes sizes = check_stacked_mlp(x, weights, biases, plain_last, bfloat16);
   const MlpTensors tensors(x, weights, biases);
   Tensor y = allocate(x, {sizes.groups, sizes.rows, sizes.units.back()});
   Tensor kept = allocate(x, {keep ? sizes.kept() : 0});
   Tensor moments = allocate(x, {keep ? sizes.moments() : 0});
   for_floating(x.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
-    auto arrays = arrays_of<scalar_t>(sizes, tensors, relu, false, false);
+    auto arrays = arrays_of<scalar_t>(sizes, tensors, relu, bfloat16, false, false);
     arrays.y = data<scalar_t>(y);
     if (keep) {
       arrays.kept = data<scalar_t>(kept);

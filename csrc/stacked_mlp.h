@@ -37,9 +37,11 @@ struct MlpSizes {
 };
 
 inline MlpSizes check_stacked_mlp(const Tensor& x, const std::vector<Tensor>& weights,
-                                  const std::vector<Tensor>& biases, bool plain_last) {
+                                  const std::vector<Tensor>& biases, bool plain_last,
+                                  bool bfloat16) {
   constexpr const char* op = "stacked_mlp";
   check_floating(op, "x", x);
+  check_bfloat16(op, "x", x, bfloat16);
   MG2L_CHECK(x.dim() == 3, op, ": x must have shape [G, rows, in], got ", to_text(sizes_of(x)));
   MG2L_CHECK(weights.size() > (plain_last ? 1 : 0), op,
              ": weights must hold at least one normalised layer, got ", weights.size(), " layers");
@@ -65,10 +67,10 @@ inline MlpSizes check_stacked_mlp(const Tensor& x, const std::vector<Tensor>& we
 inline MlpSizes check_stacked_mlp_backward(const Tensor& grad, const Tensor& x,
                                            const std::vector<Tensor>& weights,
                                            const std::vector<Tensor>& biases, bool plain_last,
-                                           const Tensor& y, const Tensor& kept,
+                                           bool bfloat16, const Tensor& y, const Tensor& kept,
                                            const Tensor& moments) {
   constexpr const char* op = "stacked_mlp_backward";
-  MlpSizes sizes = check_stacked_mlp(x, weights, biases, plain_last);
+  MlpSizes sizes = check_stacked_mlp(x, weights, biases, plain_last, bfloat16);
   const Sizes outputs{sizes.groups, sizes.rows, sizes.units.back()};
   check_like(op, "grad", grad, "x", x, outputs, "[G, rows, units]");
   check_like(op, "y", y, "x", x, outputs, "[G, rows, units]");

@@ -99,21 +99,91 @@ MG2L_INLINE void activation_backward(const scalar_t* features, const scalar_t* m
   }
 }
 
+// What a rounded layer multiplies.
+struct PairTiles {
+  TileRows<Pair> inputs, grads;  // rows paired with the next ones
+  TileRows<Pair> units;          // gradients paired along their rows
+};
+
 template <typename scalar_t>
 struct MlpBackwardScratch {
   std::vector<TileRows<scalar_t>> grads;  // of inputs, then of every layer
   std::vector<TileRows<scalar_t>> inputs;
+  std::vector<PairTiles> pairs;
   TileRows<scalar_t> row;
 
-  explicit MlpBackwardScratch(const MlpSizes& sizes)
-      : row(*std::max_element(sizes.units.begin(), sizes.units.end()), 1) {
+  explicit MlpBackwardScratch(const MlpArrays<scalar_t>& a)
+      : row(*std::max_element(a.sizes.units.begin(), a.sizes.units.end()), 1) {
+    const MlpSizes& sizes = a.sizes;
     grads.emplace_back(sizes.inputs, sizes.rows);
     for (size_t l = 0; l < sizes.layers(); ++l) {
-      grads.emplace_back(sizes.units[l], sizes.rows);
-      inputs.emplace_back(sizes.inputs_of(l), sizes.rows);
+      const int64_t units = sizes.units[l], width = sizes.inputs_of(l);
+      grads.emplace_back(units, sizes.rows);
+      inputs.emplace_back(width, sizes.rows);
+      if (a.rounded(l)) {
+        const int64_t rows = pairs_of(std::min(sizes.rows, kTile));
+        pairs.push_back({{width, rows}, {units, rows}, {pairs_of(units), sizes.rows}});
+      }
     }
   }
 };
+
+// What gradients of a layer's products (of a tile, in `grads`) add to those of its weights, and,
+// if wanted, the gradients of the layer before.
+template <int kBytes, typename scalar_t>
+MG2L_INLINE void products_backward(const MlpArrays<scalar_t>& a,
+                                   MlpBackwardScratch<scalar_t>& scratch, size_t l, int64_t group,
+                                   int64_t first, int64_t count, bool want,
+                                   MlpPart<scalar_t>& sums) {
+  const int64_t units = a.sizes.units[l], inputs = a.sizes.inputs_of(l);
+  const TileRows<scalar_t>& grad = scratch.grads[l + 1];
+  const WeightSums<scalar_t> shape(units, inputs);
+  TileRows<scalar_t>& padded = scratch.inputs[l];
+  const scalar_t* before = l == 0 ? nullptr : a.features(l - 1, group, first);
+  if (l == 0 || inputs != padded.stride) {
+    copy_rows(l == 0 ? a.row(group, first) : before, l == 0 ? a.row_stride : inputs, count, inputs,
+              padded);
+    before = padded.data;
+  }
+  if (shape.transposed) {  // the inputs' padding is zero
+    const int64_t width = std::max<int64_t>(inputs, kRows<kBytes>);
+    add_product_t<kBytes>(Rows<scalar_t>{before, padded.stride, width}, grad.data, grad.stride,
+                          count, sums.weights[l]);
+  } else {
+    add_product_t<kBytes>(Rows<scalar_t>{grad.data, grad.stride, units}, before, padded.stride,
+                          count, sums.weights[l]);
+  }
+  if (!want) return;
+  linear<kBytes, false>(Rows<scalar_t>{grad.data, grad.stride, units}, a.layers[l].panels, group,
+                        static_cast<const scalar_t*>(nullptr), inputs, count, false,
+                        scratch.grads[l].span());
+}
+
+// The same of a layer that multiplies what is rounded to bfloat16.
+template <int kBytes>
+MG2L_INLINE void rounded_backward(const MlpArrays<float>& a, MlpBackwardScratch<float>& scratch,
+                                  size_t l, int64_t group, int64_t first, int64_t count, bool want,
+                                  MlpPart<float>& sums) {
+  const int64_t units = a.sizes.units[l], inputs = a.sizes.inputs_of(l);
+  const TileRows<float>& grad = scratch.grads[l + 1];
+  const PairTiles& pairs = scratch.pairs[l];
+  const float* before = l == 0 ? a.row(group, first) : a.features(l - 1, group, first);
+  pair_across(before, l == 0 ? a.row_stride : inputs, count, inputs, pairs.inputs.data,
+              pairs.inputs.stride);
+  pair_across(grad.data, grad.stride, count, units, pairs.grads.data, pairs.grads.stride);
+  const bool transposed = WeightSums<float>(units, inputs).transposed;
+  const TileRows<Pair>& left = transposed ? pairs.inputs : pairs.grads;
+  const TileRows<Pair>& right = transposed ? pairs.grads : pairs.inputs;
+  const int64_t width = transposed ? std::max<int64_t>(inputs, kRows<kBytes>) : units;
+  add_product_t<kBytes>(Rows<Pair>{left.data, left.stride, width}, right.data, right.stride,
+                        pairs_of(count), sums.weights[l]);
+  if (!want) return;
+  const TileRows<Pair>& along = pairs.units;
+  pair_along(grad.data, grad.stride, count, units, along.data, along.stride);
+  linear<kBytes, false>(Rows<Pair>{along.data, along.stride, pairs_of(units)}, a.layers[l].pairs,
+                        group, static_cast<const float*>(nullptr), inputs, count, false,
+                        scratch.grads[l].span());
+}
 
 template <int kBytes, typename scalar_t>
 MG2L_INLINE void backward_tile(const MlpArrays<scalar_t>& a, const MlpGradients<scalar_t>& out,
@@ -143,27 +213,15 @@ MG2L_INLINE void backward_tile(const MlpArrays<scalar_t>& a, const MlpGradients<
       for (int64_t t = 0; t < count; ++t) sum += load<V>(grad.data + t * grad.stride + h);
       store(sums.biases[l] + h, sum);
     }
-    const WeightSums<scalar_t> shape(units, inputs);
-    TileRows<scalar_t>& padded = scratch.inputs[l];
-    const scalar_t* before = l == 0 ? nullptr : a.features(l - 1, group, first);
-    if (l == 0 || inputs != padded.stride) {
-      copy_rows(l == 0 ? a.row(group, first) : before, l == 0 ? a.row_stride : inputs, count,
-                inputs, padded);
-      before = padded.data;
+    const bool want = l > 0 || out.x != nullptr;
+    if (!a.rounded(l)) {
+      products_backward<kBytes>(a, scratch, l, group, first, count, want, sums);
+    } else if constexpr (kHasPairs<kBytes, scalar_t>) {
+      rounded_backward<kBytes>(a, scratch, l, group, first, count, want, sums);
     }
-    if (shape.transposed) {  // the inputs' padding is zero
-      const int64_t width = std::max<int64_t>(inputs, kRows<kBytes>);
-      add_product_t<kBytes>(Rows<scalar_t>{before, padded.stride, width}, grad.data, grad.stride,
-                            count, sums.weights[l]);
-    } else {
-      add_product_t<kBytes>(Rows<scalar_t>{grad.data, grad.stride, units}, before, padded.stride,
-                            count, sums.weights[l]);
-    }
-    if (l == 0 && out.x == nullptr) return;
-    TileRows<scalar_t>& to = scratch.grads[l];
-    linear<kBytes, false>(Rows<scalar_t>{grad.data, grad.stride, units}, a.layers[l].panels, group,
-                          static_cast<const scalar_t*>(nullptr), inputs, count, false, to.span());
+    if (!want) return;
     if (l == 0) {
+      const TileRows<scalar_t>& to = scratch.grads[0];
       scalar_t* grad_x = out.x + (group * sizes.rows + first) * inputs;
       for (int64_t t = 0; t < count; ++t) {
         std::copy_n(to.data + t * to.stride, inputs, grad_x + t * inputs);
@@ -184,7 +242,7 @@ void stacked_mlp_backward_kernel(const MlpArrays<scalar_t>& a, const MlpGradient
   const int64_t grain = tiles_per_task(work);
   const std::unique_ptr<scalar_t[]> partial(new scalar_t[sizes.groups * parts * size]);
   torch::stable::parallel_for(0, sizes.groups * parts, grain, [&](int64_t begin, int64_t end) {
-    MlpBackwardScratch<scalar_t> scratch(sizes);
+    MlpBackwardScratch<scalar_t> scratch(a);
     run_simd([&](auto bytes) MG2L_INLINE_LAMBDA {
       for (int64_t part = begin; part < end; ++part) {
         scalar_t* memory = partial.get() + part * size;
@@ -228,10 +286,10 @@ void stacked_mlp_backward_kernel(const MlpArrays<scalar_t>& a, const MlpGradient
 
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> stacked_mlp_backward_cpu(
     const Tensor& grad_, const Tensor& x, const std::vector<Tensor>& weights,
-    const std::vector<Tensor>& biases, bool relu, bool plain_last, const Tensor& y_,
+    const std::vector<Tensor>& biases, bool relu, bool plain_last, bool bfloat16, const Tensor& y_,
     const Tensor& kept_, const Tensor& moments_, bool want_x) {
-  const MlpSizes sizes =
-      check_stacked_mlp_backward(grad_, x, weights, biases, plain_last, y_, kept_, moments_);
+  const MlpSizes sizes = check_stacked_mlp_backward(grad_, x, weights, biases, plain_last, bfloat16,
+                                                    y_, kept_, moments_);
   const MlpTensors tensors(x, weights, biases);
   const Tensor grad = as_contiguous(grad_);
   Tensor y = as_contiguous(y_), kept = as_contiguous(kept_), moments = as_contiguous(moments_);
@@ -241,7 +299,7 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> stacked_mlp_backwar
   for (const Tensor& bias : biases) grad_biases.push_back(allocate_like(bias));
   for_floating(x.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
-    auto arrays = arrays_of<scalar_t>(sizes, tensors, relu, true, want_x);
+    auto arrays = arrays_of<scalar_t>(sizes, tensors, relu, bfloat16, true, want_x);
     arrays.y = data<scalar_t>(y);
     arrays.kept = data<scalar_t>(kept);
     arrays.moments = data<scalar_t>(moments);

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "gemm.h"
@@ -30,19 +32,20 @@ int64_t panel_width() {
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 // One layer's weights of all groups as products read them: panels of columns as wide as a
-// micro-kernel, [G, panels, rows of the matrix, panel], padded with zeros.
-template <typename scalar_t>
+// micro-kernel, [G, panels, rows of the matrix, panel], padded with zeros. Of pairs a row is two
+// rows of the matrix.
+template <typename element_t>
 struct Panels {
   int64_t depth, width, panel;
-  std::unique_ptr<scalar_t[]> data;
+  std::unique_ptr<element_t[]> data;
 
   Panels(int64_t groups, int64_t depth_, int64_t width_)
       : depth(depth_),
-        width(round_up(width_, panel_width<scalar_t>())),
-        panel(panel_width<scalar_t>()),
-        data(new scalar_t[groups * depth * width]) {}
+        width(round_up(width_, panel_width<element_t>())),
+        panel(panel_width<element_t>()),
+        data(new element_t[groups * depth * width]) {}
 
-  scalar_t* at(int64_t group, int64_t column) const {
+  element_t* at(int64_t group, int64_t column) const {
     return data.get() + (group * width + column) * depth;
   }
 };
@@ -79,20 +82,52 @@ Panels<scalar_t> pack(const scalar_t* weight, int64_t groups, int64_t units, int
   return panels;
 }
 
+// The same of weights that are rounded to bfloat16.
+inline Panels<Pair> pack_pairs(const float* weight, int64_t groups, int64_t units, int64_t inputs,
+                               bool transposed) {
+  const int64_t columns = transposed ? units : inputs;
+  Panels<Pair> panels(groups, pairs_of(transposed ? inputs : units), columns);
+  const int64_t panel = panels.panel;
+  std::vector<Pair> row(round_up(panels.depth, 16));
+  const auto pack_panel = [&](const float* from, int64_t count, Pair* to) MG2L_INLINE_LAMBDA {
+    if (count < panel) std::fill_n(to, panels.depth * panel, Pair{});
+    if (!transposed) return pair_across(from, inputs, units, count, to, panel);
+    for (int64_t h = 0; h < count; ++h) {
+      pair_along(from + h * inputs, inputs, 1, inputs, row.data(), 0);
+      for (int64_t i = 0; i < panels.depth; ++i) to[i * panel + h] = row[i];
+    }
+  };
+  run_simd([&](auto bytes) MG2L_INLINE_LAMBDA {
+    if constexpr (kHasPairs<bytes, float>) {
+      for (int64_t group = 0; group < groups; ++group) {
+        for (int64_t column = 0; column < panels.width; column += panel) {
+          const float* from = weight + group * units * inputs + column * (transposed ? inputs : 1);
+          pack_panel(from, std::min(panel, columns - column), panels.at(group, column));
+        }
+      }
+    }
+  });
+  return panels;
+}
+
 template <typename scalar_t>
 struct MlpLayer {
   const scalar_t *weight, *bias;  // [G, units, inputs], [G, units]
   Panels<scalar_t> panels;        // of the transposed weights; in the backward pass as they are
+  Panels<Pair> pairs;             // these instead where products are rounded
 };
 
 template <typename scalar_t>
 struct MlpArrays {
   const MlpSizes& sizes;
-  bool relu;
+  bool relu, bfloat16;
   const scalar_t* x;
   int64_t group_stride, row_stride;  // of x
   std::vector<MlpLayer<scalar_t>> layers;
   scalar_t *y, *kept, *moments;  // the last two null when nothing is kept
+
+  // Whether a layer multiplies what is rounded to bfloat16.
+  bool rounded(size_t layer) const { return bfloat16 && layer < sizes.normalised(); }
 
   const scalar_t* row(int64_t group, int64_t row) const {
     return x + group * group_stride + row * row_stride;
@@ -117,20 +152,21 @@ struct Span {
 };
 
 // A tile of at most kTile rows, padded to `stride` columns.
-template <typename scalar_t>
+template <typename element_t>
 struct TileRows {
   int64_t stride = 0;
-  std::vector<scalar_t> memory;
-  scalar_t* data = nullptr;
+  std::vector<element_t> memory;
+  element_t* data = nullptr;
 
   TileRows(int64_t width, int64_t rows) {
-    stride = padded_width<scalar_t>(width);
-    memory.assign(round_up(std::min(rows, kTile), kRows<64>) * stride + 64 / sizeof(scalar_t), 0);
+    stride = padded_width<element_t>(width);
+    memory.assign(round_up(std::min(rows, kTile), kRows<64>) * stride + 64 / sizeof(element_t),
+                  element_t{});
     const auto address = reinterpret_cast<uintptr_t>(memory.data());
-    data = memory.data() + (64 - address % 64) % 64 / sizeof(scalar_t);
+    data = memory.data() + (64 - address % 64) % 64 / sizeof(element_t);
   }
 
-  Span<scalar_t> span() const { return {data, stride}; }
+  Span<element_t> span() const { return {data, stride}; }
 };
 
 template <typename scalar_t>
@@ -162,8 +198,8 @@ MG2L_INLINE Vec<double, kLanes> tanh_lanes(const Vec<double, kLanes>& x) {
 }
 
 // to = rows . matrix + bias, activated unless the layer is linear alone.
-template <int kBytes, bool kActivate, typename scalar_t>
-MG2L_INLINE void linear(const Rows<scalar_t>& rows, const Panels<scalar_t>& panels, int64_t group,
+template <int kBytes, bool kActivate, typename element_t, typename scalar_t>
+MG2L_INLINE void linear(const Rows<element_t>& rows, const Panels<element_t>& panels, int64_t group,
                         const scalar_t* bias, int64_t units, int64_t count, bool relu,
                         const Span<scalar_t>& to) {
   constexpr int kLanes = kBytes / sizeof(scalar_t), kMicro = kRows<kBytes>;
@@ -232,9 +268,10 @@ struct MlpTensors {
 
 template <typename scalar_t>
 MlpArrays<scalar_t> arrays_of(const MlpSizes& sizes, const MlpTensors& tensors, bool relu,
-                              bool backward, bool want_x) {
+                              bool bfloat16, bool backward, bool want_x) {
   MlpArrays<scalar_t> a{sizes,
                         relu,
+                        bfloat16,
                         data<scalar_t>(tensors.x),
                         tensors.x.strides()[0],
                         tensors.x.strides()[1],
@@ -245,9 +282,15 @@ MlpArrays<scalar_t> arrays_of(const MlpSizes& sizes, const MlpTensors& tensors, 
   for (size_t l = 0; l < sizes.layers(); ++l) {
     const auto* weight = data<scalar_t>(tensors.weights[l]);
     const bool needed = backward ? l > 0 || want_x : !is_narrow(sizes, l);
-    a.layers.push_back(
-        {weight, data<scalar_t>(tensors.biases[l]),
-         pack(weight, needed ? sizes.groups : 0, sizes.units[l], sizes.inputs_of(l), !backward)});
+    const int64_t plain = needed && !a.rounded(l) ? sizes.groups : 0;
+    const int64_t rounded = needed && a.rounded(l) ? sizes.groups : 0;
+    const int64_t units = sizes.units[l], inputs = sizes.inputs_of(l);
+    Panels<Pair> pairs(0, 0, 0);
+    if constexpr (std::is_same_v<scalar_t, float>) {
+      pairs = pack_pairs(weight, rounded, units, inputs, !backward);
+    }
+    a.layers.push_back({weight, data<scalar_t>(tensors.biases[l]),
+                        pack(weight, plain, units, inputs, !backward), std::move(pairs)});
   }
   return a;
 }

@@ -369,7 +369,7 @@ def fake_device(patch: pytest.MonkeyPatch) -> Iterator[FakeDevice]:
     current = FakeDevice()
     patch.setattr(torch, "Generator", _Generator)
     patch.setattr(_foreach_utils, "_foreach_supported_types", [Tensor, nn.Parameter, DeviceTensor])
-    patch.setattr(backend, "choose", lambda kernels, device: backend.NATIVE)
+    patch.setattr(backend, "choose", lambda *_: backend.NATIVE)
     for method, phase in PHASES.items():
         patch.setattr(Learner, method, _counted(getattr(Learner, method), phase))
     torch._C._set_only_lift_cpu_tensors(True)

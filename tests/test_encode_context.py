@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mg2l.ops import EncodedContext, encode_context, reference
+from mg2l.ops import EncodedContext, encode_context, native, reference
 
 # (B, T, A, F, H): one of everything, whole and ragged tiles and vectors, the sizes of training, and
 # many short contexts, of which several share a tile.
@@ -95,6 +95,82 @@ def test_matches_reference(dtype, size, indexed, own, approximate, device):
         # Sums over all transitions: what matters is the error next to the largest entry.
         error = (grad - wanted).abs().max() / wanted.abs().max().clamp(min=0.1)
         assert float(error) < (1e-4 if dtype == torch.float32 else 1e-9)
+
+
+needs_bfloat16 = pytest.mark.skipif(
+    not native.has_bfloat16(), reason="a CPU without avx512_bf16, or nothing compiled"
+)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("own", [False, True], ids=["shared weights", "own weights"])
+@pytest.mark.parametrize("size", SIZES[:-1], ids=str)
+def test_bfloat16_is_as_accurate_as_its_definition(size, own):
+    arguments, index = inputs(size, dtype=torch.float32, own=own)
+    wide = tuple(x.double() for x in arguments)
+
+    def results(function: Any, given: tuple[Tensor, ...], **options: Any) -> list[Tensor]:
+        pooled = call(function, given, index=index, **options).pooled
+        return [pooled, *gradients(function, given, index, **options)]
+
+    exact = results(reference.encode_context, wide)
+    defined = results(reference.encode_context, arguments, bfloat16=True)
+    ours = results(encode_context, arguments, bfloat16=True)
+    plain = results(encode_context, arguments)
+    for one, other, right in zip(ours, defined, exact, strict=True):
+        assert one.shape == right.shape
+        allowed = 2 * float((other - right).abs().max())
+        allowed += 64 * torch.finfo(torch.float32).eps * max(float(right.abs().max()), 1.0)
+        assert float((one - right).abs().max()) <= allowed
+    assert not torch.equal(ours[0], plain[0])
+
+
+@needs_bfloat16
+def test_bfloat16_shares_rows_and_does_not_depend_on_threads(threads):
+    """Contexts that gather what each row is encoded to give what they give apart."""
+    arguments, index = inputs((40, 100, 2, 23, 64), dtype=torch.float32)
+    assert index is not None
+    torch.set_num_threads(1)
+    alone = call(encode_context, arguments, index=index, bfloat16=True).pooled
+    few = call(encode_context, arguments, index=index[:1, :30], bfloat16=True).pooled
+    some = call(encode_context, arguments, index=index[:1, :30].repeat(9, 1), bfloat16=True).pooled
+    torch.testing.assert_close(some, few.expand_as(some))
+    of_one = gradients(encode_context, arguments, index, bfloat16=True)
+    torch.set_num_threads(3)
+    assert torch.equal(call(encode_context, arguments, index=index, bfloat16=True).pooled, alone)
+    of_three = gradients(encode_context, arguments, index, bfloat16=True)
+    assert all(torch.equal(a, b) for a, b in zip(of_one, of_three, strict=True))
+
+
+@needs_bfloat16
+def test_bfloat16_opcheck():
+    arguments, index = inputs((2, 9, 2, 3, 4, 5), dtype=torch.float32)
+    leaves = [a.requires_grad_(i > 0) for i, a in enumerate(arguments)]
+    torch.library.opcheck(
+        torch.ops.mg2l.encode_context.default,
+        (leaves[0], leaves[2::2], leaves[3::2], leaves[1], index, False, True, False),
+        rtol=1e-2,
+        atol=1e-2,
+    )
+
+
+@needs_bfloat16
+def test_bfloat16_is_not_finite_where_an_input_is_not():
+    arguments, index = inputs((5, 10, 2, 23, 64), dtype=torch.float32, indexed=False)
+    arguments[0][1, 3, 0, 2] = float("nan")
+    pooled = call(encode_context, arguments, index=index, bfloat16=True).pooled
+    assert pooled[1, 0].isnan().all()
+    assert pooled.isnan().sum() == 64
+
+
+def test_bfloat16_refusals(device):
+    arguments, index = inputs((2, 9, 2, 3, 4), device)
+    with pytest.raises(RuntimeError, match="with bfloat16 context must be float32 on the CPU, got"):
+        call(encode_context, arguments, index=index, bfloat16=True)
+    arguments, _ = inputs((2, 9, 2, 3, 4), device, indexed=False)
+    arguments[0].requires_grad_()
+    with pytest.raises(RuntimeError, match="with bfloat16 the context gets no gradients"):
+        call(encode_context, arguments, bfloat16=True)
 
 
 @pytest.mark.parametrize("bad", [False, True])
@@ -224,7 +300,7 @@ def test_opcheck(indexed, device):
     leaves = [a.requires_grad_(i > 0 or not indexed) for i, a in enumerate(arguments)]
     torch.library.opcheck(
         torch.ops.mg2l.encode_context.default,
-        (leaves[0], leaves[2::2], leaves[3::2], leaves[1], index, False, False),
+        (leaves[0], leaves[2::2], leaves[3::2], leaves[1], index, False, False, False),
         rtol=1e-4,
         atol=1e-5,
     )

@@ -295,7 +295,7 @@ def abuse() -> list[Any]:
     one, none = torch.zeros(1), torch.zeros(0)
     context, weights, biases = torch.randn(30, 5, 3, 12), [torch.randn(16, 12)], [torch.randn(16)]
     query, rows = torch.randn(16), torch.randn(30, 3, 12)
-    y, y_lse, _ = RAW.encode_context(context, weights, biases, query, None, False, False)
+    y, y_lse, _ = RAW.encode_context(context, weights, biases, query, None, False, False, False)
     index, far = torch.zeros(5, 7, dtype=torch.int64), torch.full((5, 7), 10**9)
     few = (torch.zeros(5, 3, 16), torch.zeros(5, 3))
     queries, keys, own = torch.randn(1, 40, 16), torch.randn(1, 400, 16), torch.arange(40)[None]
@@ -310,11 +310,11 @@ def abuse() -> list[Any]:
     flat, key, each = torch.zeros(2, 5, 6), torch.ones(4, 3), torch.arange(5) % 4
 
     inputs, units = torch.randn(2, 5, 3), ([torch.randn(2, 4, 3)], [torch.zeros(2, 4)])
-    top, kept, moments = RAW.stacked_mlp(inputs, *units, True, False, True)
+    top, kept, moments = RAW.stacked_mlp(inputs, *units, True, False, False, True)
 
     def mlp(grad: Tensor, y: Tensor, kept: Tensor, moments: Tensor) -> Any:
         held = (y, kept, moments)
-        return RAW.stacked_mlp_backward(grad, inputs, *units, True, False, *held, True)
+        return RAW.stacked_mlp_backward(grad, inputs, *units, True, False, False, *held, True)
 
     spread = torch.zeros(2, 1, 6)
 
@@ -326,7 +326,7 @@ def abuse() -> list[Any]:
         return RAW.pia_pool_backward(grad, x, q, None, a, b)
 
     def encode(grad: Tensor, a: Tensor, b: Tensor, rows: Tensor, at: Any, want: bool) -> Any:
-        return RAW.encode_context_backward(grad, rows, *layers, at, False, a, b, want)
+        return RAW.encode_context_backward(grad, rows, *layers, at, False, False, a, b, want)
 
     def walk(grad: Tensor, ended: Tensor) -> Any:
         return RAW.gae_backward(steps, grad, ended, flags, 0.9, 0.9, True)

@@ -1,11 +1,14 @@
 import itertools
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from mg2l.ops import reference, stacked_mlp
+from mg2l.ops import native, reference, stacked_mlp
 
 # G, rows, and widths from the input on. Around vectors of 4 to 16, tiles of 96 and parts of 384.
 SIZES = [
@@ -18,6 +21,9 @@ SIZES = [
     (0, 3, (4, 8)),
 ]
 DTYPES = [torch.float32, torch.float64]
+needs_bfloat16 = pytest.mark.skipif(
+    not native.has_bfloat16(), reason="a CPU without avx512_bf16, or nothing compiled"
+)
 
 
 def inputs(
@@ -89,8 +95,8 @@ def test_groups_may_share_their_inputs_and_rows_may_be_strided(device):
 
 def test_nothing_is_kept_without_gradients(device):
     x, weights, biases = inputs(2, 5, (3, 4, 4), device=device)
-    plain = torch.ops.mg2l.stacked_mlp(x, weights, biases, True, False, False)
-    kept = torch.ops.mg2l.stacked_mlp(x, weights, biases, True, False, True)
+    plain = torch.ops.mg2l.stacked_mlp(x, weights, biases, True, False, False, False)
+    kept = torch.ops.mg2l.stacked_mlp(x, weights, biases, True, False, False, True)
     assert torch.equal(plain[0], kept[0])
     assert [tensor.numel() for tensor in plain[1:]] == [0, 0]
     assert [tensor.numel() for tensor in kept[1:]] == [2 * 5 * 4, 2 * 2 * 5 * 2]
@@ -136,7 +142,7 @@ def test_opcheck(plain_last, device):
     leaves = [t.requires_grad_() for t in (x, *weights, *biases)]
     torch.library.opcheck(
         torch.ops.mg2l.stacked_mlp.default,
-        (leaves[0], leaves[1:3], leaves[3:], True, plain_last, True),
+        (leaves[0], leaves[1:3], leaves[3:], True, plain_last, False, True),
         rtol=1e-4,
         atol=1e-5,
     )
@@ -149,6 +155,103 @@ def test_results_do_not_depend_on_the_number_of_threads(threads):
     torch.set_num_threads(3)
     for one, other in zip(results(stacked_mlp, given, {}), alone, strict=True):
         assert torch.equal(one, other)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("relu", [False, True], ids=["tanh", "relu"])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_bfloat16_is_as_accurate_as_its_definition(sizes, relu):
+    groups, rows, widths = sizes
+    given = inputs(groups, rows, widths, torch.float32)
+    wide = tuple(x.double() if isinstance(x, Tensor) else [y.double() for y in x] for x in given)
+    for plain_last in (False, True)[: len(given[1])]:
+        options = {"relu": relu, "plain_last": plain_last}
+        exact = results(reference.stacked_mlp, wide, options)
+        defined = results(reference.stacked_mlp, given, {**options, "bfloat16": True})
+        ours = results(stacked_mlp, given, {**options, "bfloat16": True})
+        for one, other, right in zip(ours, defined, exact, strict=True):
+            assert (one.shape, one.dtype) == (right.shape, torch.float32)
+            if right.numel():
+                allowed = 2 * float((other - right).abs().max())
+                allowed += 64 * torch.finfo(torch.float32).eps * max(float(right.abs().max()), 1.0)
+                assert float((one - right).abs().max()) <= allowed
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("width", [1, 15, 16, 31, 33, 64])
+def test_bfloat16_rounds_what_is_multiplied_and_nothing_else(width):
+    """A plain last layer and all sums stay float32; features of one layer are the definition's."""
+    given = inputs(2, 37, (width, 40, 3), torch.float32)
+    options: dict[str, Any] = {"plain_last": True, "bfloat16": True}
+    ours = results(stacked_mlp, given, options)
+    for one, defined in zip(ours, results(reference.stacked_mlp, given, options), strict=True):
+        # A gradient that lies between two bfloat16 may round to either.
+        assert float((one - defined).abs().max()) <= 2e-3 * max(float(defined.abs().max()), 1.0)
+    torch.testing.assert_close(ours[0], reference.stacked_mlp(*given, **options))
+    assert not torch.allclose(ours[0], stacked_mlp(*given, plain_last=True), rtol=1e-5, atol=1e-5)
+
+
+@needs_bfloat16
+def test_bfloat16_does_not_hide_what_is_not_finite():
+    x, weights, biases = inputs(1, 5, (4, 40, 40), torch.float32)
+    x[0, 1, 2] = float("nan")
+    y, *gradients = results(stacked_mlp, (x, weights, biases), {"bfloat16": True})
+    assert y[0, 1].isnan().all()
+    assert y[0, [0, 2, 3, 4]].isfinite().all()
+    assert all(gradient.isnan().any() for gradient in gradients)
+
+
+@needs_bfloat16
+def test_bfloat16_does_not_depend_on_the_number_of_threads(threads):
+    given = inputs(3, 900, (21, 64, 64), torch.float32)
+    torch.set_num_threads(1)
+    alone = results(stacked_mlp, given, {"bfloat16": True})
+    torch.set_num_threads(3)
+    for one, other in zip(results(stacked_mlp, given, {"bfloat16": True}), alone, strict=True):
+        assert torch.equal(one, other)
+
+
+@needs_bfloat16
+def test_bfloat16_opcheck():
+    x, weights, biases = inputs(2, 5, (3, 4, 2), torch.float32)
+    leaves = [t.requires_grad_() for t in (x, *weights, *biases)]
+    torch.library.opcheck(
+        torch.ops.mg2l.stacked_mlp.default,
+        (leaves[0], leaves[1:3], leaves[3:], True, False, True, True),
+        rtol=1e-2,
+        atol=1e-2,
+    )
+
+
+def test_bfloat16_is_refused_of_float64(device):
+    given = inputs(2, 5, (3, 4), torch.float64, device)
+    with pytest.raises(RuntimeError, match="with bfloat16 x must be float32 on the CPU, got float"):
+        stacked_mlp(*given, bfloat16=True)
+
+
+def test_bfloat16_is_refused_by_other_devices(device):
+    if torch.device(device).type == "cpu":
+        pytest.skip("no other device")
+    given = inputs(2, 5, (3, 4), torch.float32, device)
+    with pytest.raises(RuntimeError, match=r"must be float32 on the CPU, got float32 on cuda:0"):
+        stacked_mlp(*given, bfloat16=True)
+
+
+def test_bfloat16_is_refused_by_other_cpus():
+    program = """
+import torch
+from mg2l.ops import native, stacked_mlp
+assert not native.has_bfloat16()
+try:
+    stacked_mlp(torch.ones(1, 2, 3), [torch.ones(1, 4, 3)], [torch.ones(1, 4)], bfloat16=True)
+except RuntimeError as error:
+    print(error)
+"""
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "stacked_mlp: bfloat16 needs a CPU with avx512_bf16" in done.stdout
 
 
 def layer(groups: int = 2, units: int = 4, inputs: int = 3) -> Tensor:

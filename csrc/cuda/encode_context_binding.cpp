@@ -117,13 +117,12 @@ EncodeArgs<input_t, scalar_t> encode_args(const EncodeSizes& sizes, const Encode
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> encode_context_cuda(const Tensor& context_,
-                                                       const std::vector<Tensor>& weights_,
-                                                       const std::vector<Tensor>& biases_,
-                                                       const Tensor& query_,
-                                                       const std::optional<Tensor>& index_,
-                                                       bool tanh_gelu, bool return_weights) {
-  const EncodeSizes sizes = check_encode_context(context_, weights_, biases_, query_, index_);
+std::tuple<Tensor, Tensor, Tensor> encode_context_cuda(
+    const Tensor& context_, const std::vector<Tensor>& weights_, const std::vector<Tensor>& biases_,
+    const Tensor& query_, const std::optional<Tensor>& index_, bool tanh_gelu, bool bfloat16,
+    bool return_weights) {
+  const EncodeSizes sizes =
+      check_encode_context(context_, weights_, biases_, query_, index_, bfloat16);
   const ScalarType dtype = context_.scalar_type();
   check_encode_cuda(sizes, dtype, false);
   const auto device = context_.get_device_index();
@@ -155,9 +154,10 @@ std::tuple<Tensor, Tensor, Tensor> encode_context_cuda(const Tensor& context_,
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> encode_context_backward_cuda(
     const Tensor& grad_pooled_, const Tensor& context_, const std::vector<Tensor>& weights_,
     const std::vector<Tensor>& biases_, const Tensor& query_, const std::optional<Tensor>& index_,
-    bool tanh_gelu, const Tensor& pooled_, const Tensor& lse_, bool want_context) {
-  const EncodeSizes sizes = check_encode_context_backward(
-      grad_pooled_, context_, weights_, biases_, query_, index_, pooled_, lse_, want_context);
+    bool tanh_gelu, bool bfloat16, const Tensor& pooled_, const Tensor& lse_, bool want_context) {
+  const EncodeSizes sizes =
+      check_encode_context_backward(grad_pooled_, context_, weights_, biases_, query_, index_,
+                                    bfloat16, pooled_, lse_, want_context);
   const ScalarType dtype = context_.scalar_type();
   check_encode_cuda(sizes, dtype, true);
   const auto device = context_.get_device_index();

@@ -35,8 +35,8 @@ Tensor inputs_of(const MlpSizes& sizes, const Tensor& x, const Tensor& kept, siz
 std::tuple<Tensor, Tensor, Tensor> stacked_mlp_cuda(const Tensor& x,
                                                     const std::vector<Tensor>& weights,
                                                     const std::vector<Tensor>& biases, bool relu,
-                                                    bool plain_last, bool keep) {
-  const MlpSizes sizes = check_stacked_mlp(x, weights, biases, plain_last);
+                                                    bool plain_last, bool bfloat16, bool keep) {
+  const MlpSizes sizes = check_stacked_mlp(x, weights, biases, plain_last, bfloat16);
   check_grid(sizes);
   const auto device = x.get_device_index();
   const DeviceGuard guard(device);
@@ -72,10 +72,10 @@ std::tuple<Tensor, Tensor, Tensor> stacked_mlp_cuda(const Tensor& x,
 
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> stacked_mlp_backward_cuda(
     const Tensor& grad_, const Tensor& x, const std::vector<Tensor>& weights,
-    const std::vector<Tensor>& biases, bool relu, bool plain_last, const Tensor& y_,
+    const std::vector<Tensor>& biases, bool relu, bool plain_last, bool bfloat16, const Tensor& y_,
     const Tensor& kept_, const Tensor& moments_, bool want_x) {
-  const MlpSizes sizes =
-      check_stacked_mlp_backward(grad_, x, weights, biases, plain_last, y_, kept_, moments_);
+  const MlpSizes sizes = check_stacked_mlp_backward(grad_, x, weights, biases, plain_last, bfloat16,
+                                                    y_, kept_, moments_);
   check_grid(sizes);
   const auto device = x.get_device_index();
   const DeviceGuard guard(device);

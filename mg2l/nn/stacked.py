@@ -153,7 +153,13 @@ class StackedMLP(nn.Module):
         groups, _, inputs = weights[0].shape
         rows = x if len(x) == groups else x.reshape(groups, -1, inputs)
         y, pull_rows = stacked_mlp_vjp(
-            rows, weights, biases, relu=self.relu, plain_last=output is not None, want_x=want_x
+            rows,
+            weights,
+            biases,
+            relu=self.relu,
+            plain_last=output is not None,
+            want_x=want_x,
+            bfloat16=self.backend.bfloat16,
         )
 
         def pull(grad: Tensor) -> Tensor | None:
@@ -198,6 +204,7 @@ class StackedMLP(nn.Module):
             [layer.bias for layer in layers],
             relu=self.relu,
             plain_last=output is not None,
+            bfloat16=self.backend.bfloat16 and torch.is_grad_enabled(),
         )
         return y if len(x) == groups else y.view(*x.shape[:-1], y.shape[-1])
 

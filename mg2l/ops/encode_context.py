@@ -20,6 +20,7 @@ def encode_context(
     *,
     index: Tensor | None = None,
     approximate: str = "none",
+    bfloat16: bool = False,
     return_weights: bool = False,
 ) -> EncodedContext:
     """Hidden features of every transition, pooled by attention to one learned query.
@@ -44,6 +45,8 @@ def encode_context(
         query: ``[H]`` or ``[A, H]``, scaled already.
         index: ``[B, T]`` int64 in ``[0, R)``.
         approximate: GELU: ``none`` (exact) or ``tanh``.
+        bfloat16: round what hidden layers multiply to bfloat16, in the backward pass as well;
+            products are summed in float32. Of float32 on a CPU with ``avx512_bf16``.
         return_weights: Also return the pooling weights.
 
     A context with a logit ``q . h_t`` that is not finite pools to NaN: :mod:`mg2l.ops.reference`.
@@ -56,8 +59,8 @@ def encode_context(
         ValueError: ``approximate`` is neither ``none`` nor ``tanh``.
         RuntimeError: Shapes, dtypes or devices do not fit, a context is empty, an index is out of
             range (on CUDA, where a check would wait for the device, its results are NaN), or
-            gradients are wanted for rows that are gathered by ``index``; or a second derivative is
-            asked for.
+            gradients are wanted for rows that are gathered by ``index`` or, with ``bfloat16``, for
+            any; the CPU has no ``avx512_bf16``; or a second derivative is asked for.
 
     Example:
         >>> context, zeros = torch.ones(1, 5, 3, 2), torch.zeros(2)
@@ -68,7 +71,9 @@ def encode_context(
         raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
     if index is not None and context.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("encode_context: rows gathered by index get no gradients; detach them")
-    options = (index, approximate == "tanh", return_weights)
+    if bfloat16 and context.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError("encode_context: with bfloat16 the context gets no gradients; detach it")
+    options = (index, approximate == "tanh", bfloat16, return_weights)
     leaves = (context, query, *weights, *biases)
     if torch.is_grad_enabled() and any(t.requires_grad for t in leaves):
         pooled, pooling = _Differentiable.apply(*options, *leaves)  # type: ignore[no-untyped-call]
@@ -86,6 +91,7 @@ def encode_context_vjp(
     query: Tensor,
     *,
     index: Tensor | None = None,
+    bfloat16: bool = False,
 ) -> tuple[Tensor, Callable[[Tensor], tuple[list[Tensor], list[Tensor], Tensor]]]:
     """`encode_context` without a graph, for a loss whose gradient is known.
 
@@ -93,7 +99,7 @@ def encode_context_vjp(
         ``pooled``, and a function from its gradient to those of the weights, of the biases and of
         the query. To be called under ``torch.no_grad``, as that is.
     """
-    arguments = context, weights, biases, query, index, False
+    arguments = context, weights, biases, query, index, False, bfloat16
     pooled, lse, _ = without_autograd(torch.ops.mg2l.encode_context.default, *arguments, False)
 
     def pull(grad: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -114,6 +120,7 @@ class _Differentiable(torch.autograd.Function):
         ctx: Any,
         index: Tensor | None,
         tanh_gelu: bool,
+        bfloat16: bool,
         return_weights: bool,
         context: Tensor,
         query: Tensor,
@@ -128,9 +135,10 @@ class _Differentiable(torch.autograd.Function):
             query,
             index,
             tanh_gelu,
+            bfloat16,
             return_weights,
         )
-        ctx.tanh_gelu, ctx.layers = tanh_gelu, count
+        ctx.options, ctx.layers = (tanh_gelu, bfloat16), count
         ctx.save_for_backward(context, query, index, pooled, lse, *layers)
         ctx.mark_non_differentiable(pooling)
         ctx.set_materialize_grads(False)
@@ -139,10 +147,10 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> Any:
         if grad is None:
-            return (None,) * (5 + 2 * ctx.layers)
-        ctx.want_context = ctx.needs_input_grad[3]
+            return (None,) * (6 + 2 * ctx.layers)
+        ctx.want_context = ctx.needs_input_grad[4]
         to_context, weights, biases, to_query, *_rest = _backward(ctx, grad)
-        return (None, None, None, to_context, to_query, *weights, *biases)
+        return (None, None, None, None, to_context, to_query, *weights, *biases)
 
 
 @torch.library.register_fake("mg2l::encode_context")
@@ -153,6 +161,7 @@ def _fake(
     query: Tensor,
     index: Tensor | None,
     tanh_gelu: bool,
+    bfloat16: bool,
     return_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     contexts, transitions = (context if index is None else index).shape[:2]
@@ -174,6 +183,7 @@ def _backward_fake(
     query: Tensor,
     index: Tensor | None,
     tanh_gelu: bool,
+    bfloat16: bool,
     pooled: Tensor,
     lse: Tensor,
     want_context: bool,
@@ -187,7 +197,7 @@ def _backward_fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    context, weights, biases, query, index, ctx.tanh_gelu, _ = inputs
+    context, weights, biases, query, index, *ctx.options, _ = inputs
     pooled, lse, pooling = output
     ctx.layers = len(weights)
     ctx.want_context = context.requires_grad and index is None
@@ -198,7 +208,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, grad_pooled: Tensor | None, *_: Tensor | None) -> Any:
     if grad_pooled is None:
-        return None, [None] * ctx.layers, [None] * ctx.layers, None, None, None, None
+        return None, [None] * ctx.layers, [None] * ctx.layers, None, None, None, None, None
     context, query, index, pooled, lse, *layers = ctx.saved_tensors
     grad_context, *grads = without_autograd(
         torch.ops.mg2l.encode_context_backward.default,
@@ -208,12 +218,12 @@ def _backward(ctx: Any, grad_pooled: Tensor | None, *_: Tensor | None) -> Any:
         layers[ctx.layers :],
         query,
         index,
-        ctx.tanh_gelu,
+        *ctx.options,
         pooled,
         lse,
         ctx.want_context,
     )
-    return (grad_context if ctx.want_context else None, *grads, None, None, None)
+    return (grad_context if ctx.want_context else None, *grads, None, None, None, None)
 
 
 torch.library.register_autograd("mg2l::encode_context", _backward, setup_context=_setup_context)

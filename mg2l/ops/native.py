@@ -86,6 +86,11 @@ def cpu_build() -> str:
     return f"built with {text}"
 
 
+def has_bfloat16() -> bool:
+    """Whether CPU operators are compiled, and may round what they multiply to bfloat16 here."""
+    return is_built() and bool(ctypes.CDLL(str(CPU_LIBRARY)).mg2l_has_bfloat16())
+
+
 def cuda_archs() -> list[str]:
     """Compute capabilities the CUDA operators were compiled for; empty if they were not built."""
     return (_describe(CUDA_LIBRARY, "mg2l_cuda_archs") or "").split()

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mg2l.ops.results import (
@@ -76,13 +77,20 @@ def encode_context(
     *,
     index: Tensor | None = None,
     approximate: str = "none",
+    bfloat16: bool = False,
     return_weights: bool = False,
 ) -> EncodedContext:
     """See :func:`mg2l.ops.encode_context`."""
     features = context if index is None else context[index]
     agents = features.shape[2]
     for weight, bias in zip(weights, biases, strict=True):
-        if weight.dim() == 2:
+        if bfloat16:
+            rows, groups = features.movedim(2, 0).flatten(1, 2), weight
+            if weight.dim() == 2:
+                rows, groups = rows.flatten(0, 1).unsqueeze(0), weight.unsqueeze(0)
+            product = _RoundedProduct.apply(rows, groups)  # type: ignore[no-untyped-call]
+            features = product.view(agents, *features.shape[:2], -1).movedim(0, 2) + bias
+        elif weight.dim() == 2:
             features = F.linear(features, weight, bias)
         else:
             features = torch.einsum("btaf,ahf->btah", features, weight) + bias
@@ -157,6 +165,27 @@ def pairwise_lse(
     return PairwiseScores(lse, lse_negatives, mean, positive_score, count, rank)
 
 
+class _RoundedProduct(torch.autograd.Function):
+    """``x W^T`` of numbers rounded to bfloat16, as are those of the products of its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        rounded = _rounded(x), _rounded(weight)
+        ctx.save_for_backward(*rounded)
+        return rounded[0] @ rounded[1].mT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        grad = _rounded(grad)
+        return grad @ weight, grad.mT @ x
+
+
+def _rounded(x: Tensor) -> Tensor:
+    return x.to(torch.bfloat16).to(x.dtype)
+
+
 def stacked_mlp(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -164,11 +193,16 @@ def stacked_mlp(
     *,
     relu: bool = True,
     plain_last: bool = False,
+    bfloat16: bool = False,
 ) -> Tensor:
     """See :func:`mg2l.ops.stacked_mlp`."""
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True), 1):
-        x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
-        if not plain_last or layer < len(weights):
+        normalised = not plain_last or layer < len(weights)
+        if bfloat16 and normalised:
+            x = _RoundedProduct.apply(x, weight) + bias.unsqueeze(1)  # type: ignore[no-untyped-call]
+        else:
+            x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+        if normalised:
             x = F.relu(x) if relu else torch.tanh(x)
             x = F.layer_norm(x, x.shape[-1:])
     return x

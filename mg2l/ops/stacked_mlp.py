@@ -18,6 +18,7 @@ def stacked_mlp(
     *,
     relu: bool = True,
     plain_last: bool = False,
+    bfloat16: bool = False,
 ) -> Tensor:
     """Multi-layer perceptrons of G groups at once, with LayerNorm after every activation.
 
@@ -34,14 +35,16 @@ def stacked_mlp(
         biases: of each layer ``[G, units]``.
         relu: use ReLU, else tanh.
         plain_last: leave the last layer linear, without activation or normalisation.
+        bfloat16: round what normalised layers multiply to bfloat16, in the backward pass as well;
+            products are summed in float32. Of float32 on a CPU with ``avx512_bf16``.
 
     Returns:
         ``[G, rows, units]`` of the last layer, contiguous. Differentiable once with respect to
         every tensor.
 
     Raises:
-        RuntimeError: Shapes, dtypes or devices do not fit, or there is no normalised layer; or a
-            second derivative is asked for.
+        RuntimeError: Shapes, dtypes or devices do not fit, or there is no normalised layer; the
+            CPU has no ``avx512_bf16``; or a second derivative is asked for.
 
     Example:
         >>> x, weight, bias = torch.ones(1, 1, 2), torch.eye(2).unsqueeze(0), torch.zeros(1, 2)
@@ -49,10 +52,11 @@ def stacked_mlp(
         tensor([[[0., 0.]]])
     """
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases)):
-        y: Tensor = _Differentiable.apply(relu, plain_last, x, *weights, *biases)  # type: ignore
+        options = relu, plain_last, bfloat16
+        y: Tensor = _Differentiable.apply(*options, x, *weights, *biases)  # type: ignore
         return y
     y, *_ = without_autograd(
-        torch.ops.mg2l.stacked_mlp.default, x, weights, biases, relu, plain_last, False
+        torch.ops.mg2l.stacked_mlp.default, x, weights, biases, relu, plain_last, bfloat16, False
     )
     return y
 
@@ -65,6 +69,7 @@ def stacked_mlp_vjp(
     relu: bool,
     plain_last: bool,
     want_x: bool,
+    bfloat16: bool = False,
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor | None, list[Tensor], list[Tensor]]]]:
     """`stacked_mlp` without a graph, for a loss whose gradient is known.
 
@@ -72,7 +77,7 @@ def stacked_mlp_vjp(
         The value, and a function from its gradient to those of ``x`` (None unless ``want_x``), of
         the weights, and of the biases. To be called under ``torch.no_grad``, as that is.
     """
-    options = relu, plain_last
+    options = relu, plain_last, bfloat16
     y, *kept = without_autograd(
         torch.ops.mg2l.stacked_mlp.default, x, weights, biases, *options, True
     )
@@ -94,7 +99,9 @@ class _Differentiable(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, relu: bool, plain_last: bool, x: Tensor, *layers: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, relu: bool, plain_last: bool, bfloat16: bool, x: Tensor, *layers: Tensor
+    ) -> Tensor:
         count = len(layers) // 2
         y: Tensor
         y, kept, moments = without_autograd(
@@ -104,17 +111,18 @@ class _Differentiable(torch.autograd.Function):
             layers[count:],
             relu,
             plain_last,
+            bfloat16,
             True,
         )
-        ctx.relu, ctx.plain_last, ctx.layers = relu, plain_last, count
+        ctx.options, ctx.layers = (relu, plain_last, bfloat16), count
         ctx.save_for_backward(x, y, kept, moments, *layers)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        ctx.want_x = ctx.needs_input_grad[2]
+        ctx.want_x = ctx.needs_input_grad[3]
         grad_x, weights, biases, *_ = _backward(ctx, grad)
-        return (None, None, grad_x, *weights, *biases)
+        return (None, None, None, grad_x, *weights, *biases)
 
 
 @torch.library.register_fake("mg2l::stacked_mlp")
@@ -124,6 +132,7 @@ def _fake(
     biases: list[Tensor],
     relu: bool,
     plain_last: bool,
+    bfloat16: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     groups, rows, _ = x.shape
@@ -145,6 +154,7 @@ def _backward_fake(
     biases: list[Tensor],
     relu: bool,
     plain_last: bool,
+    bfloat16: bool,
     y: Tensor,
     kept: Tensor,
     moments: Tensor,
@@ -158,9 +168,9 @@ def _backward_fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weights, biases, ctx.relu, ctx.plain_last, _ = inputs
+    x, weights, biases, *options, _ = inputs
     y, kept, moments = output
-    ctx.layers = len(weights)
+    ctx.options, ctx.layers = options, len(weights)
     ctx.want_x = x.requires_grad
     ctx.mark_non_differentiable(kept, moments)
     ctx.save_for_backward(x, y, kept, moments, *weights, *biases)
@@ -169,7 +179,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> Any:
     if grad is None:
-        return None, [None] * ctx.layers, [None] * ctx.layers, None, None, None
+        return None, [None] * ctx.layers, [None] * ctx.layers, None, None, None, None
     x, y, kept, moments, *layers = ctx.saved_tensors
     grad_x, *grads = without_autograd(
         torch.ops.mg2l.stacked_mlp_backward.default,
@@ -177,14 +187,13 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> Any:
         x,
         layers[: ctx.layers],
         layers[ctx.layers :],
-        ctx.relu,
-        ctx.plain_last,
+        *ctx.options,
         y,
         kept,
         moments,
         ctx.want_x,
     )
-    return (grad_x if ctx.want_x else None, *grads, None, None, None)
+    return (grad_x if ctx.want_x else None, *grads, None, None, None, None)
 
 
 torch.library.register_autograd("mg2l::stacked_mlp", _backward, setup_context=_setup_context)

@@ -66,7 +66,7 @@ class Learner:
     ) -> None:
         self.config, self.device = config, device
         keep_freed_memory()
-        self.backend = backend.choose(config.kernels, device)
+        self.backend = backend.choose(config.kernels, device, config.precision)
         streams = np.random.SeedSequence(config.seed).spawn(4)
         env_seed, explore_seed, torch_seed = (int(s.generate_state(1)[0]) for s in streams[:3])
         self.rng = np.random.default_rng(streams[3])

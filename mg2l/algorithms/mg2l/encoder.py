@@ -104,7 +104,8 @@ class TransitionAggregator(TransitionEncoder):
         query, pull_query = head.folded_query_vjp(self.output)
 
         def encode(part: Context) -> tuple[Tensor, Callable[[Tensor], Any]]:
-            return encode_context_vjp(part.rows, weights, biases, query, index=part.index)
+            layers, bfloat16 = (weights, biases, query), self.backend.bfloat16
+            return encode_context_vjp(part.rows, *layers, index=part.index, bfloat16=bfloat16)
 
         if both is None:
             pooled, pull_pooled = encode(context)
@@ -184,6 +185,7 @@ class TransitionAggregator(TransitionEncoder):
             [bias for _, bias in layers],
             self.aggregate.folded_query(self.output),
             index=drawn.index,
+            bfloat16=self.backend.bfloat16 and torch.is_grad_enabled(),
             return_weights=weights,
         )
 
