@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "pairs.h"
 #include "vec.h"
@@ -30,6 +31,40 @@ struct Rows {
   int64_t stride, width;
 };
 
+// `multiply` of pairs. Not inlined: callers have constants that want registers, too, and then some
+// of the sums would stay in memory.
+template <int kMicro>
+#if defined(__x86_64__)
+__attribute__((noinline, target("avx512f")))
+#endif
+void multiply_pairs(const Rows<Pair>& rows, const Pair* matrix, int64_t padded,
+                    const Vec<float, 16> (&start)[kPair],
+                    Vec<float, 16> (&product)[kMicro][kPair]) {
+  using V = Vec<float, 16>;
+  V sum[kMicro][kPair];
+#pragma GCC unroll 12
+  for (int row = 0; row < kMicro; ++row) {
+    sum[row][0] = start[0];
+    sum[row][1] = start[1];
+  }
+  const Pair* inputs = rows.data;
+  const int64_t stride = rows.stride;
+  for (int64_t i = 0; i < rows.width; ++i, matrix += padded) {
+    const V w0 = load<V>(matrix), w1 = load<V>(matrix + 16);
+#pragma GCC unroll 12
+    for (int row = 0; row < kMicro; ++row) {
+      const V x = splat<V>(inputs[row * stride + i]);
+      add_pair_product(sum[row][0], x, w0);
+      add_pair_product(sum[row][1], x, w1);
+    }
+  }
+#pragma GCC unroll 12
+  for (int row = 0; row < kMicro; ++row) {
+    product[row][0] = sum[row][0];
+    product[row][1] = sum[row][1];
+  }
+}
+
 // rows . matrix + start, `matrix` of [rows.width, padded], for kRows rows from `first` on and two
 // vectors of columns from `h` on, in registers.
 template <int kBytes, typename element_t, typename V>
@@ -37,6 +72,17 @@ MG2L_INLINE void multiply(const Rows<element_t>& rows, const element_t* matrix, 
                           int64_t first, int64_t h, const V (&start)[kPair],
                           V (&sum)[kRows<kBytes>][kPair]) {
   constexpr int kLanes = kBytes / sizeof(element_t), kMicro = kRows<kBytes>;
+  if constexpr (std::is_same_v<element_t, Pair>) {
+    const Rows<Pair> own{rows.data + first * rows.stride, rows.stride, rows.width};
+    V product[kMicro][kPair];  // `sum` may be in registers
+    multiply_pairs<kMicro>(own, matrix + h, padded, start, product);
+#pragma GCC unroll 12
+    for (int row = 0; row < kMicro; ++row) {
+      sum[row][0] = product[row][0];
+      sum[row][1] = product[row][1];
+    }
+    return;
+  }
 #pragma GCC unroll 12
   for (int row = 0; row < kMicro; ++row) {
     sum[row][0] = start[0];
@@ -50,8 +96,8 @@ MG2L_INLINE void multiply(const Rows<element_t>& rows, const element_t* matrix, 
 #pragma GCC unroll 12
     for (int row = 0; row < kMicro; ++row) {
       const V x = splat<V>(inputs[row * stride + i]);
-      add_product<element_t>(sum[row][0], x, w0);
-      add_product<element_t>(sum[row][1], x, w1);
+      sum[row][0] += x * w0;
+      sum[row][1] += x * w1;
     }
   }
 }
