@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,3 +103,16 @@ def test_a_learner_that_goes_on_is_another(run, tmp_path):
         for p in team.learner.actor.parameters():
             p.add_(0.1)
     assert not np.array_equal(acts(mg2l.load(tmp_path / "before")), acts(team))
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("mpe-goals", (-12.0, -10.0)), ("mpe-goals-joint", (-23.0, -18.0))]
+)
+def test_released_teams_adapt_to_tasks_they_never_saw(name, least):
+    """Of `results/teams`. Return without and after an episode; blind scripts get -30 on both."""
+    team = mg2l.load(Path(__file__).parents[1] / "results" / "teams" / name)
+    found = team.evaluate(shots=[0, 1], episodes=2)["results"]
+    for shots in (0, 1):
+        way = {"split": "test", "mode": "shots", "shots": shots, "sampling": "uniform"}
+        (row,) = [x for x in found if way.items() <= x.items()]
+        assert row["return"] > least[shots]
