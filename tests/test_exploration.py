@@ -64,19 +64,23 @@ def test_the_value_losses_of_an_epoch_reach_the_encoder_in_one_step(minibatches,
     rollout = learner.collect(tasks)
     inference = inference_of(learner)
     count = {"steps": 0, "encodings": 0}
-    optimiser, infer = learner.optimisers["encoder"], inference.encoder.infer_task
+    optimiser, encoder = learner.optimisers["encoder"], inference.encoder
     step = optimiser.step
 
     def counted_step() -> None:
         count["steps"] += 1
         step()
 
-    def counted_infer(context: Any) -> Any:
-        count["encodings"] += 1
-        return infer(context)
+    def counted(function: Any) -> Any:
+        def encode(*args: Any) -> Any:
+            count["encodings"] += 1
+            return function(*args)
+
+        return encode
 
     monkeypatch.setattr(optimiser, "step", counted_step)
-    monkeypatch.setattr(inference.encoder, "infer_task", counted_infer)
+    for name in ("infer_task", "task_vjp"):  # without and with a gradient
+        monkeypatch.setattr(encoder, name, counted(getattr(encoder, name)))
     before = [p.detach().clone() for p in inference.trained_by_critic()]
     metrics = learner.update_policy(rollout, tasks)
     assert count == {"steps": 3, "encodings": 3 + 1}  # and once for the values of the rollout

@@ -258,10 +258,7 @@ class Config(Section):
     torch; with ``native`` that is an error."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What hidden layers of actors, critics and of `mg2l`'s encoder multiply in training. With
-    ``bfloat16`` operands are rounded to it where gradients are wanted, and summed in float32:
-    faster on a CPU with ``avx512_bf16``, and an error elsewhere. Inputs that differ by less than
-    1/256 of their size become alike. Weights, acting and meta-tests stay float32."""
+    """What hidden layers multiply in training; bfloat16 is faster, on CPUs with ``avx512_bf16``."""
 
     n_iters: int = bounded(1000, ge=1, le=1_000_000_000)
     """Iterations of the run."""
