@@ -21,6 +21,9 @@ CPU_ONLY = (
     "tests/test_contrast.py::test_refusals[positive negative]",
     # Those of torch's products do.
     "tests/test_pairwise_lse.py::test_results_do_not_depend_on_the_number_of_threads",
+    # Kernels for a GPU do not multiply bfloat16, and refuse tensors that are not on the CPU.
+    "tests/test_stacked_mlp.py::test_bfloat16",
+    "tests/test_encode_context.py::test_bfloat16",
 )
 """What is said of kernels for the CPU alone."""
 
