@@ -106,10 +106,16 @@ def test_a_learner_that_goes_on_is_another(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("mpe-goals", (-12.0, -10.0)), ("mpe-goals-joint", (-23.0, -18.0))]
+    ("name", "least"),
+    [
+        ("mpe-goals", (-12.0, -10.0)),
+        ("mpe-goals-joint", (-23.0, -18.0)),
+        ("mpe-weights", (12.0, 13.0)),
+        ("mpe-hunting-4", (1.0, 4.0)),
+    ],
 )
 def test_released_teams_adapt_to_tasks_they_never_saw(name, least):
-    """Of `results/teams`. Return without and after an episode; blind scripts get -30 on both."""
+    """Of `results/teams`. Return without and after an episode; blind scripts get -30, -1 and -9."""
     team = mg2l.load(Path(__file__).parents[1] / "results" / "teams" / name)
     found = team.evaluate(shots=[0, 1], episodes=2)["results"]
     for shots in (0, 1):
