@@ -34,12 +34,30 @@ struct Gradients {
   }
 };
 
+// Multiplies the slopes of activations by the gradients that reach them, rows times weight.
+template <int kBytes, typename scalar_t, typename operand_t>
+MG2L_INLINE void scale_slopes(const Rows<operand_t>& rows, const operand_t* weight, int64_t padded,
+                              int64_t count, scalar_t* slopes) {
+  constexpr int kLanes = kBytes / sizeof(scalar_t), kMicro = kRows<kBytes>;
+  using V = Vec<scalar_t, kLanes>;
+  for (int64_t first = 0; first < count; first += kMicro) {
+    for (int64_t h = 0; h < padded; h += kPair * kLanes) {
+      V sum[kMicro][kPair];
+      const V zero[kPair] = {V{}, V{}};
+      multiply<kBytes>(rows, weight, padded, first, h, zero, sum);
+      for (int row = 0; row < kMicro; ++row) {
+        scalar_t* to = slopes + (first + row) * padded + h;
+        store(to, load<V>(to) * sum[row][0]);
+        store(to + kLanes, load<V>(to + kLanes) * sum[row][1]);
+      }
+    }
+  }
+}
+
 // The products of `layer_backward` where they are of bfloat16.
 template <int kBytes>
 MG2L_INLINE void rounded_backward(const Network<float>& network, size_t l, int64_t set,
                                   Scratch<float>& scratch, int64_t count, Gradients<float>& sums) {
-  constexpr int kLanes = kBytes / sizeof(float), kMicro = kRows<kBytes>;
-  using V = Vec<float, kLanes>;
   const Layer<float>& layer = network.layers[l];
   const Rows<float> inputs = inputs_of(network, scratch, l);
   const float* grad = scratch.slopes[l].data();
@@ -54,19 +72,7 @@ MG2L_INLINE void rounded_backward(const Network<float>& network, size_t l, int64
   const int64_t padded = network.layers[l - 1].padded, width = pairs_of(layer.units);
   const Rows<Pair> rows{pairs.grads_along.data(), pairs.stride_units, width};
   const Pair* weight = layer.pairs.data() + set * width * padded;
-  float* slopes = scratch.slopes[l - 1].data();
-  for (int64_t first = 0; first < count; first += kMicro) {
-    for (int64_t h = 0; h < padded; h += kPair * kLanes) {
-      V sum[kMicro][kPair];
-      const V zero[kPair] = {V{}, V{}};
-      multiply<kBytes>(rows, weight, padded, first, h, zero, sum);
-      for (int row = 0; row < kMicro; ++row) {
-        float* to = slopes + (first + row) * padded + h;
-        store(to, load<V>(to) * sum[row][0]);
-        store(to + kLanes, load<V>(to + kLanes) * sum[row][1]);
-      }
-    }
-  }
+  scale_slopes<kBytes>(rows, weight, padded, count, scratch.slopes[l - 1].data());
 }
 
 // What a layer's gradients (in its slopes) give to its weights, and to the layer before.
@@ -75,7 +81,6 @@ MG2L_INLINE void layer_backward(const Network<scalar_t>& network, size_t l, int6
                                 Scratch<scalar_t>& scratch, int64_t count,
                                 Gradients<scalar_t>& sums) {
   constexpr int kLanes = kBytes / sizeof(scalar_t);
-  constexpr int kMicro = kRows<kBytes>;
   using V = Vec<scalar_t, kLanes>;
   const Layer<scalar_t>& layer = network.layers[l];
   const scalar_t* grad = scratch.slopes[l].data();
@@ -103,19 +108,7 @@ MG2L_INLINE void layer_backward(const Network<scalar_t>& network, size_t l, int6
   const int64_t padded = network.layers[l - 1].padded;
   const Rows<scalar_t> rows{grad, layer.padded, layer.units};
   const scalar_t* weight = layer.weight.data() + set * layer.units * padded;
-  scalar_t* slopes = scratch.slopes[l - 1].data();
-  for (int64_t first = 0; first < count; first += kMicro) {
-    for (int64_t h = 0; h < padded; h += kPair * kLanes) {
-      V sum[kMicro][kPair];
-      const V zero[kPair] = {V{}, V{}};
-      multiply<kBytes>(rows, weight, padded, first, h, zero, sum);
-      for (int row = 0; row < kMicro; ++row) {
-        scalar_t* to = slopes + (first + row) * padded + h;
-        store(to, load<V>(to) * sum[row][0]);
-        store(to + kLanes, load<V>(to + kLanes) * sum[row][1]);
-      }
-    }
-  }
+  scale_slopes<kBytes>(rows, weight, padded, count, scratch.slopes[l - 1].data());
 }
 
 // Adds what the transitions of a span give to the gradients. `grad` is that of every pair's pooled
