@@ -157,3 +157,32 @@ class Batch:
             rows=count,
             living=living,
         )
+
+
+def latent_at_steps(latent: Tensor | None, steps: int) -> Tensor | None:
+    """Latent of the critic at the first ``steps`` steps, ``[steps N, D]``."""
+    if latent is None:
+        return None
+    return latent.repeat(steps, 1) if latent.dim() == 2 else latent[:steps].flatten(0, 1)
+
+
+def latent_at(latent: Tensor | None, where: tuple[Tensor, Tensor]) -> Tensor | None:
+    """Latent of the critic at steps ``[rows]`` of environments ``[rows]``, ``[rows, D]``."""
+    if latent is None:
+        return None
+    return latent[where[1]] if latent.dim() == 2 else latent[where]
+
+
+def add_latent_gradient(
+    latent: Tensor, where: tuple[Tensor, Tensor] | None, to_rows: Tensor
+) -> None:
+    """Add gradients ``[rows, D]`` of `latent_at` or `latent_at_steps` to that of the latent."""
+    if latent.grad is None:
+        latent.grad = torch.zeros_like(latent)
+    if where is not None:
+        at = where[1:] if latent.dim() == 2 else where
+        latent.grad.index_put_(at, to_rows, accumulate=True)
+    elif latent.dim() == 2:
+        latent.grad += to_rows.view(-1, *latent.shape).sum(0)
+    else:
+        latent.grad.flatten(0, 1)[: len(to_rows)] += to_rows

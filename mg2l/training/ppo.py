@@ -21,7 +21,7 @@ from mg2l.nn.moments import batch_moments
 from mg2l.nn.policy import Actor
 from mg2l.nn.vjp import Both, Pull
 from mg2l.ops.backend import Backend
-from mg2l.training.batch import Batch
+from mg2l.training.batch import Batch, add_latent_gradient, latent_at, latent_at_steps
 from mg2l.training.interleave import SideBySide, take_turns
 
 Part = tuple[Batch, tuple[Tensor, Tensor] | None]
@@ -51,33 +51,6 @@ class _Metrics(dict[str, list[Tensor]]):
         """Add one value of each, which has no graph."""
         for name, value in values.items():
             self.setdefault(name, []).append(value)
-
-
-def _latent_at_steps(latent: Tensor | None, steps: int) -> Tensor | None:
-    """Latent of the critic at the first ``steps`` steps, ``[steps N, D]``."""
-    if latent is None:
-        return None
-    return latent.repeat(steps, 1) if latent.dim() == 2 else latent[:steps].flatten(0, 1)
-
-
-def _latent_at(latent: Tensor | None, where: tuple[Tensor, Tensor]) -> Tensor | None:
-    """Latent of the critic at steps ``[rows]`` of environments ``[rows]``, ``[rows, D]``."""
-    if latent is None:
-        return None
-    return latent[where[1]] if latent.dim() == 2 else latent[where]
-
-
-def _add_gradient(latent: Tensor, where: tuple[Tensor, Tensor] | None, to_rows: Tensor) -> None:
-    """Add gradients ``[rows, D]`` of `_latent_at` or `_latent_at_steps` to that of the latent."""
-    if latent.grad is None:
-        latent.grad = torch.zeros_like(latent)
-    if where is not None:
-        at = where[1:] if latent.dim() == 2 else where
-        latent.grad.index_put_(at, to_rows, accumulate=True)
-    elif latent.dim() == 2:
-        latent.grad += to_rows.view(-1, *latent.shape).sum(0)
-    else:
-        latent.grad.flatten(0, 1)[: len(to_rows)] += to_rows
 
 
 class PPO:
@@ -267,10 +240,10 @@ class PPO:
         """
         _, rows, envs, _ = observations.shape
         agents = self.critic.agents
-        at_steps = _latent_at_steps(latent, rows)
+        at_steps = latent_at_steps(latent, rows)
         final_values = observations.new_zeros(agents, rows - 1, envs)
         t, n = ended.nonzero(as_tuple=True)
-        final = finals[:, t, n], _latent_at(latent, (t, n))
+        final = finals[:, t, n], latent_at(latent, (t, n))
         memory = self.critic.body.memory
         if memory is None:
             values, _ = self.critic(observations.flatten(1, 2), at_steps, None, None)
@@ -439,7 +412,7 @@ class PPO:
         steps = part.critic_observations.shape[1]
         rows = part.critic_observations.flatten(1, 2)
         held = None if latent is None else latent.detach()
-        at_rows = _latent_at_steps(held, steps) if where is None else _latent_at(held, where)
+        at_rows = latent_at_steps(held, steps) if where is None else latent_at(held, where)
         if latent is not None and at_rows is not None:
             at_rows.requires_grad_(latent.requires_grad)
         values, pull = self.critic.vjp(rows, at_rows, part.critic_states, part.reset)
@@ -459,7 +432,7 @@ class PPO:
             factor = self.factor(self.trained_critic)
             to_rows = pull(slope * (config.value_loss_coef * factor))
             if latent is not None and to_rows is not None:
-                _add_gradient(latent, where, to_rows)
+                add_latent_gradient(latent, where, to_rows)
         return {"loss/value": losses}
 
     def encoder_gradients(self, pull: Pull, gradient: Tensor) -> Trained:
