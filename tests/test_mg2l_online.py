@@ -128,6 +128,38 @@ def test_a_meta_test_goes_on_with_what_was_seen():
     test.close()
 
 
+def test_a_meta_test_begins_with_every_transition_of_earlier_episodes():
+    """Of 20 transitions, where a context of the replay holds ten."""
+    learner = online()
+    inference = inference_of(learner)
+    test = MetaTest(learner, [3, 4], 2, 0)
+    experience = test.explore(2)
+    assert experience is not None
+    assert experience.shape[1] == 20
+    stream = test.latent_after(experience, "uniform")
+    assert isinstance(stream, PooledContexts)
+    wanted = inference.infer(Context(experience)).local.mean
+    torch.testing.assert_close(stream.current(), wanted, rtol=1e-4, atol=1e-5)
+    test.close()
+
+
+def test_drawn_contexts_come_from_all_earlier_transitions():
+    """By the numbers that they stand for, next to the steps since."""
+    learner = online(aggregator="mean", ae_batch_size=400, n_rollout_threads=2)
+    inference = inference_of(learner)
+    _, rows = seen_so_far(learner, np.array([0, 1]))
+    stream = inference.growing_latent(2, rows[:, :3], torch.tensor([6, 0]))
+    stream.rows, stream.steps = rows[:, 3:6].clone(), 3
+    drawn = stream._context().rows
+    assert drawn.shape[1] == 400
+    for env, parts in enumerate(((range(3), 6), (range(0), 0))):
+        earlier, count = parts
+        for step in range(6):
+            share = (drawn[env] == rows[env, step]).all(-1).all(-1).float().mean()
+            wanted = (2 if step in earlier else step >= 3) / (count + 3)
+            assert abs(float(share) - wanted) < 0.1, (env, step)
+
+
 def test_an_exported_agent_acts_on_all_that_it_has_seen(tmp_path):
     learner = online()
     inference = inference_of(learner)

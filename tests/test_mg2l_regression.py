@@ -87,9 +87,11 @@ def test_transitions_are_added_one_after_the_other():
     earlier = network.begin(rows[:, :4], torch.tensor([2.0, 0.0, 1.0]))
     assert earlier.mass.tolist() == [[8.0] * 2, [0.0] * 2, [4.0] * 2]
     alive = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
-    found = network.read_out(network.extend(earlier, rows[:, 4], alive))
-    wanted = {(0, 0): [0, 1, 2, 3, 0, 1, 2, 3, 4], (1, 0): [4], (2, 0): [0, 1, 2, 3],
-              (2, 1): [0, 1, 2, 3, 4]}  # fmt: skip
+    pool = network.extend(earlier, rows[:, 4], alive)
+    pool = network.extend(pool, rows[:, 5], torch.ones(3, 2))
+    found = network.read_out(pool)
+    wanted = {(0, 0): [0, 1, 2, 3, 0, 1, 2, 3, 4, 5], (1, 0): [4, 5], (1, 1): [5],
+              (2, 0): [0, 1, 2, 3, 5], (2, 1): [0, 1, 2, 3, 4, 5]}  # fmt: skip
     for (env, agent), steps in wanted.items():
         alone = network(rows[env : env + 1, steps])[0, agent]
         torch.testing.assert_close(found[env, agent], alone, rtol=1e-3, atol=1e-4)

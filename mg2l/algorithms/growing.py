@@ -94,9 +94,10 @@ class GrowingContexts:
         if self.earlier is None:
             assert recent is not None
             return Context(recent)
-        kept = self.earlier.shape[1]
-        each = (step + self.seen.unsqueeze(1)) * kept // self.seen.clamp(min=1).unsqueeze(1)
-        earlier = self.earlier[envs, each.clamp(max=kept - 1)]
+        earlier, kept = self.earlier, self.earlier.shape[1]
+        if kept != length:  # else they are drawn already
+            each = (step + self.seen.unsqueeze(1)) * kept // self.seen.clamp(min=1).unsqueeze(1)
+            earlier = earlier[envs, each.clamp(max=kept - 1)]
         if recent is None:
             return Context(earlier)
         return Context(torch.where((step < 0)[..., None, None], earlier, recent))
