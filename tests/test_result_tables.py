@@ -228,7 +228,11 @@ def test_pictures_of_nothing(tmp_path):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("folder", sorted((ROOT / "results").glob("*/")), ids=lambda x: x.name)
+@pytest.mark.parametrize(
+    "folder",
+    [table.parent for table in sorted((ROOT / "results").glob("*/runs.csv"))],
+    ids=lambda x: x.name,
+)
 def test_docs_hold_what_the_tables_say(folder, tmp_path, monkeypatch):
     """The page is what the commands of docs/results.md make of the committed tables."""
     page, text = tmp_path / "results.md", (ROOT / "docs/results.md").read_text(encoding="utf-8")
