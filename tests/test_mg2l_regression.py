@@ -23,43 +23,109 @@ def regression(width=5):
     return RewardRegression([6, 6], 7, 3, width)
 
 
-def test_coefficients_are_those_of_ridge_regression():
-    network, rows = regression(), torch.randn(3, 20, 2, 7)
-    features, rewards = network.features(rows)
-    assert torch.equal(features[..., -1], torch.ones(3, 20, 2))
-    torch.testing.assert_close(rewards, rows[..., 3])
+def episode(*shape):
+    """Transitions ``[*, T, 2, 7]``, each of which begins where the last one ended."""
+    rows = torch.randn(*shape, 2, 7)
+    rows[..., 1:, :, :3] = rows[..., :-1, :, 4:]
+    return rows
+
+
+@torch.no_grad()
+def by_least_squares(network, rows, began=(0,)):
+    """Coefficients of one agent's transitions ``[T, 7]`` of episodes that began at some of them."""
+    width, rho = 5, float(network.correlation)
+    now = network.regressand(rows)
+    x, y = now.features.double(), now.reward.double()
+    assert torch.equal(now.features[:, -1], torch.ones(len(rows)))
+    torch.testing.assert_close(now.reward, rows[:, 3])
+    # Covariance of the errors of an autoregressive process.
+    steps = torch.arange(len(rows))
+    which = sum((steps >= t).long() for t in began)
+    covariance = rho ** (steps - steps[:, None]).abs().double()
+    covariance *= which == which[:, None]
+    root = torch.linalg.inv(torch.linalg.cholesky(covariance)) / len(rows) ** 0.5
+    # Rows of the prior below those of the data.
+    left = torch.cat([root @ x, RIDGE**0.5 * torch.eye(width, dtype=torch.float64)])
+    right = torch.cat([root @ y, torch.zeros(width, dtype=torch.float64)])
+    return torch.linalg.lstsq(left, right.unsqueeze(1)).solution[:, 0].float()
+
+
+def test_coefficients_are_those_of_generalised_least_squares():
+    network = regression()
+    torch.nn.init.constant_(network.correlation_logit, 0.7)
+    rows = torch.cat([episode(3, 12), episode(3, 8)], 1)
     found = network(rows)
     for env in range(3):
         for agent in range(2):
-            x, y = features[env, :, agent].double(), rewards[env, :, agent].double()
-            # Rows of the prior below those of the data.
-            left = torch.cat([x / 20**0.5, RIDGE**0.5 * torch.eye(5, dtype=torch.float64)])
-            right = torch.cat([y / 20**0.5, torch.zeros(5, dtype=torch.float64)])
-            wanted = torch.linalg.lstsq(left, right.unsqueeze(1)).solution[:, 0]
-            torch.testing.assert_close(found[env, agent].double(), wanted, rtol=1e-3, atol=1e-4)
+            wanted = by_least_squares(network, rows[env, :, agent], (0, 12))
+            torch.testing.assert_close(found[env, agent], wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_transitions_that_do_not_follow_each_other_are_independent():
+    network, rows = regression(), torch.randn(1, 6, 2, 7)
+    wanted = by_least_squares(network, rows[0, :, 0], range(6))
+    torch.testing.assert_close(network(rows)[0, 0], wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_what_was_before_a_drawn_transition_is_looked_up():
+    network, rows = regression(), torch.cat([episode(12), episode(8)])
+    index = torch.arange(20).unsqueeze(0)
+    torch.testing.assert_close(network(Context(rows, index)), network(rows.unsqueeze(0)))
+    x = network(rows.unsqueeze(0))
+    order = torch.tensor([[5, 0, 17, 3, 12]])
+    drawn, each = network.errors(x, Context(rows, order)), network.errors(x, rows.unsqueeze(0))
+    torch.testing.assert_close(drawn, each[:, order[0]])
+
+
+def test_errors_that_persist_are_expected():
+    """The error of a transition is what the one before did not let expect."""
+    network, rows = regression(), episode(1, 9)
+    torch.nn.init.constant_(network.correlation_logit, 100.0)  # 1
+    x = torch.randn(1, 2, 5)
+    features = network.regressand(rows).features
+    rows[..., 3] = (features * x.unsqueeze(1)).sum(-1) + torch.tensor([3.0, -1.0])
+    found = network.errors(x, rows)
+    torch.testing.assert_close(found[0, 0], torch.tensor([3.0, -1.0]))
+    torch.testing.assert_close(found[0, 1:], torch.zeros(8, 2), rtol=0, atol=1e-5)
 
 
 def test_rewards_linear_in_the_features_are_predicted():
-    network, rows = regression(), torch.randn(4, 400, 2, 7)
-    coefficients = torch.randn(4, 2, 5)
-    rows[..., 3] = network.predict(coefficients, rows)
-    other = torch.randn(4, 50, 2, 7)
+    network, rows = regression(), episode(4, 400)
+    coefficients, other = torch.randn(4, 1, 2, 5), torch.randn(4, 50, 2, 7)
     with torch.no_grad():
-        error = network.predict(network(rows), other) - network.predict(coefficients, other)
-        spread = network.predict(coefficients, other).std()
-    assert float(error.std() / spread) < 0.1
+        rows[..., 3] = (network.regressand(rows).features * coefficients).sum(-1)
+        wanted = (network.regressand(other).features * coefficients).sum(-1)
+        other[..., 3] = wanted
+        error = network.errors(network(rows), other)
+    assert float(error.std() / wanted.std()) < 0.1
 
 
 def test_the_reward_is_no_feature():
     network, rows = regression(), torch.randn(3, 4, 2, 7)
     other = rows.clone()
     other[..., 3] += 1
-    assert torch.equal(network.features(rows)[0], network.features(other)[0])
+    assert torch.equal(network.regressand(rows).features, network.regressand(other).features)
+
+
+def test_the_correlation_of_errors_is_learned():
+    torch.manual_seed(0)
+    network = regression()
+    optimiser = torch.optim.Adam([network.correlation_logit], 0.05)
+    rows = episode(20, 50)
+    error = torch.randn(20, 50, 2)
+    for t in range(1, 50):
+        error[:, t] = 0.9 * error[:, t - 1] + 0.19**0.5 * error[:, t]
+    rows[..., 3] = error
+    for _ in range(100):
+        optimiser.zero_grad()
+        network.errors(network(rows), rows).square().mean().backward()
+        optimiser.step()
+    assert 0.8 < network.correlation.item() < 0.95
 
 
 def test_gradients():
     network = regression(3).double()
-    rows = torch.randn(2, 6, 1, 7, dtype=torch.float64)
+    rows = episode(2, 6)[:, :, :1].double()
     names, values = zip(*network.named_parameters(), strict=True)
 
     def solved(*weights):
@@ -78,7 +144,8 @@ def test_elimination_solves_the_same_systems():
 
 
 def test_transitions_are_added_one_after_the_other():
-    network, rows = regression(), torch.randn(3, 8, 2, 7)
+    network, rows = regression(), episode(3, 8)
+    rows[:, 6:, :, :3] = 2.0  # another episode
     pool = None
     for t in range(8):
         pool = network.extend(pool, rows[:, t], torch.ones(3, 2))
@@ -87,11 +154,11 @@ def test_transitions_are_added_one_after_the_other():
     earlier = network.begin(rows[:, :4], torch.tensor([2.0, 0.0, 1.0]))
     assert earlier.mass.tolist() == [[8.0] * 2, [0.0] * 2, [4.0] * 2]
     alive = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
-    pool = network.extend(earlier, rows[:, 4], alive)
-    pool = network.extend(pool, rows[:, 5], torch.ones(3, 2))
+    pool = network.extend(earlier, rows[:, 6], alive)
+    pool = network.extend(pool, rows[:, 7], torch.ones(3, 2))
     found = network.read_out(pool)
-    wanted = {(0, 0): [0, 1, 2, 3, 0, 1, 2, 3, 4, 5], (1, 0): [4, 5], (1, 1): [5],
-              (2, 0): [0, 1, 2, 3, 5], (2, 1): [0, 1, 2, 3, 4, 5]}  # fmt: skip
+    wanted = {(0, 0): [0, 1, 2, 3, 0, 1, 2, 3, 6, 7], (1, 0): [6, 7], (1, 1): [7],
+              (2, 0): [0, 1, 2, 3, 7], (2, 1): [0, 1, 2, 3, 6, 7]}  # fmt: skip
     for (env, agent), steps in wanted.items():
         alone = network(rows[env : env + 1, steps])[0, agent]
         torch.testing.assert_close(found[env, agent], alone, rtol=1e-3, atol=1e-4)

@@ -27,8 +27,8 @@ class RunningPool(NamedTuple):
     mass: Tensor
     """``[N, A]``, sum of their weights; 0 of an agent without transitions."""
 
-    peak: Tensor
-    """``[N, A]``, the largest logit of a weight; weights are ``exp(logit - peak)``."""
+    kept: tuple[Tensor, ...]
+    """``[N, *]``, what else the aggregator needs."""
 
 
 class PIAHead(nn.Module):

@@ -244,7 +244,7 @@ class MG2L(ContextInference):
             encoding, aggregator = self.encoder.gaussians(raw), self.encoder.aggregator
             own: Tensor | None = None
             if isinstance(aggregator, RewardRegression):
-                own = aggregator.predict(encoding.local.mean, rows)
+                own = aggregator.errors(encoding.local.mean, batch["predicted"])
             error, errors = self.prediction(encoding, aggregator.moments.standardise(rows), own)
             loss = loss + self.options.prediction_weight * error
             metrics = metrics | errors

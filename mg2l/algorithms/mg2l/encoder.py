@@ -134,25 +134,29 @@ class TransitionAggregator(TransitionEncoder):
         return x.view(*pooled.shape[:2], -1), pull
 
     def begin(self, rows: Tensor, weight: Tensor) -> RunningPool:
-        """Pool transitions ``[N, T, A, F]``, each of which counts ``weight`` ``[N]`` times."""
+        """Pool transitions ``[N, T, A, F]``, each of which counts ``weight`` ``[N]`` times.
+
+        Kept is the largest logit of a weight, ``[N, A]``; weights are ``exp(logit - largest)``.
+        """
         hidden, logits = self._scored(rows)
         peak = logits.amax(-1)
         each = (logits - peak.unsqueeze(-1)).exp()
         total = each.sum(-1, keepdim=True)
         pooled = ((each / total).unsqueeze(-2) @ hidden).squeeze(-2)
-        return RunningPool(pooled, total.squeeze(-1) * weight.unsqueeze(-1), peak)
+        return RunningPool(pooled, total.squeeze(-1) * weight.unsqueeze(-1), (peak,))
 
     def extend(self, pool: RunningPool | None, rows: Tensor, alive: Tensor) -> RunningPool:
         """Add a transition ``[N, A, F]`` of each agent that is ``alive`` ``[N, A]``."""
         hidden, logits = self._scored(rows.unsqueeze(1))
         hidden, logits = hidden.squeeze(2), logits.squeeze(2)
         if pool is None:
-            return RunningPool(hidden, alive, logits)
-        peak = torch.maximum(pool.peak, logits)
-        before, now = pool.mass * (pool.peak - peak).exp(), alive * (logits - peak).exp()
+            return RunningPool(hidden, alive, (logits,))
+        largest = pool.kept[0]
+        peak = torch.maximum(largest, logits)
+        before, now = pool.mass * (largest - peak).exp(), alive * (logits - peak).exp()
         mass = before + now
         part = (now / mass.clamp(min=1e-30)).unsqueeze(-1)
-        return RunningPool(torch.lerp(pool.pooled, hidden, part), mass, peak)
+        return RunningPool(torch.lerp(pool.pooled, hidden, part), mass, (peak,))
 
     def _scored(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden features ``[N, A, T, H]`` of transitions ``[N, T, A, F]``, and their logits."""

@@ -37,20 +37,21 @@ class RewardPrediction(nn.Module):
         self.joint = Decoder(1, spec.agents * own + width, sizes, spec.agents)
 
     def forward(
-        self, encoding: Encoding, rows: Tensor, predicted: Tensor | None = None
+        self, encoding: Encoding, rows: Tensor, own_errors: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics.
 
         Args:
             encoding: encoding of B contexts.
             rows: ``[B, T, A, F]`` standardised transitions of the same tasks.
-            predicted: ``[B, T, A]``, each agent's rewards as a regression predicts them.
+            own_errors: ``[B, T, A]``, of each agent's rewards as a regression predicts them.
         """
         count, steps, agents, _ = rows.shape
         observations, actions, rewards, finals = self.transitions.split(rows)
         happened = torch.cat([observations, actions, finals], -1)
-        own = self._own(encoding.local.mean, happened) if predicted is None else predicted
-        own_error = (own.unsqueeze(-1) - rewards).square().mean((0, 1, 3))
+        if own_errors is None:
+            own_errors = self._own(encoding.local.mean, happened) - rewards.squeeze(-1)
+        own_error = own_errors.square().mean((0, 1))
         task = encoding.task.mean.unsqueeze(1).expand(-1, steps, -1)
         everything = torch.cat([happened.flatten(2), task], -1)
         joint = self.joint(everything.unsqueeze(0)).view(count, steps, agents, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,41 @@ RIDGE = 0.01
 """Weight of the prior ``N(0, I)`` of the coefficients against the mean over transitions."""
 
 
-class RewardRegression(nn.Module):
-    """Ridge regression of an agent's standardised rewards on learned features of its transitions.
+class Regressand(NamedTuple):
+    """What is regressed of transitions ``[*, F]``."""
 
-    ``x^i = argmin_x mean_t (r_t - x . phi(o_t, a_t, o'_t))^2 + RIDGE |x|^2``, in closed form: the
-    mean of the posterior of Bayesian linear regression (Harrison et al., 2018, *Meta-Learning
-    Priors for Efficient Online Bayesian Regression*, arXiv:1807.08912). The last feature is the
-    constant. Shared by all agents; no agent's transitions reach another agent's ``x^i``.
+    features: Tensor
+    """``[*, D]``, the last of which is constant."""
+
+    reward: Tensor
+    """``[*]``, standardised."""
+
+    began: Tensor
+    """``[*, O]``, observation before."""
+
+    ended: Tensor
+    """``[*, O]``, observation afterwards."""
+
+    def follows(self, before: Regressand) -> Tensor:
+        """``[*]``, 1 of a transition that begins where the one before ended, else 0."""
+        return (self.began == before.ended).all(-1).to(self.reward.dtype)
+
+
+class RewardRegression(nn.Module):
+    """Regression of an agent's standardised rewards on learned features of its transitions.
+
+    The mean of the posterior of Bayesian linear regression (Harrison et al., 2018, *Meta-Learning
+    Priors for Efficient Online Bayesian Regression*, arXiv:1807.08912),
+
+    ``x^i = argmin_x mean_t (r_t - x . phi(o_t, a_t, o'_t))^2 + RIDGE |x|^2``,
+
+    by generalised least squares: what an agent cannot explain of its rewards, such as what its
+    team-mates do where they share a reward, changes slowly. Errors are those of an autoregressive
+    process of first order, ``e_t = rho e_{t-1} + u_t`` (Cochrane and Orcutt, 1949): from each
+    transition ``rho`` times the one before is subtracted, in features and reward. ``rho`` is
+    learned. Transitions follow each other if one ends where the other begins. The last
+    feature is the constant. Shared by all agents; no agent's transitions reach another agent's
+    ``x^i``.
 
     Args:
         hidden: widths of the hidden layers of ``phi``.
@@ -35,22 +64,30 @@ class RewardRegression(nn.Module):
         super().__init__()
         sizes = [transition - 1, *hidden, width - 1]
         self.moments = TransitionMoments(transition)
-        self.reward = reward
+        self.reward, self.observation = reward, transition - reward - 1
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
+        self.correlation_logit = nn.Parameter(torch.zeros(()))
+
+    @property
+    def correlation(self) -> Tensor:
+        """``rho`` between the errors of consecutive transitions, in ``(0, 1)``."""
+        return self.correlation_logit.sigmoid()
 
     def forward(self, context: Context | Tensor) -> Tensor:
         """``x`` of B contexts: ``[B, A, D]``."""
-        features, rewards = self.features(as_context(context).gather())
+        features, rewards = self._whitened(*self._pairs(context))
         return self.solve(self._products(features, rewards)).to(features.dtype)
 
-    def features(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Features ``[*, D]`` of transitions ``[*, F]``, and their standardised rewards ``[*]``."""
+    def regressand(self, rows: Tensor) -> Regressand:
+        """What is regressed of transitions ``[*, F]``."""
+        began, ended = rows[..., : self.observation], rows[..., self.reward + 1 :]
         rows = self.moments.standardise(rows)
         x = torch.cat([rows[..., : self.reward], rows[..., self.reward + 1 :]], -1)
         for layer in self.layers[:-1]:
             x = F.gelu(layer(x))
         x = self.layers[-1](x)
-        return torch.cat([x, torch.ones_like(x[..., :1])], -1), rows[..., self.reward]
+        x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
+        return Regressand(x, rows[..., self.reward], began, ended)
 
     def solve(self, products: Tensor) -> Tensor:
         """Coefficients ``[*, D]`` for means ``[*, D, 1 + D]``, see `_products`."""
@@ -61,13 +98,48 @@ class RewardRegression(nn.Module):
         factor = torch.linalg.cholesky_ex(gram + ridge).L  # does not wait for a GPU to check
         return torch.cholesky_solve(wanted, factor).squeeze(-1)
 
-    def predict(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Standardised rewards that ``x`` ``[B, A, D]`` predicts of transitions ``[B, T, A, F]``.
+    def errors(self, x: Tensor, context: Context | Tensor) -> Tensor:
+        """Errors of predictions by ``x`` ``[B, A, D]`` of the rewards of B contexts.
 
         Returns:
-            ``[B, T, A]``.
+            ``[B, T, A]``, standardised; of a transition that follows another, given the error of
+            that one.
         """
-        return (self.features(rows)[0] * x.unsqueeze(1)).sum(-1)
+        features, rewards = self._innovations(*self._pairs(context))
+        return rewards - (features * x.unsqueeze(1)).sum(-1)
+
+    def _pairs(self, context: Context | Tensor) -> tuple[Regressand, Regressand, Tensor]:
+        """Transitions of B contexts, those before them, and whether these are of the same episode.
+
+        Returns:
+            ``[B, T, A, *]`` twice, and ``[B, T, A]`` numbers that are 0 or 1.
+        """
+        context = as_context(context)
+        now = self.regressand(context.gather())
+        if context.index is None:
+            steps = torch.arange(now.reward.shape[1], device=now.reward.device)
+            before = Regressand(*(x[:, (steps - 1).clamp(min=0)] for x in now))
+            later = (steps > 0).unsqueeze(-1)
+        else:
+            before = self.regressand(context.rows[(context.index - 1).clamp(min=0)])
+            later = (context.index > 0).unsqueeze(-1)
+        return now, before, now.follows(before) * later
+
+    def _innovations(
+        self, now: Regressand, before: Regressand, follows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Features ``[*, D]`` and rewards ``[*]`` less ``rho`` times those before."""
+        part = self.correlation * follows
+        features = now.features - part.unsqueeze(-1) * before.features
+        return features, now.reward - part * before.reward
+
+    def _whitened(
+        self, now: Regressand, before: Regressand, follows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same with errors of the same variance, whether there was a transition before."""
+        features, rewards = self._innovations(now, before, follows)
+        scale = torch.where(follows > 0, (1 - self.correlation**2).rsqrt(), 1.0)
+        return features * scale.unsqueeze(-1), rewards * scale
 
     @staticmethod
     def _products(features: Tensor, rewards: Tensor) -> Tensor:
@@ -89,18 +161,26 @@ class RewardRegression(nn.Module):
     pools_as_it_goes = True
 
     def begin(self, rows: Tensor, weight: Tensor) -> RunningPool:
-        """Pool transitions ``[N, T, A, F]``, each of which counts ``weight`` ``[N]`` times."""
+        """Pool transitions ``[N, T, A, F]``, each of which counts ``weight`` ``[N]`` times.
+
+        Pooled are the means of `_products`; kept is what is regressed of the latest transition.
+        """
         mass = (weight * rows.shape[1]).unsqueeze(1).expand(-1, rows.shape[2])
-        return RunningPool(self._products(*self.features(rows)), mass, torch.zeros_like(mass))
+        pairs = self._pairs(rows)
+        latest = Regressand(*(x[:, -1:] for x in pairs[0]))
+        return RunningPool(self._products(*self._whitened(*pairs)), mass, latest)
 
     def extend(self, pool: RunningPool | None, rows: Tensor, alive: Tensor) -> RunningPool:
         """Add a transition ``[N, A, F]`` of each agent that is ``alive`` ``[N, A]``."""
-        products = self._products(*(x.unsqueeze(1) for x in self.features(rows)))
+        now = self.regressand(rows.unsqueeze(1))
         if pool is None:
-            return RunningPool(products, alive, torch.zeros_like(alive))
+            products = self._products(*self._whitened(now, now, torch.zeros_like(now.reward)))
+            return RunningPool(products, alive, now)
+        before = Regressand(*pool.kept)
+        products = self._products(*self._whitened(now, before, now.follows(before)))
         mass = pool.mass + alive
         part = (alive / mass.clamp(min=1))[..., None, None].to(products.dtype)
-        return RunningPool(torch.lerp(pool.pooled, products, part), mass, pool.peak)
+        return RunningPool(torch.lerp(pool.pooled, products, part), mass, now)
 
     def read_out(self, pool: RunningPool) -> Tensor:
         """``x``, ``[N, A, D]``, of all transitions in a pool."""
