@@ -7,7 +7,7 @@ from method_helpers import inference_of, tiny_learner
 from torch.func import functional_call
 
 from mg2l.algorithms.growing import PooledContexts
-from mg2l.algorithms.mg2l.regression import RIDGE, RewardRegression, _eliminate
+from mg2l.algorithms.mg2l.regression import RIDGE, RUN, RewardRegression, _eliminate
 from mg2l.core.schema import ConfigError
 from mg2l.deploy import export
 from mg2l.deploy.agent import Agent
@@ -67,14 +67,17 @@ def test_transitions_that_do_not_follow_each_other_are_independent():
     torch.testing.assert_close(network(rows)[0, 0], wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_what_was_before_a_drawn_transition_is_looked_up():
-    network, rows = regression(), torch.cat([episode(12), episode(8)])
-    index = torch.arange(20).unsqueeze(0)
-    torch.testing.assert_close(network(Context(rows, index)), network(rows.unsqueeze(0)))
-    x = network(rows.unsqueeze(0))
-    order = torch.tensor([[5, 0, 17, 3, 12]])
-    drawn, each = network.errors(x, Context(rows, order)), network.errors(x, rows.unsqueeze(0))
-    torch.testing.assert_close(drawn, each[:, order[0]])
+def test_contexts_are_drawn_in_runs():
+    learner = learner_of()
+    inference = inference_of(learner)
+    assert inference.run == RUN
+    width = inference.transitions.observation
+    tasks = torch.arange(inference.tasks).repeat(20)
+    for drawn in (inference.contexts(tasks), inference.short_contexts(tasks)):
+        rows = drawn.gather()
+        follows = (rows[:, 1:, :, :width] == rows[:, :-1, :, -width:]).all(-1)
+        assert follows.float().mean() > 0.5
+    learner.close()
 
 
 def test_errors_that_persist_are_expected():

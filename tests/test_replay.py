@@ -113,6 +113,33 @@ def test_segments_and_steps_are_drawn_evenly():
     torch.testing.assert_close(share, torch.full((SLOTS * SEGMENT,), 1 / 20), rtol=0, atol=0.008)
 
 
+@pytest.mark.parametrize("fewest", [0, 1])
+def test_runs_are_consecutive(fewest):
+    replay = filled([SLOTS] * TASKS)
+    tasks = torch.arange(TASKS).repeat(50)
+    seen = torch.arange(1, 151).clamp(max=3 * SEGMENT)
+    for known in (None, seen):
+        if known is not None and fewest:
+            continue
+        context = replay.sample(tasks, 10, 3, generator(), fewest, seen=known, run=4)
+        assert context.index is not None
+        assert context.index.shape == (150, 10)
+        step, task = context.index % SEGMENT, context.index // (SLOTS * SEGMENT)
+        assert torch.equal(task, tasks.unsqueeze(1).expand(-1, 10))
+        for first in (0, 4, 8):
+            before, after = step[:, first : first + 4][:, :-1], step[:, first + 1 : first + 4]
+            follows = (after == before + 1) | (after == 0)  # of the next segment
+            assert follows.all()
+            if known is None:
+                assert (after == before + 1).float().mean() > 0.7
+        if known is not None:
+            assert (step < known.unsqueeze(1)).all()
+    one = replay.sample(tasks, 9, 1, generator(), seen=torch.full((150,), SEGMENT), run=3)
+    assert one.index is not None
+    segments = one.index // SEGMENT
+    assert torch.equal(segments, segments[:, :1].expand(-1, 9))
+
+
 def test_contexts_of_one_task_differ():
     replay = filled([SLOTS] * TASKS)
     context = replay.sample(torch.zeros(2, dtype=torch.int64), 30, 2, generator()).gather()

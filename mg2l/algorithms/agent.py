@@ -50,6 +50,8 @@ class Standardise(nn.Module):
         """Rows ``[*, F]``."""
         return (rows - self.mean - self.rest) / self.std
 
+    standardise = forward
+
 
 class _FrozenNorm(nn.Module):
     """`RunningNorm` of one agent, its moments part of the program."""

@@ -77,6 +77,9 @@ class TaskInference(nn.Module):
     update_interval: int = 1
     """Iterations between two calls of `update`."""
 
+    run: int = 1
+    """How many consecutive transitions are drawn together for a context."""
+
     optimiser: Adam | None = None
     """Trains the inference networks, if there are any."""
 

@@ -114,6 +114,7 @@ class ContextInference(LearnedInference):
             options.context_episodes,
             self.draws,
             options.min_context_episodes,
+            run=self.run,
         )
 
     def split_contexts(self, draw: Callable[[Tensor], Context], tasks: Tensor) -> Context:
@@ -135,7 +136,12 @@ class ContextInference(LearnedInference):
             most = options.update_episodes * self.replay.data.shape[2]
             seen = (most ** self._uniform(len(tasks), 1)[:, 0]).long()
         return self.replay.sample(
-            tasks, options.update_transitions, options.update_episodes, self.draws, seen=seen
+            tasks,
+            options.update_transitions,
+            options.update_episodes,
+            self.draws,
+            seen=seen,
+            run=self.run,
         )
 
     def update_tasks(self) -> Tensor:
@@ -190,7 +196,12 @@ class ContextInference(LearnedInference):
         size, some = self._uniform(len(tasks), 2).unbind(1)
         seen = (most**size).round().long() * (some < 0.5) * self.replay.data.shape[2]
         earlier = self.replay.sample(
-            tasks, self.options.ae_batch_size, most, self.draws, seen=seen.clamp(min=1)
+            tasks,
+            self.options.ae_batch_size,
+            most,
+            self.draws,
+            seen=seen.clamp(min=1),
+            run=self.run,
         )
         return self.growing_latent(len(tasks), earlier.gather(), seen)
 
@@ -299,7 +310,11 @@ class ContextInference(LearnedInference):
             fresh.add(int(task), transitions[:, column])
         ids = torch.as_tensor(np.unique(tasks)).repeat_interleave(DRIFT_CONTEXTS)
         context = fresh.sample(
-            ids, self.options.ae_batch_size, self.options.context_episodes, self.draws
+            ids,
+            self.options.ae_batch_size,
+            self.options.context_episodes,
+            self.draws,
+            run=self.run,
         )
         fractions = self.recognise(context, ids)
         return {

@@ -138,7 +138,7 @@ def probe(
         episodes = fresh_episodes(learner, ids, count, on_episode)
         rows = torch.arange(len(ids)).repeat_interleave(CONTEXTS)
         context = episodes.sample(
-            rows, inference.context_length, episodes_per_context, learner.draws
+            rows, inference.context_length, episodes_per_context, learner.draws, run=inference.run
         )
         encoding = inference.infer(context)
         z = {"global": encoding.task.mean.cpu().numpy()}

@@ -132,6 +132,7 @@ class ContextReplay:
         fewest: int = 0,
         *,
         seen: Tensor | None = None,
+        run: int = 1,
     ) -> Context:
         """Draw contexts with replacement, for the tasks of this process's rows.
 
@@ -144,6 +145,7 @@ class ContextReplay:
                 log-uniform between this and ``segments``.
             seen: ``[B]`` int64, at least 1: transitions of a context come from the first as many of
                 its segments, one after the other; None is all of them.
+            run: if above 1, as many consecutive transitions are drawn together.
 
         Returns:
             Contexts ``[B, T, A, F]``, as an index into the replay.
@@ -172,17 +174,27 @@ class ContextReplay:
 
             return world.draw(draw, (batch, length))
 
+        def fewer(drawn: Tensor) -> Tensor:
+            return (fewest * (segments / fewest) ** drawn).round().long()
+
         held = world.draw(uniform, (batch, segments)) * sizes.unsqueeze(1)
-        if seen is None:
+        if run > 1:
+            most = torch.full_like(tasks, segments * steps) if seen is None else seen
+            if seen is None and fewest:
+                most = fewer(world.draw(uniform, (batch, 1))).squeeze(1) * steps
+            start = world.draw(uniform, (batch, -(-length // run))).double() * most.unsqueeze(1)
+            each = start.long().unsqueeze(-1) + torch.arange(run, device=device)
+            drawn = each.flatten(1)[:, :length] % most.unsqueeze(1)
+            which, step = drawn // steps, drawn % steps
+        elif seen is None:
             which = integers(segments)
             if fewest:
-                drawn = world.draw(uniform, (batch, 1))
-                which %= (fewest * (segments / fewest) ** drawn).round().long()
+                which %= fewer(world.draw(uniform, (batch, 1)))
+            step = integers(steps)
         else:
-            drawn = world.draw(uniform, (batch, length)).double() * seen.unsqueeze(1)
-            which, inside = drawn.long() // steps, drawn.long() % steps
+            drawn = (world.draw(uniform, (batch, length)).double() * seen.unsqueeze(1)).long()
+            which, step = drawn // steps, drawn % steps
         segment = held.long().gather(1, which) + (tasks * slots).unsqueeze(1)
-        step = integers(steps) if seen is None else inside
         return Context(self.data.flatten(0, 2), segment * steps + step)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from mg2l.algorithms.mg2l.config import MG2LConfig
 from mg2l.algorithms.mg2l.encoder import RawEncoding, TaskEncoder, TransitionAggregator
 from mg2l.algorithms.mg2l.objective import Objective
 from mg2l.algorithms.mg2l.prediction import RewardPrediction
-from mg2l.algorithms.mg2l.regression import RewardRegression
+from mg2l.algorithms.mg2l.regression import RUN, RewardRegression
 from mg2l.algorithms.transition_encoder import TransitionMoments
 from mg2l.core.distributed import world
 from mg2l.core.schema import ConfigError
@@ -56,6 +56,7 @@ class MG2L(ContextInference):
                 "aggregator=regression reads observations as numbers, and these are images; choose "
                 "another aggregator"
             )
+        self.run = RUN if options.aggregator == "regression" else 1
         reward = spec.observation + spec.action
         self.encoder = TaskEncoder(
             options, self.agents, spec.transition, backend, share, spec.vision, reward
@@ -334,6 +335,9 @@ class MG2LAgent(ContextAgent):
         super().__init__(inference.acting.aggregator.moments)
         self.encoder = slice_agent(inference.acting, agent)
         del self.encoder.over_agents
+        if isinstance(self.encoder.aggregator, RewardRegression):  # compares them as they are
+            self.encoder.aggregator.add_module("moments", self.standardise)
+            self.add_module("standardise", nn.Identity())
         # torch specialises a GRU to the length that it is exported with.
         self.fixed_length = inference.options.aggregator == "rnn"
 

@@ -16,6 +16,9 @@ from mg2l.nn.aggregators import RunningPool
 RIDGE = 0.01
 """Weight of the prior ``N(0, I)`` of the coefficients against the mean over transitions."""
 
+RUN = 10
+"""Consecutive transitions that are drawn together."""
+
 
 class Regressand(NamedTuple):
     """What is regressed of transitions ``[*, F]``."""
@@ -109,21 +112,15 @@ class RewardRegression(nn.Module):
         return rewards - (features * x.unsqueeze(1)).sum(-1)
 
     def _pairs(self, context: Context | Tensor) -> tuple[Regressand, Regressand, Tensor]:
-        """Transitions of B contexts, those before them, and whether these are of the same episode.
+        """Transitions of B contexts, those before them, and whether they follow these.
 
         Returns:
             ``[B, T, A, *]`` twice, and ``[B, T, A]`` numbers that are 0 or 1.
         """
-        context = as_context(context)
-        now = self.regressand(context.gather())
-        if context.index is None:
-            steps = torch.arange(now.reward.shape[1], device=now.reward.device)
-            before = Regressand(*(x[:, (steps - 1).clamp(min=0)] for x in now))
-            later = (steps > 0).unsqueeze(-1)
-        else:
-            before = self.regressand(context.rows[(context.index - 1).clamp(min=0)])
-            later = (context.index > 0).unsqueeze(-1)
-        return now, before, now.follows(before) * later
+        now = self.regressand(as_context(context).gather())
+        steps = torch.arange(now.reward.shape[1], device=now.reward.device)
+        before = Regressand(*(x[:, (steps - 1).clamp(min=0)] for x in now))
+        return now, before, now.follows(before) * (steps > 0).unsqueeze(-1)
 
     def _innovations(
         self, now: Regressand, before: Regressand, follows: Tensor
