@@ -9,12 +9,14 @@
 namespace mg2l {
 namespace {
 
-constexpr int kVectors = 8;              // vectors of columns walked together, state in registers
-constexpr int64_t kPartialSteps = 16;    // steps whose moments are summed in scalar_t
-constexpr int64_t kAhead = 2;            // steps between asking for a line and writing it
-constexpr int64_t kBlock = 128;          // columns are split between threads in multiples of this
+constexpr int kVectors = 4;              // vectors of columns walked together, state in registers
+constexpr int64_t kPartialSteps = 32;    // steps whose moments are summed in scalar_t
+constexpr int64_t kBlock = 64;           // columns are split between threads in multiples of this
 constexpr int64_t kTile = 4096;          // columns that the adjoint walks together
 constexpr int64_t kMinTaskWork = 16384;  // elements per task; below it a thread costs more
+// Results of so many bytes are not in the caches any more when they are read: they are written past
+// them, without being read first.
+constexpr int64_t kStreamBytes = int64_t{1} << 25;
 
 template <typename scalar_t>
 struct GaeArrays {
@@ -25,6 +27,7 @@ struct GaeArrays {
   const scalar_t *final_values, *value_mean, *value_std;  // null when not given
   scalar_t *advantages, *returns;
   double* moments;
+  bool streams;  // whether results are written past the caches
 };
 
 template <typename scalar_t>
@@ -53,12 +56,9 @@ MG2L_INLINE void walk_step(const GaeArrays<scalar_t>& a, int64_t first, int64_t 
   using V = Vec<scalar_t, kLanes>;
   using Bits = VecBits<scalar_t, kLanes>;
   const int64_t at = step * a.columns + first;
-  const int64_t ahead = std::max<int64_t>(step - kAhead, 0) * a.columns + first;
   const scalar_t *rewards = pinned(a.rewards + at), *values = pinned(a.values + at);
   const uint8_t* terminations = pinned(a.terminated + at);
   const uint8_t* truncations = pinned(a.truncated + at);
-  const scalar_t *next_rewards = pinned(a.rewards + ahead), *next_values = pinned(a.values + ahead);
-  const scalar_t *advantages = pinned(a.advantages + ahead), *returns = pinned(a.returns + ahead);
 #pragma GCC unroll 8
   for (int i = 0; i < kVecs; ++i) {
     const int n = i * kLanes;
@@ -74,10 +74,6 @@ MG2L_INLINE void walk_step(const GaeArrays<scalar_t>& a, int64_t first, int64_t 
     error = terminated == 0 ? V(error + gamma * next) : error;
     carry[i] = (terminated | truncated) == 0 ? V(error + decay * carry[i]) : error;
     next_value[i] = value;
-    __builtin_prefetch(next_rewards + n);
-    __builtin_prefetch(next_values + n);
-    __builtin_prefetch(advantages + n, 1);
-    __builtin_prefetch(returns + n, 1);
   }
 }
 
@@ -91,15 +87,23 @@ MG2L_INLINE void write_step(const GaeArrays<scalar_t>& a, int64_t at,
                             Vec<scalar_t, kLanes> (&square_sum)[kVecs]) {
   using V = Vec<scalar_t, kLanes>;
   scalar_t *advantages = pinned(a.advantages + at), *returns = pinned(a.returns + at);
+  if (kLanes > 1 && a.streams) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kVecs; ++i) stream(advantages + i * kLanes, advantage[i]);
+#pragma GCC unroll 8
+    for (int i = 0; i < kVecs; ++i) stream(returns + i * kLanes, V(advantage[i] + value[i]));
+  } else {
+#pragma GCC unroll 8
+    for (int i = 0; i < kVecs; ++i) store(advantages + i * kLanes, advantage[i]);
+#pragma GCC unroll 8
+    for (int i = 0; i < kVecs; ++i) store(returns + i * kLanes, V(advantage[i] + value[i]));
+  }
 #pragma GCC unroll 8
   for (int i = 0; i < kVecs; ++i) {
-    store(advantages + i * kLanes, advantage[i]);
     const V deviation = advantage[i] - pivot[i];
     sum[i] += deviation;
     square_sum[i] += deviation * deviation;
   }
-#pragma GCC unroll 8
-  for (int i = 0; i < kVecs; ++i) store(returns + i * kLanes, V(advantage[i] + value[i]));
 }
 
 // Mean and sum of squared deviations of the steps so far, for the columns of a strip. Steps are
@@ -121,13 +125,14 @@ struct Moments {
       store(sums + i * kLanes, sum[i]);
       store(square_sums + i * kLanes, square_sum[i]);
     }
-    const double total = count + steps, weight = steps / total;
+    const double total = count + steps, weight = steps / total, between = count * weight;
+    const double inverse = 1 / steps;
     for (int n = 0; n < kWidth; ++n) {
-      const double shift = static_cast<double>(sums[n]) / steps;
+      const double shift = static_cast<double>(sums[n]) * inverse;
       const double within = static_cast<double>(square_sums[n]) - shift * shift * steps;
       const double delta = static_cast<double>(pivots[n]) + shift - mean[n];
       mean[n] += delta * weight;
-      squares[n] += (within < 0 ? 0 : within) + delta * delta * count * weight;
+      squares[n] += (within < 0 ? 0 : within) + delta * delta * between;
       pivots[n] = static_cast<scalar_t>(mean[n]);
     }
     count = total;
@@ -198,6 +203,7 @@ MG2L_INLINE void gae_columns(const GaeArrays<scalar_t>& arrays, int64_t begin, i
   begin = gae_strips<kLanes, kVectors, kScaled>(a, begin, end);
   begin = gae_strips<kLanes, 1, kScaled>(a, begin, end);
   gae_strips<1, 1, kScaled>(a, begin, end);
+  if (a.streams) end_streams();
 }
 
 // Calls body(begin, end) for parts of the columns, in parallel.
@@ -226,6 +232,8 @@ int64_t place_of_results(const Tensor& rewards, const Tensor& values) {
 
 template <typename scalar_t>
 void gae_kernel(GaeTensors& tensors, double gamma, double gae_lambda) {
+  const int64_t row = tensors.columns * static_cast<int64_t>(sizeof(scalar_t));
+  const bool streams = row % kAlignment == 0 && 2 * tensors.steps * row >= kStreamBytes;
   const GaeArrays<scalar_t> arrays{tensors.steps,
                                    tensors.columns,
                                    static_cast<scalar_t>(gamma),
@@ -239,7 +247,8 @@ void gae_kernel(GaeTensors& tensors, double gamma, double gae_lambda) {
                                    data_or_null<scalar_t>(tensors.value_std),
                                    data<scalar_t>(tensors.advantages),
                                    data<scalar_t>(tensors.returns),
-                                   data<double>(tensors.moments)};
+                                   data<double>(tensors.moments),
+                                   streams};
   parallel_columns(tensors.steps, tensors.columns, [&](int64_t begin, int64_t end) {
     run_simd([&](auto bytes) MG2L_INLINE_LAMBDA {
       if (arrays.value_mean != nullptr) {

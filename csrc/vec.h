@@ -44,6 +44,29 @@ MG2L_INLINE void store(scalar_t* to, const V& v) {
   std::memcpy(to, &v, sizeof(V));
 }
 
+// Stores a vector past the caches, to an address that is a multiple of its size. Other threads see
+// it after `end_streams`.
+template <typename V, typename scalar_t>
+MG2L_INLINE void stream(scalar_t* to, const V& v) {
+#if defined(__clang__)
+  __builtin_nontemporal_store(v, reinterpret_cast<V*>(to));
+#elif defined(__x86_64__)
+  if constexpr (sizeof(V) == 16) {
+    asm("movntps %1, %0" : "=m"(*reinterpret_cast<V*>(to)) : "x"(v));
+  } else {
+    asm("vmovntps %1, %0" : "=m"(*reinterpret_cast<V*>(to)) : "v"(v));
+  }
+#else
+  store(to, v);
+#endif
+}
+
+MG2L_INLINE void end_streams() {
+#if defined(__x86_64__)
+  asm volatile("sfence" ::: "memory");
+#endif
+}
+
 // Through memory, which becomes one broadcast; `V{} + x` becomes an insertion per lane, because
 // the compiler takes it apart before it knows the instruction set.
 template <typename V, typename scalar_t>

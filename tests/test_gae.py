@@ -239,6 +239,18 @@ def test_does_not_depend_on_the_number_of_threads(columns, dtype):
             assert torch.equal(ours, first)
 
 
+@pytest.mark.parametrize(("dtype", "columns"), [(torch.float32, 4096), (torch.float64, 2048)])
+def test_results_written_past_the_caches_are_the_same(dtype, columns):
+    arguments, options = inputs((1024, columns), dtype=dtype, scaled=False)
+    whole = gae(*arguments, **options)
+    assert 2 * whole.advantages.nbytes >= 2**25  # kStreamBytes in csrc/gae.cpp
+    for half in (slice(0, columns // 2), slice(columns // 2, None)):
+        parts = (*(x[:, half] for x in arguments[:4]), *arguments[4:])
+        part = gae(*parts, final_values=options["final_values"][:, half])
+        for name, ours, theirs in zip(GAE._fields, part, whole, strict=True):
+            assert torch.equal(ours, theirs[:, half]), name
+
+
 def test_results_lie_away_from_the_inputs_within_a_page():
     args, _ = inputs((64, 1024), dtype=torch.float32, final_values=False, scaled=False)
     result = gae(*args)
