@@ -305,7 +305,7 @@ void stacked_mlp_backward_kernel(const MlpArrays<scalar_t>& a, const MlpGradient
       }
     });
   });
-  for (int64_t group = 0; group < sizes.groups; ++group) {
+  const auto sum_parts = [&](int64_t group) {
     scalar_t* total = partial.get() + group * parts * size;
     run_simd([&](auto) MG2L_INLINE_LAMBDA {
       for (int64_t part = 1; part < parts; ++part) {
@@ -327,7 +327,11 @@ void stacked_mlp_backward_kernel(const MlpArrays<scalar_t>& a, const MlpGradient
       }
       std::copy_n(sums.biases[l], units, out.biases[l] + group * units);
     }
-  }
+  };
+  torch::stable::parallel_for(0, sizes.groups, tiles_per_task(parts * size),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t group = begin; group < end; ++group) sum_parts(group);
+                              });
 }
 
 }  // namespace

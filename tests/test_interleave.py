@@ -98,15 +98,16 @@ def test_an_update_is_the_same_on_one_thread_and_on_two(threads, algo, parts):
 
 
 def test_critics_that_take_much_longer_take_turns_with_the_actors(threads, monkeypatch):
-    results = []
+    results: list[list[torch.Tensor]] = []
     for count in (1, 2):
         torch.set_num_threads(count)
         learner = known_learner()
-        assert learner.ppo.takes_as_long
+        beside = learner.ppo.takes_as_long
         batch, critic_latent = prepared(learner)
         with monkeypatch.context() as patch:
             patch.setattr("mg2l.training.ppo.HEAVIER", 0.5)
             patch.setattr("mg2l.training.ppo.SideBySide", None)
+            assert beside
             assert not learner.ppo.takes_as_long
             learner.ppo.update(batch, critic_latent)
         results.append([p.detach() for m in learner.modules().values() for p in m.parameters()])
