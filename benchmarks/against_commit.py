@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVS = ("mpe-spread", "mpe-hunting", "mujoco-cheetah-dir")
 
 CONTESTANT = """
-import json, sys, time
+import json, resource, sys, time
 import torch
 try:
     from mg2l.config.files import load_config
@@ -50,6 +50,7 @@ for line in sys.stdin:
     seconds = {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
     if done == 1:
         seconds["first"] = time.perf_counter() - begun
+    seconds["gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps(seconds | times), flush=True)
 """
 
@@ -111,7 +112,7 @@ def race(contestants: dict[str, Contestant], rounds: int) -> dict[str, dict[str,
     first, second = seconds.values()
     results["ratio"] = {
         key: statistics.median(a[key] / b[key] for a, b in zip(first, second, strict=True))
-        for key in ("wall", "processor")
+        for key in ("wall", "processor", "gb")
     }
     return results
 

@@ -155,35 +155,6 @@ MG2L_INLINE void for_rows(const EncodeArrays<input_t, scalar_t>& a, const Span& 
   }
 }
 
-// Which inputs of a tile's transitions are not 0. Observations that are maps or one-hot codes are
-// mostly zeros, and products of the others alone take a fraction of the time.
-template <typename scalar_t>
-struct NonZeros {
-  static constexpr int64_t kLeast = 64;  // inputs, below which a list is not worth it
-  static constexpr int64_t kShare = 3;   // a list pays where at most one in so many is not 0
-
-  bool listed = false;           // whether the tile has lists
-  int64_t inputs;                // F
-  std::vector<int32_t> columns;  // [kTile, F and a vector]
-  int32_t counts[kTile];
-
-  explicit NonZeros(int64_t inputs_)
-      : inputs(inputs_), columns(inputs >= kLeast ? kTile * (inputs + 16) : 0) {}
-
-  const int32_t* row(int64_t t) const { return columns.data() + t * (inputs + 16); }
-
-  // Lists those of a tile, unless its first transition has too many.
-  template <int kBytes>
-  MG2L_INLINE void list(const scalar_t* tile, int64_t count) {
-    listed = !columns.empty();
-    for (int64_t t = 0; t < count && listed; ++t) {
-      counts[t] =
-          list_nonzeros<kBytes>(tile + t * inputs, inputs, columns.data() + t * (inputs + 16));
-      listed = t > 0 || counts[t] * kShare <= inputs;
-    }
-  }
-};
-
 // What a layer multiplies where it is rounded: rows of whole vectors.
 struct PairTiles {
   int64_t stride_along, stride_across, stride_units;
@@ -217,7 +188,7 @@ struct Scratch {
   Scratch(const Network<scalar_t>& network, int64_t pairs, bool backward)
       : inputs(kTile * network.layers[0].inputs, 0),
         pooled(pairs * network.last().padded),
-        nonzeros(network.layers[0].inputs) {
+        nonzeros(network.layers[0].inputs, kTile) {
     for (const Layer<scalar_t>& layer : network.layers) {
       features.emplace_back(kTile * layer.padded);
       slopes.emplace_back(backward ? kTile * layer.padded : 0);
@@ -256,7 +227,7 @@ MG2L_INLINE void gather(const EncodeArrays<input_t, scalar_t>& a, Scratch<scalar
   });
   scratch.nonzeros.listed = false;
   if (a.network.layers[0].finite && !a.network.bfloat16) {
-    scratch.nonzeros.template list<kBytes>(scratch.inputs.data(), count);
+    scratch.nonzeros.template list<kBytes>(scratch.inputs.data(), features, count);
   }
 }
 

@@ -77,8 +77,10 @@ template <typename scalar_t>
 struct MlpScratch {
   std::vector<TileRows<scalar_t>> tiles;  // inputs, then what every layer makes of them
   std::vector<TileRows<Pair>> pairs;      // what a rounded layer multiplies
+  NonZeros<scalar_t> nonzeros;            // of the inputs
 
-  explicit MlpScratch(const MlpArrays<scalar_t>& a) {
+  explicit MlpScratch(const MlpArrays<scalar_t>& a)
+      : nonzeros(a.sizes.inputs, a.lists ? std::min(a.sizes.rows, kTile) : 0) {
     const MlpSizes& sizes = a.sizes;
     tiles.emplace_back(sizes.inputs, sizes.rows);
     for (const int64_t units : sizes.units) tiles.emplace_back(units, sizes.rows);
@@ -93,7 +95,9 @@ MG2L_INLINE void forward_tile(const MlpArrays<scalar_t>& a, MlpScratch<scalar_t>
                               int64_t group, int64_t first, int64_t count) {
   const MlpSizes& sizes = a.sizes;
   Rows<scalar_t> rows{a.row(group, first), a.row_stride, sizes.inputs};
-  if (!a.rounded(0)) {
+  NonZeros<scalar_t>& nonzeros = scratch.nonzeros;
+  nonzeros.template list<kBytes>(rows.data, rows.stride, count);
+  if (!a.rounded(0) && !nonzeros.listed) {
     copy_rows(rows.data, rows.stride, count, sizes.inputs, scratch.tiles[0]);
     rows = {scratch.tiles[0].data, scratch.tiles[0].stride, sizes.inputs};
   }
@@ -106,7 +110,10 @@ MG2L_INLINE void forward_tile(const MlpArrays<scalar_t>& a, MlpScratch<scalar_t>
     const Span<scalar_t> to = in_place ? Span<scalar_t>{out, units} : scratch.tiles[l + 1].span();
     const scalar_t* bias = a.layers[l].bias + group * units;
     if (l < sizes.normalised()) {
-      if (!a.rounded(l)) {
+      if (l == 0 && nonzeros.listed) {
+        linear_listed<kBytes, true>(rows, nonzeros, a.layers[l].panels, group, bias, units, count,
+                                    a.relu, to);
+      } else if (!a.rounded(l)) {
         linear<kBytes, true>(rows, a.layers[l].panels, group, bias, units, count, a.relu, to);
       } else if constexpr (kHasPairs<kBytes, scalar_t>) {
         const TileRows<Pair>& pairs = scratch.pairs[l];

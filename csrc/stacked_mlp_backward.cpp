@@ -16,18 +16,18 @@ struct MlpGradients {
   std::vector<scalar_t*> weights, biases;
 };
 
-// The sums of a layer's weights, [units, padded inputs], or transposed where there are fewer
-// inputs, which padding would multiply: [inputs, padded units].
+// The sums of a layer's weights, [units, padded inputs], or transposed where that has no more
+// padding: [inputs, padded units].
 template <typename scalar_t>
 struct WeightSums {
   int64_t rows, columns;
   bool transposed;
 
-  WeightSums(int64_t units, int64_t inputs)
-      : rows(std::max<int64_t>(std::min(units, inputs), kRows<64>)),
-        columns(padded_width<scalar_t>(std::max(units, inputs))),
-        transposed(inputs < units) {
-    if (!transposed) rows = units;
+  WeightSums(int64_t units, int64_t inputs) {
+    const int64_t least = std::max<int64_t>(inputs, kRows<64>);
+    transposed = least * padded_width<scalar_t>(units) <= units * padded_width<scalar_t>(inputs);
+    rows = transposed ? least : units;
+    columns = padded_width<scalar_t>(transposed ? units : inputs);
   }
   int64_t size() const { return rows * columns; }
 };
@@ -105,15 +105,36 @@ struct PairTiles {
   TileRows<Pair> units;          // gradients paired along their rows
 };
 
+// Inputs that are mostly zeros, some columns of a tile at a time.
+template <typename scalar_t>
+struct SparseInputs {
+  static constexpr int64_t kColumns = 32;
+  bool wanted = false;            // whether the tile at hand is
+  std::vector<scalar_t> columns;  // [kColumns, kTile]
+  std::vector<int32_t> listed;    // of a row's inputs, or of a column's rows, which are not 0
+
+  explicit SparseInputs(int64_t inputs)
+      : columns(inputs > 0 ? kColumns * kTile : 0),
+        listed(inputs > 0 ? std::max(inputs, kTile) + 16 : 0) {}
+
+  template <int kBytes>
+  MG2L_INLINE void look_at(const scalar_t* row, int64_t inputs) {
+    wanted = !listed.empty() &&
+             NonZeros<scalar_t>::pays(list_nonzeros<kBytes>(row, inputs, listed.data()), inputs);
+  }
+};
+
 template <typename scalar_t>
 struct MlpBackwardScratch {
   std::vector<TileRows<scalar_t>> grads;  // of inputs, then of every layer
   std::vector<TileRows<scalar_t>> inputs;
   std::vector<PairTiles> pairs;
   TileRows<scalar_t> row;
+  SparseInputs<scalar_t> sparse;
 
   explicit MlpBackwardScratch(const MlpArrays<scalar_t>& a)
-      : row(*std::max_element(a.sizes.units.begin(), a.sizes.units.end()), 1) {
+      : row(*std::max_element(a.sizes.units.begin(), a.sizes.units.end()), 1),
+        sparse(a.lists ? a.sizes.inputs : 0) {
     const MlpSizes& sizes = a.sizes;
     grads.emplace_back(sizes.inputs, sizes.rows);
     for (size_t l = 0; l < sizes.layers(); ++l) {
@@ -128,16 +149,23 @@ struct MlpBackwardScratch {
   }
 };
 
-// What gradients of a layer's products (of a tile, in `grads`) add to those of its weights, and,
-// if wanted, the gradients of the layer before.
+// What gradients of a layer's products (of a tile, in `grads`) add to those of its weights.
 template <int kBytes, typename scalar_t>
-MG2L_INLINE void products_backward(const MlpArrays<scalar_t>& a,
-                                   MlpBackwardScratch<scalar_t>& scratch, size_t l, int64_t group,
-                                   int64_t first, int64_t count, bool want,
-                                   MlpPart<scalar_t>& sums) {
+MG2L_INLINE void add_weight_gradients(const MlpArrays<scalar_t>& a,
+                                      MlpBackwardScratch<scalar_t>& scratch, size_t l,
+                                      int64_t group, int64_t first, int64_t count, scalar_t* sums) {
   const int64_t units = a.sizes.units[l], inputs = a.sizes.inputs_of(l);
   const TileRows<scalar_t>& grad = scratch.grads[l + 1];
-  const WeightSums<scalar_t> shape(units, inputs);
+  if (l == 0 && scratch.sparse.wanted) {
+    for (int64_t i = 0; i < inputs; i += SparseInputs<scalar_t>::kColumns) {
+      const int64_t width = std::min(SparseInputs<scalar_t>::kColumns, inputs - i);
+      scalar_t* columns = scratch.sparse.columns.data();
+      transpose(a.row(group, first) + i, a.row_stride, count, width, columns, kTile);
+      add_sparse_product<kBytes>(columns, kTile, width, count, grad.data, grad.stride,
+                                 sums + i * grad.stride, scratch.sparse.listed.data());
+    }
+    return;
+  }
   TileRows<scalar_t>& padded = scratch.inputs[l];
   const scalar_t* before = l == 0 ? nullptr : a.features(l - 1, group, first);
   if (l == 0 || inputs != padded.stride) {
@@ -145,14 +173,25 @@ MG2L_INLINE void products_backward(const MlpArrays<scalar_t>& a,
               padded);
     before = padded.data;
   }
-  if (shape.transposed) {  // the inputs' padding is zero
+  if (WeightSums<scalar_t>(units, inputs).transposed) {  // the inputs' padding is zero
     const int64_t width = std::max<int64_t>(inputs, kRows<kBytes>);
     add_product_t<kBytes>(Rows<scalar_t>{before, padded.stride, width}, grad.data, grad.stride,
-                          count, sums.weights[l]);
+                          count, sums);
   } else {
     add_product_t<kBytes>(Rows<scalar_t>{grad.data, grad.stride, units}, before, padded.stride,
-                          count, sums.weights[l]);
+                          count, sums);
   }
+}
+
+// The same, and, if wanted, the gradients of the layer before.
+template <int kBytes, typename scalar_t>
+MG2L_INLINE void products_backward(const MlpArrays<scalar_t>& a,
+                                   MlpBackwardScratch<scalar_t>& scratch, size_t l, int64_t group,
+                                   int64_t first, int64_t count, bool want,
+                                   MlpPart<scalar_t>& sums) {
+  const int64_t units = a.sizes.units[l], inputs = a.sizes.inputs_of(l);
+  const TileRows<scalar_t>& grad = scratch.grads[l + 1];
+  add_weight_gradients<kBytes>(a, scratch, l, group, first, count, sums.weights[l]);
   if (!want) return;
   linear<kBytes, false>(Rows<scalar_t>{grad.data, grad.stride, units}, a.layers[l].panels, group,
                         static_cast<const scalar_t*>(nullptr), inputs, count, false,
@@ -208,10 +247,19 @@ MG2L_INLINE void backward_tile(const MlpArrays<scalar_t>& a, const MlpGradients<
         activation_backward<kBytes, false>(features, moments, units, count, grad, scratch.row);
       }
     }
+    V zero{};  // x - x is 0, or NaN
     for (int64_t h = 0; h < units; h += kLanes) {
       V sum = load<V>(sums.biases[l] + h);
       for (int64_t t = 0; t < count; ++t) sum += load<V>(grad.data + t * grad.stride + h);
       store(sums.biases[l] + h, sum);
+      zero += sum - sum;
+    }
+    if (l == 0) {
+      const bool finite = sum_lanes<scalar_t, kLanes>(zero) == 0;
+      scratch.sparse.wanted = false;
+      if (finite && WeightSums<scalar_t>(units, inputs).transposed) {
+        scratch.sparse.template look_at<kBytes>(a.row(group, first), inputs);
+      }
     }
     const bool want = l > 0 || out.x != nullptr;
     if (!a.rounded(l)) {
@@ -257,7 +305,7 @@ void stacked_mlp_backward_kernel(const MlpArrays<scalar_t>& a, const MlpGradient
       }
     });
   });
-  for (int64_t group = 0; group < sizes.groups; ++group) {
+  const auto sum_parts = [&](int64_t group) {
     scalar_t* total = partial.get() + group * parts * size;
     run_simd([&](auto) MG2L_INLINE_LAMBDA {
       for (int64_t part = 1; part < parts; ++part) {
@@ -270,16 +318,20 @@ void stacked_mlp_backward_kernel(const MlpArrays<scalar_t>& a, const MlpGradient
       const int64_t units = sizes.units[l], inputs = sizes.inputs_of(l);
       const WeightSums<scalar_t> shape(units, inputs);
       scalar_t* weight = out.weights[l] + group * units * inputs;
-      for (int64_t h = 0; h < units; ++h, weight += inputs) {
-        if (shape.transposed) {
-          for (int64_t i = 0; i < inputs; ++i) weight[i] = sums.weights[l][i * shape.columns + h];
-        } else {
-          std::copy_n(sums.weights[l] + h * shape.columns, inputs, weight);
+      if (shape.transposed) {
+        transpose(sums.weights[l], shape.columns, inputs, units, weight, inputs);
+      } else {
+        for (int64_t h = 0; h < units; ++h) {
+          std::copy_n(sums.weights[l] + h * shape.columns, inputs, weight + h * inputs);
         }
       }
       std::copy_n(sums.biases[l], units, out.biases[l] + group * units);
     }
-  }
+  };
+  torch::stable::parallel_for(0, sizes.groups, tiles_per_task(parts * size),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t group = begin; group < end; ++group) sum_parts(group);
+                              });
 }
 
 }  // namespace

@@ -10,8 +10,9 @@
 #include <utility>
 #include <vector>
 
-#include "gemm.h"
+#include "nonzeros.h"
 #include "stacked_mlp.h"
+#include "transpose.h"
 
 namespace mg2l {
 
@@ -54,7 +55,6 @@ struct Panels {
 template <typename scalar_t>
 Panels<scalar_t> pack(const scalar_t* weight, int64_t groups, int64_t units, int64_t inputs,
                       bool transposed) {
-  constexpr int64_t kBlock = 16;
   Panels<scalar_t> panels(groups, transposed ? inputs : units, transposed ? units : inputs);
   const int64_t panel = panels.panel;
   for (int64_t group = 0; group < groups; ++group) {
@@ -63,19 +63,12 @@ Panels<scalar_t> pack(const scalar_t* weight, int64_t groups, int64_t units, int
       scalar_t* to = panels.at(group, column);
       const int64_t count = std::min(panel, (transposed ? units : inputs) - column);
       if (count < panel) std::fill_n(to, panels.depth * panel, scalar_t(0));
-      if (!transposed) {
-        for (int64_t h = 0; h < units; ++h) {
-          std::copy_n(from + h * inputs + column, count, to + h * panel);
-        }
+      if (transposed) {
+        transpose(from + column * inputs, inputs, count, inputs, to, panel);
         continue;
       }
-      for (int64_t first = 0; first < inputs; first += kBlock) {
-        for (int64_t h = 0; h < count; ++h) {
-          const scalar_t* row = from + (column + h) * inputs;
-          for (int64_t i = first; i < std::min(first + kBlock, inputs); ++i) {
-            to[i * panel + h] = row[i];
-          }
-        }
+      for (int64_t h = 0; h < units; ++h) {
+        std::copy_n(from + h * inputs + column, count, to + h * panel);
       }
     }
   }
@@ -124,6 +117,7 @@ struct MlpArrays {
   const scalar_t* x;
   int64_t group_stride, row_stride;  // of x
   std::vector<MlpLayer<scalar_t>> layers;
+  bool lists;  // whether inputs of 0 add nothing to the first layer, whatever it multiplies
   scalar_t *y, *kept, *moments;  // the last two null when nothing is kept
 
   // Whether a layer multiplies what is rounded to bfloat16.
@@ -197,6 +191,14 @@ MG2L_INLINE Vec<double, kLanes> tanh_lanes(const Vec<double, kLanes>& x) {
   return y;
 }
 
+// The activation, unless the layer is linear alone.
+template <bool kActivate, typename scalar_t, int kLanes>
+MG2L_INLINE Vec<scalar_t, kLanes> activate(const Vec<scalar_t, kLanes>& z, bool relu) {
+  if constexpr (!kActivate) return z;
+  if (!relu) return tanh_lanes<kLanes>(z);
+  return z < scalar_t(0) ? Vec<scalar_t, kLanes>{} : z;
+}
+
 // to = rows . matrix + bias, activated unless the layer is linear alone.
 template <int kBytes, bool kActivate, typename element_t, typename scalar_t>
 MG2L_INLINE void linear(const Rows<element_t>& rows, const Panels<element_t>& panels, int64_t group,
@@ -216,18 +218,52 @@ MG2L_INLINE void linear(const Rows<element_t>& rows, const Panels<element_t>& pa
       for (int row = 0; row < kMicro; ++row) {
 #pragma GCC unroll 2
         for (int i = 0; i < kPair; ++i) {
-          V z = sum[row][i];
-          if constexpr (kActivate) {
-            if (relu) {
-              z = z < scalar_t(0) ? V{} : z;
-            } else {
-              z = tanh_lanes<kLanes>(z);
-            }
-          }
+          const V z = activate<kActivate, scalar_t, kLanes>(sum[row][i], relu);
           store(to.data + (first + row) * to.stride + column + i * kLanes, z);
         }
       }
     }
+  }
+}
+
+// `linear` for kVectors vectors of columns, where columns of the rows that are not 0 are listed.
+template <int kBytes, bool kActivate, int kVectors, typename scalar_t>
+MG2L_INLINE void linear_listed_block(const Rows<scalar_t>& rows, const NonZeros<scalar_t>& nonzeros,
+                                     const scalar_t* matrix, int64_t step, const scalar_t* bias,
+                                     int64_t units, int64_t count, bool relu,
+                                     const Span<scalar_t>& to) {
+  constexpr int kLanes = kBytes / sizeof(scalar_t);
+  constexpr int64_t panel = kPanel<kBytes, scalar_t>;
+  using V = Vec<scalar_t, kLanes>;
+  alignas(64) scalar_t offsets[kVectors * kLanes] = {};
+  std::copy_n(bias, std::min<int64_t>(kVectors * kLanes, units), offsets);
+  for (int64_t t = 0; t < count; ++t) {
+    V sum[kVectors];
+    multiply_listed_block<kBytes>(rows.data + t * rows.stride, nonzeros.row(t), nonzeros.counts[t],
+                                  matrix, panel, step, offsets, sum);
+    for (int v = 0; v < kVectors; ++v) {
+      store(to.data + t * to.stride + v * kLanes,
+            activate<kActivate, scalar_t, kLanes>(sum[v], relu));
+    }
+  }
+}
+
+template <int kBytes, bool kActivate, typename scalar_t>
+MG2L_INLINE void linear_listed(const Rows<scalar_t>& rows, const NonZeros<scalar_t>& nonzeros,
+                               const Panels<scalar_t>& panels, int64_t group, const scalar_t* bias,
+                               int64_t units, int64_t count, bool relu, const Span<scalar_t>& to) {
+  constexpr int64_t panel = kPanel<kBytes, scalar_t>;
+  const int64_t step = panel * panels.depth;
+  int64_t column = 0;
+  for (; column + panel < units; column += 2 * panel) {
+    linear_listed_block<kBytes, kActivate, 2 * kPair>(
+        rows, nonzeros, panels.at(group, column), step, bias + column, units - column, count, relu,
+        Span<scalar_t>{to.data + column, to.stride});
+  }
+  if (column < units) {
+    linear_listed_block<kBytes, kActivate, kPair>(rows, nonzeros, panels.at(group, column), step,
+                                                  bias + column, units - column, count, relu,
+                                                  Span<scalar_t>{to.data + column, to.stride});
   }
 }
 
@@ -266,6 +302,25 @@ struct MlpTensors {
   }
 };
 
+// Whether no number is NaN or infinite.
+template <typename scalar_t>
+bool all_finite(const scalar_t* numbers, int64_t count) {
+  scalar_t zero = 0;  // x - x is 0, or NaN
+  run_simd([&](auto bytes) MG2L_INLINE_LAMBDA {
+    constexpr int kLanes = bytes / sizeof(scalar_t);
+    using V = Vec<scalar_t, kLanes>;
+    V sum{};
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      const V x = load<V>(numbers + i);
+      sum += x - x;
+    }
+    zero = sum_lanes<scalar_t, kLanes>(sum);
+    for (; i < count; ++i) zero += numbers[i] - numbers[i];
+  });
+  return zero == 0;
+}
+
 template <typename scalar_t>
 MlpArrays<scalar_t> arrays_of(const MlpSizes& sizes, const MlpTensors& tensors, bool relu,
                               bool bfloat16, bool backward, bool want_x) {
@@ -276,6 +331,7 @@ MlpArrays<scalar_t> arrays_of(const MlpSizes& sizes, const MlpTensors& tensors, 
                         tensors.x.strides()[0],
                         tensors.x.strides()[1],
                         {},
+                        false,
                         nullptr,
                         nullptr,
                         nullptr};
@@ -292,6 +348,8 @@ MlpArrays<scalar_t> arrays_of(const MlpSizes& sizes, const MlpTensors& tensors, 
     a.layers.push_back({weight, data<scalar_t>(tensors.biases[l]),
                         pack(weight, plain, units, inputs, !backward), std::move(pairs)});
   }
+  a.lists = !a.rounded(0) && sizes.inputs >= NonZeros<scalar_t>::kLeast &&
+            all_finite(a.layers[0].weight, sizes.groups * sizes.units[0] * sizes.inputs);
   return a;
 }
 

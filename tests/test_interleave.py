@@ -97,6 +97,24 @@ def test_an_update_is_the_same_on_one_thread_and_on_two(threads, algo, parts):
         assert torch.equal(one, two)
 
 
+def test_critics_that_take_much_longer_take_turns_with_the_actors(threads, monkeypatch):
+    results: list[list[torch.Tensor]] = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        learner = known_learner()
+        beside = learner.ppo.takes_as_long
+        batch, critic_latent = prepared(learner)
+        with monkeypatch.context() as patch:
+            patch.setattr("mg2l.training.ppo.HEAVIER", 0.5)
+            patch.setattr("mg2l.training.ppo.SideBySide", None)
+            assert beside
+            assert not learner.ppo.takes_as_long
+            learner.ppo.update(batch, critic_latent)
+        results.append([p.detach() for m in learner.modules().values() for p in m.parameters()])
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one, two)
+
+
 @pytest.mark.parametrize("name", ["loss/policy", "loss/value"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_loss_that_is_not_finite_is_found(threads, name, count):

@@ -124,6 +124,64 @@ def test_what_is_not_finite_is_not_hidden(relu, value, device):
     assert y[0, [0, 2]].isfinite().all()
 
 
+def mostly_zeros(x: Tensor, fraction: float = 0.1) -> Tensor:
+    """Inputs of which all but about a fraction are 0."""
+    generator = torch.Generator().manual_seed(2)
+    return x * (torch.rand(x.shape, generator=generator) < fraction).to(x)
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["tanh", "relu"])
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.3, 0.6])
+@pytest.mark.parametrize("widths", [(64, 96, 24), (130, 40, 40), (67, 64), (300, 33, 20)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_inputs_that_are_mostly_zeros(dtype, widths, fraction, relu, device):
+    x, weights, biases = inputs(2, 391, widths, dtype, device)
+    x = mostly_zeros(x, fraction)
+    for rows in (x, x[:, :1], x[:1].expand(2, -1, -1)):
+        assert_same((rows, weights, biases), {"relu": relu}, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_zeros_that_are_left_out_change_no_bit(dtype, device):
+    # A tile is listed or not by its first row: the others' results must not depend on it.
+    x, weights, biases = inputs(2, 192, (130, 64, 5), dtype, device)
+    x = mostly_zeros(x)
+    dense = x.clone()
+    dense[:, ::96] = 1
+    cotangent = torch.randn(2, 192, 5, generator=torch.Generator().manual_seed(3)).to(x)
+    cotangent[:, ::96] = 0
+    found = []
+    for given in (x, dense):
+        leaves = [weight.clone().requires_grad_() for weight in weights]
+        y = stacked_mlp(given, leaves, biases)
+        gradients = torch.autograd.grad((y * cotangent).sum(), leaves)
+        found.append([y[:, cotangent[0, :, 0] != 0].detach(), *gradients])
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("place", ["weight", "row", "gradient"])
+def test_zeros_do_not_hide_what_is_not_finite(place, device):
+    x, weights, biases = inputs(1, 100, (80, 16, 4), torch.float32, device)
+    x = mostly_zeros(x)
+    x[:, :, 3] = 0
+    cotangent = torch.ones(1, 100, 4, device=device)
+    if place == "weight":
+        weights[0][0, 5, 3] = float("inf")
+    elif place == "row":
+        x[0, 7, 11] = float("nan")
+    else:
+        cotangent[0, 9] = float("inf")
+    found = []
+    for function in (reference.stacked_mlp, stacked_mlp):
+        leaves = [weight.clone().requires_grad_() for weight in weights]
+        y = function(x, leaves, biases)
+        gradients = torch.autograd.grad(y, leaves, cotangent)
+        found.append([y.detach(), *([] if place == "weight" else gradients)])
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours.isfinite(), theirs.isfinite())
+
+
 @pytest.mark.parametrize("plain_last", [False, True])
 @pytest.mark.parametrize("relu", [False, True])
 def test_gradcheck(relu, plain_last, device):

@@ -44,6 +44,10 @@ class Trained(NamedTuple):
     """Limits norms of their gradients, and returns what they were."""
 
 
+HEAVIER = 1.5
+"""How many times the actors' parameters critics have at most that are trained beside the actors."""
+
+
 class _Metrics(dict[str, list[Tensor]]):
     """Values of each metric, of all agents, in the order in which they came."""
 
@@ -275,7 +279,8 @@ class PPO:
         `CriticLatent.every_minibatch` each of them does on its own.
 
         Actors and critics do not depend on each other here. On several cores each are trained by
-        half of the threads, and each half encodes half of the contexts of the critics' latent; else
+        half of the threads, and each half encodes half of the contexts of the critics' latent,
+        unless critics take much longer, as those that read the observations of many agents do; else
         they take turns, and while the actors' gradients are summed over processes, those of the
         critics are computed, and the other way round.
         """
@@ -286,7 +291,8 @@ class PPO:
             return self._train_actors(one, actors), self._train_critics(two, critics, critic_latent)
 
         epochs, on_cpu = range(self.config.ppo_epoch), batch.advantages.device.type == "cpu"
-        if on_cpu and torch.get_num_threads() > 1 and world.size == 1:
+        alone = world.size == 1 and torch.get_num_threads() > 1
+        if on_cpu and alone and self.takes_as_long:
             with SideBySide() as side_by_side:
                 for _ in epochs:
                     parts = [*self.minibatches(batch)]
@@ -304,6 +310,15 @@ class PPO:
             if name.startswith("grad_norm/"):  # the next policies would act on NaN
                 require_finite(name, value, vars(batch))
         return means | {"explained_variance": batch.explained_variance}
+
+    @property
+    def takes_as_long(self) -> bool:
+        """Whether a step of the critics takes about as long as one of the actors, or less."""
+        actor, critic = (
+            sum(p.numel() for p in trained.parameters)
+            for trained in (self.trained_actor, self.trained_critic)
+        )
+        return critic <= HEAVIER * actor
 
     def _train_actors(self, parts: Iterable[Part], metrics: _Metrics) -> Iterator[None]:
         """Step on the actors with each minibatch; yields while gradients are summed."""
