@@ -84,7 +84,7 @@ def gae(
     )
     leaves = (rewards, values, final_values, value_mean, value_std)
     recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves)
-    if recorded:
+    if recorded or torch.compiler.is_compiling():
         return GAE(*torch.ops.mg2l.gae.default(*arguments))
     return GAE(*below_autograd(torch.ops.mg2l.gae.default, *arguments))
 
