@@ -108,8 +108,8 @@ def test_a_learner_that_goes_on_is_another(run, tmp_path):
 @pytest.mark.parametrize(
     ("name", "least"),
     [
-        ("mpe-goals", (-12.0, -10.0)),
-        ("mpe-goals-joint", (-23.0, -18.0)),
+        ("mpe-goals", (-10.5, -8.5)),
+        ("mpe-goals-joint", (-19.0, -14.5)),
         ("mpe-weights", (12.0, 13.0)),
         ("mpe-hunting-4", (1.0, 4.0)),
     ],
