@@ -67,14 +67,32 @@ def test_transitions_that_do_not_follow_each_other_are_independent():
     torch.testing.assert_close(network(rows)[0, 0], wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_contexts_are_drawn_in_runs():
+def test_the_first_transition_follows_none():
+    """Also of an agent that stands still, all of whose transitions begin where they end."""
+    network, rows = regression(), episode(1, 6)
+    rows[..., :3] = rows[..., 4:] = 1.0
+    wanted = by_least_squares(network, rows[0, :, 0])
+    torch.testing.assert_close(network(rows)[0, 0], wanted, rtol=1e-3, atol=1e-4)
+    pool = network.extend(None, rows[:, 0], torch.ones(1, 2))
+    torch.testing.assert_close(network.read_out(pool), network(rows[:, :1]), rtol=1e-3, atol=1e-4)
+
+
+def test_contexts_are_drawn_in_runs(monkeypatch):
     learner = learner_of()
     inference = inference_of(learner)
     assert inference.run == RUN
     width = inference.transitions.observation
     tasks = torch.arange(inference.tasks).repeat(20)
-    for drawn in (inference.contexts(tasks), inference.short_contexts(tasks)):
-        rows = drawn.gather()
+    begun = []
+
+    def begin(_, earlier, seen):
+        begun.append(earlier[seen > 0])
+
+    monkeypatch.setattr(inference, "growing_latent", begin)
+    inference._from_replay(tasks)
+    drawn = [inference.contexts(tasks).gather(), inference.short_contexts(tasks).gather(), *begun]
+    assert len(drawn) == 3
+    for rows in drawn:
         follows = (rows[:, 1:, :, :width] == rows[:, :-1, :, -width:]).all(-1)
         assert follows.float().mean() > 0.5
     learner.close()
