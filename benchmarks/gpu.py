@@ -137,6 +137,14 @@ def cases(device: torch.device) -> Iterator[tuple[str, str, list[Tensor], Callab
                 x, k, own, temperature=0.2, kl_weight=0.1, std_floor=1e-3
             ).loss,
         )  # fmt: skip
+    for contexts in (160, 4096):
+        transitions = randn(contexts, 64, 2, 15)
+        transitions[:, 1:, :, :4] = transitions[:, :-1, :, -4:]
+        yield (
+            f"innovation_moments {contexts},64,2,9", "innovation_moments",
+            [randn(contexts, 64, 2, 9), randn()],
+            lambda op, x, rho, rows_=transitions: op(x, rows_, rho, 4),
+        )  # fmt: skip
 
 
 def clipping(device: torch.device, rounds: int) -> list[dict[str, Any]]:

@@ -61,5 +61,12 @@ STABLE_TORCH_LIBRARY(mg2l, m) {
       "contrast(Tensor raw, Tensor keys, Tensor positive, float temperature, float kl_weight,"
       " float std_floor) -> (Tensor loss, Tensor bound, Tensor accuracy, Tensor kl,"
       " Tensor raw_slope, Tensor key_slope)");
+  m.def(
+      "innovation_moments(Tensor series, Tensor transitions, Tensor correlation, int observation,"
+      " Tensor? places) -> Tensor moments");
+  m.def(
+      "innovation_moments_backward(Tensor grad, Tensor series, Tensor transitions,"
+      " Tensor correlation, int observation, Tensor? places)"
+      " -> (Tensor grad_series, Tensor grad_correlation)");
   m.def("clip_norms(Tensor(a!)[] gradients, float limit, bool per_group) -> Tensor norms");
 }

@@ -19,6 +19,9 @@ CPU_ONLY = (
     "tests/test_encode_context.py::test_refuses[index negative]",
     "tests/test_contrast.py::test_refusals[positive too large]",
     "tests/test_contrast.py::test_refusals[positive negative]",
+    "tests/test_innovation_moments.py::test_refuses[places too large]",
+    "tests/test_innovation_moments.py::test_refuses[places negative]",
+    "tests/test_innovation_moments.py::test_refuses[places shared]",
     # Those of torch's products do.
     "tests/test_pairwise_lse.py::test_results_do_not_depend_on_the_number_of_threads",
     # Kernels for a GPU do not multiply bfloat16, and refuse tensors that are not on the CPU.
@@ -45,6 +48,7 @@ def library() -> None:
         ("contrast", []),
         ("clip_norms", []),
         ("encode_context", []),
+        ("innovation_moments", []),
     ],
     ids=str,
 )

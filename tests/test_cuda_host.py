@@ -260,6 +260,11 @@ def test_every_launcher_has_cases() -> None:
         ),
         "mg2l_contrast_float",
         "mg2l_contrast_double",
+        *(
+            f"mg2l_innovation_moments{part}_{dtype}"
+            for part in ("", "_backward")
+            for dtype in ("float", "double")
+        ),
         "mg2l_stacked_mlp_float",
         "mg2l_stacked_mlp_double",
         "mg2l_stacked_mlp_backward_float",

@@ -184,6 +184,21 @@ def contrast(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
     return [raw, some, positive], options
 
 
+def innovation_moments(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
+    contexts, steps, agents = draw.size(4), draw.size(70), draw.size(3)
+    features = draw.size(9, 1)
+    shape: tuple[int, ...] = contexts, steps, agents
+    places: Tensor | None = None
+    if steps and draw.rng.random() < 0.5:  # each context has rows of its own
+        own = draw.size(steps, 1)
+        places = torch.from_numpy(draw.rng.integers(own, size=(contexts, steps)))
+        places += own * torch.arange(contexts).unsqueeze(1)
+        shape = contexts * own, agents
+    series, rho = draw.strided(*shape, draw.size(20, 1)), draw.floats().clamp(-1, 1)
+    transitions = draw.strided(*shape, features).detach().round()  # many are equal
+    return [series, transitions, rho, draw.size(features, 1)], {"places": places}
+
+
 def clip_norms(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
     groups = draw.size(4)
     shapes = [
@@ -435,6 +450,9 @@ def test_there_is_no_second_derivative(name):
                 kl_weight=0.1,
                 std_floor=1e-3,
             ).loss
+        ),
+        "innovation_moments": lambda: ops.innovation_moments(
+            x, torch.zeros(4, 3, 2, 2).double(), torch.tensor(0.5).double(), 1
         ),
     }
     (first,) = torch.autograd.grad(calls[name]().square().sum(), x, create_graph=True)

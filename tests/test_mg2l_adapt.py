@@ -1,5 +1,7 @@
 """What ``mg2l-adapt`` adds: exploration, replayed rollouts, short contexts, predictions."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -134,9 +136,12 @@ def test_predictions_train_the_encoder_and_are_of_the_right_rewards(share):
     assert prediction is not None
     tasks = torch.tensor([0, 1, 2, 0])
     queries = inference.short_contexts(tasks)
-    rows = encoder.aggregator.moments.standardise(inference.short_contexts(tasks).gather())
+    asked, standardise = inference.short_contexts(tasks), encoder.aggregator.moments.standardise
+    rows = standardise(asked.gather())
     encoding = encoder(queries)
-    loss, metrics = prediction(encoding, rows)
+    drawn = dataclasses.replace(asked.distinct, rows=standardise(asked.distinct.rows))
+    assert len(drawn.rows) < rows.shape[0] * rows.shape[1]
+    loss, metrics = prediction(encoding, drawn)
 
     # By hand, agent by agent and context by context.
     assert prediction.local is not None

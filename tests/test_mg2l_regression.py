@@ -105,9 +105,9 @@ def test_errors_that_persist_are_expected():
     x = torch.randn(1, 2, 5)
     features = network.regressand(rows).features
     rows[..., 3] = (features * x.unsqueeze(1)).sum(-1) + torch.tensor([3.0, -1.0])
-    found = network.errors(x, rows)
-    torch.testing.assert_close(found[0, 0], torch.tensor([3.0, -1.0]))
-    torch.testing.assert_close(found[0, 1:], torch.zeros(8, 2), rtol=0, atol=1e-5)
+    for steps in (1, 2, 9):
+        found = network.squared_errors(x, rows[:, :steps])[0] * steps
+        torch.testing.assert_close(found, torch.tensor([9.0, 1.0]))
 
 
 def test_rewards_linear_in_the_features_are_predicted():
@@ -117,8 +117,8 @@ def test_rewards_linear_in_the_features_are_predicted():
         rows[..., 3] = (network.regressand(rows).features * coefficients).sum(-1)
         wanted = (network.regressand(other).features * coefficients).sum(-1)
         other[..., 3] = wanted
-        error = network.errors(network(rows), other)
-    assert float(error.std() / wanted.std()) < 0.1
+        error = network.squared_errors(network(rows), other).mean()
+    assert float(error.sqrt() / wanted.std()) < 0.1
 
 
 def test_the_reward_is_no_feature():
@@ -139,7 +139,7 @@ def test_the_correlation_of_errors_is_learned():
     rows[..., 3] = error
     for _ in range(100):
         optimiser.zero_grad()
-        network.errors(network(rows), rows).square().mean().backward()
+        network.squared_errors(network(rows), rows).mean().backward()
         optimiser.step()
     assert 0.8 < network.correlation.item() < 0.95
 

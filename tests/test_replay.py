@@ -5,7 +5,7 @@ import torch
 from method_helpers import known_learner
 
 from mg2l.core.schema import ConfigError
-from mg2l.experience.replay import ContextReplay
+from mg2l.experience.replay import Context, ContextReplay
 
 TASKS, SEGMENT, AGENTS, FEATURES, SLOTS = 3, 5, 2, 4, 4
 
@@ -197,3 +197,34 @@ def test_a_replay_that_memory_cannot_hold_is_refused_by_its_key():
         ConfigError, match="replay_memory=1 MB holds no episode of max_ep_len=20000"
     ):
         known_learner("mg2l", max_ep_len=20_000, ae_buffer_size=20_000, replay_memory=1)
+
+
+def test_distinct_transitions_are_those_of_each_context():
+    torch.manual_seed(0)
+    rows = torch.randn(6, 2, 3)
+    index, more = torch.tensor([[4, 1, 4, 4], [1, 0, 5, 1]]), torch.tensor([[3, 3, 1, 3]])
+    context = Context(rows, index)
+    drawn = context.distinct
+    assert drawn.contexts.tolist() == [0, 0, 1, 1, 1]
+    assert drawn.counts is not None
+    assert drawn.counts.tolist() == [1, 3, 1, 2, 1]
+    assert drawn.places is not None
+    assert torch.equal(drawn.rows[drawn.places], context.gather())
+    torch.testing.assert_close(drawn.mean(drawn.rows), context.gather().mean((0, 1)))
+    other = Context(rows, more)
+    both = drawn.join(other.distinct)
+    wanted = Context(rows, torch.cat([index, more])).distinct
+    for name in ("rows", "contexts", "places", "counts"):
+        assert torch.equal(getattr(both, name), getattr(wanted, name))
+
+
+def test_transitions_without_an_index_are_all_distinct():
+    rows = torch.randn(2, 4, 2, 3)
+    drawn = Context(rows).distinct
+    assert drawn.places is None
+    assert torch.equal(drawn.rows, rows)
+    assert drawn.contexts.tolist() == [[0] * 4, [1] * 4]
+    torch.testing.assert_close(drawn.mean(rows.flatten(0, 1)), rows.mean((0, 1)))
+    both = drawn.join(Context(rows[:1]).distinct)
+    assert torch.equal(both.rows, torch.cat([rows, rows[:1]]))
+    assert both.contexts[:, 0].tolist() == [0, 1, 2]

@@ -402,6 +402,33 @@ struct ContrastArgs {
 MG2L_API int mg2l_contrast_float(const ContrastArgs<float>* args, void* stream);
 MG2L_API int mg2l_contrast_double(const ContrastArgs<double>* args, void* stream);
 
+// Of both passes.
+template <typename scalar_t>
+struct InnovationArgs {
+  int64_t contexts;
+  int64_t steps;
+  int64_t agents;
+  int64_t width;
+  int64_t features;
+  int64_t observation;
+  int64_t rows;
+  const scalar_t* series;       // [rows, A, D]
+  const scalar_t* transitions;  // [rows, A, F]
+  const int64_t* places;        // [B, T], or null where rows are in order
+  const scalar_t* correlation;  // one number
+  double* moments;              // [B, 2, A, D, D], or null in the backward pass
+  const double* grad;           // of these, or null in the forward pass
+  double* grad_series;          // [rows, A, D], or null in the forward pass
+  double* grad_correlation;     // [B, A], or null in the forward pass
+};
+
+MG2L_API int mg2l_innovation_moments_float(const InnovationArgs<float>* args, void* stream);
+MG2L_API int mg2l_innovation_moments_double(const InnovationArgs<double>* args, void* stream);
+MG2L_API int mg2l_innovation_moments_backward_float(const InnovationArgs<float>* args,
+                                                    void* stream);
+MG2L_API int mg2l_innovation_moments_backward_double(const InnovationArgs<double>* args,
+                                                     void* stream);
+
 constexpr int kMaxGradients = 64;  // tensors of a launch
 
 // Sums of squares of the gradients of G groups, or what scales them.

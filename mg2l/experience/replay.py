@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,45 @@ from torch import Tensor
 
 from mg2l.core.distributed import world
 from mg2l.core.transfer import to_device
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """The transitions of B contexts of T, each once in a context.
+
+    Contexts are drawn with replacement, often from few transitions: what is computed of one is
+    computed once.
+    """
+
+    rows: Tensor
+    """``[U, A, F]``; without ``places`` ``[B, T, A, F]``, all of them."""
+
+    contexts: Tensor
+    """``[U]`` int64, ascending, or ``[B, T]``: which of the contexts each is of."""
+
+    places: Tensor | None = None
+    """``[B, T]`` int64 into the rows."""
+
+    counts: Tensor | None = None
+    """``[U]`` int64, how often each is in its context."""
+
+    def join(self, other: Distinct) -> Distinct:
+        """Both, as contexts behind each other."""
+        contexts = len(self.contexts if self.places is None else self.places)
+        places = counts = None
+        if self.places is not None and other.places is not None:
+            places = torch.cat([self.places, other.places + len(self.rows)])
+        if self.counts is not None and other.counts is not None:
+            counts = torch.cat([self.counts, other.counts])
+        behind = torch.cat([self.contexts, other.contexts + contexts])
+        return Distinct(torch.cat([self.rows, other.rows]), behind, places, counts)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean over all transitions of what belongs to each row, ``[U, *]`` of all rows."""
+        if self.counts is None:
+            return x.mean(0)
+        total: Tensor = torch.tensordot(self.counts.to(x.dtype), x, 1)
+        return total / self.counts.sum()
 
 
 @dataclass(frozen=True)
@@ -25,6 +65,18 @@ class Context:
     def gather(self) -> Tensor:
         """The transitions, ``[B, T, A, F]``."""
         return self.rows if self.index is None else self.rows[self.index]
+
+    @functools.cached_property
+    def distinct(self) -> Distinct:
+        """The transitions, each once in a context; on a GPU all, for whose number it would wait."""
+        where = self.rows if self.index is None else self.index
+        contexts = torch.arange(where.shape[0], device=where.device).unsqueeze(1)
+        if self.index is None or self.index.device.type != "cpu":
+            return Distinct(self.gather(), contexts.expand(-1, where.shape[1]))
+        keys = self.index + contexts * len(self.rows)
+        distinct, places, counts = keys.unique(return_inverse=True, return_counts=True)
+        rows = self.rows[distinct % len(self.rows)]
+        return Distinct(rows, distinct // len(self.rows), places, counts)
 
     def halves(self) -> list[Context]:
         """The first and the second half of the contexts; one of them may hold none."""

@@ -26,6 +26,7 @@ if native.is_built():
     from mg2l.ops.encode_context import encode_context
     from mg2l.ops.gae import gae
     from mg2l.ops.gaussian_surrogate import gaussian_surrogate
+    from mg2l.ops.innovation_moments import innovation_moments
     from mg2l.ops.pairwise_lse import pairwise_lse
     from mg2l.ops.pia_pool import pia_pool
     from mg2l.ops.stacked_mlp import stacked_mlp
@@ -36,6 +37,7 @@ else:
         encode_context,
         gae,
         gaussian_surrogate,
+        innovation_moments,
         pairwise_lse,
         pia_pool,
         stacked_mlp,
@@ -54,6 +56,7 @@ NAMES = (
     "value_loss",
     "contrast",
     "clip_norms",
+    "innovation_moments",
 )
 """Every operator, as it is called here and in the dispatcher."""
 
@@ -72,6 +75,7 @@ __all__ = [
     "encode_context",
     "gae",
     "gaussian_surrogate",
+    "innovation_moments",
     "pairwise_lse",
     "pia_pool",
     "stacked_mlp",

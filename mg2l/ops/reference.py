@@ -334,3 +334,27 @@ def _constants(*arguments: Any) -> list[Any]:
 def _one_if_finite(x: Tensor) -> Tensor:
     """1 where ``x`` is finite, else NaN; no gradients."""
     return 1 + (x - x).detach()
+
+
+def innovation_moments(
+    series: Tensor,
+    transitions: Tensor,
+    correlation: Tensor,
+    observation: int,
+    *,
+    places: Tensor | None = None,
+) -> Tensor:
+    """See :func:`mg2l.ops.innovation_moments`."""
+    if places is not None:
+        series, transitions = series[places], transitions[places]
+    steps = torch.arange(series.shape[1], device=series.device)
+    earlier = (steps - 1).clamp(min=0)
+    ended = transitions[:, earlier][..., transitions.shape[-1] - observation :]
+    began = transitions[..., :observation]
+    follows = (began == ended).all(-1) & (steps > 0).unsqueeze(-1)
+    series = series.double()
+    expected = correlation.double() * series[:, earlier]
+    innovations = series - torch.where(follows.unsqueeze(-1), expected, 0.0)
+    kinds = torch.stack([~follows, follows], 1).transpose(2, 3).unsqueeze(-1)
+    each = torch.where(kinds, innovations.transpose(1, 2).unsqueeze(1), 0.0)
+    return each.mT @ each / max(series.shape[1], 1)

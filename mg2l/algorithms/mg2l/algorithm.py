@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -224,29 +225,37 @@ class MG2L(ContextInference):
         return {name: float(metrics[name]) for name in ("accuracy/global", "accuracy/local")}
 
     def loss(self, measure_gap: bool) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
-        batch = self._draw()
+        batch, aggregator = self._draw(), self.encoder.aggregator
+        if isinstance(aggregator, RewardRegression):
+            x, own_errors = aggregator.regress(batch["queries"], batch["predicted"])
+            return self._loss_of(self.encoder.raw_of(x), batch, measure_gap, own_errors.mean(0))
         return self._loss_of(self.encoder.raw(batch["queries"]), batch, measure_gap)
 
     def _draw(self) -> dict[str, Any]:
-        """Contexts of an update, their tasks, and those that become keys."""
+        """Contexts of an update, their tasks, those that become keys, and those to predict."""
         tasks = world.own(self.update_tasks())
-        queries = self.short_contexts(tasks)
-        return {"queries": queries, "tasks": tasks, "keys": self._keys(self.short_contexts, tasks)}
-
-    def _loss_of(
-        self, raw: RawEncoding, batch: dict[str, Any], measure_gap: bool
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
-        """What `loss` returns, given what the encoder makes of the queries."""
-        tasks = batch["tasks"]
-        loss, metrics = self.objective(raw, tasks, batch["keys"], self.acting, measure_gap)
+        batch: dict[str, Any] = {"queries": self.short_contexts(tasks), "tasks": tasks}
+        batch["keys"] = self._keys(self.short_contexts, tasks)
         if self.prediction is not None:
             batch["predicted"] = self.short_contexts(tasks)
-            rows = batch["predicted"].gather()
-            encoding, aggregator = self.encoder.gaussians(raw), self.encoder.aggregator
-            own: Tensor | None = None
-            if isinstance(aggregator, RewardRegression):
-                own = aggregator.errors(encoding.local.mean, batch["predicted"])
-            error, errors = self.prediction(encoding, aggregator.moments.standardise(rows), own)
+        return batch
+
+    def _loss_of(
+        self,
+        raw: RawEncoding,
+        batch: dict[str, Any],
+        measure_gap: bool,
+        own_errors: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
+        """What `loss` returns, given what the encoder makes of the queries.
+
+        With ``own_errors``, ``[A]``, the mean squared errors of each agent's predicted rewards.
+        """
+        loss, metrics = self.objective(raw, batch["tasks"], batch["keys"], self.acting, measure_gap)
+        if self.prediction is not None:
+            drawn, moments = batch["predicted"].distinct, self.encoder.aggregator.moments
+            drawn = replace(drawn, rows=moments.standardise(drawn.rows))
+            error, errors = self.prediction(self.encoder.gaussians(raw), drawn, own_errors)
             loss = loss + self.options.prediction_weight * error
             metrics = metrics | errors
         return loss, metrics, batch

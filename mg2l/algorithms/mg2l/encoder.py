@@ -292,7 +292,7 @@ class TaskEncoder(nn.Module):
         self.aggregator: TransitionAggregator | RewardRegression
         if config.aggregator == "regression":
             sizes, width = config.hidden_sizes_mlp, config.context_dim
-            self.aggregator = RewardRegression(sizes, transition, reward, width)
+            self.aggregator = RewardRegression(sizes, transition, reward, width, backend)
             self.local: LocalInference | Coefficients = Coefficients()
         else:
             self.aggregator = TransitionAggregator(config, transition, backend, vision)
@@ -305,7 +305,7 @@ class TaskEncoder(nn.Module):
 
     def raw(self, context: Context | Tensor) -> RawEncoding:
         """What `gaussians` makes representations of."""
-        return self._raw(self.aggregator(context))
+        return self.raw_of(self.aggregator(context))
 
     @property
     def has_vjp(self) -> bool:
@@ -337,9 +337,10 @@ class TaskEncoder(nn.Module):
 
     def read_out(self, pool: RunningPool) -> Encoding:
         """Representations of what agents have seen so far."""
-        return self.gaussians(self._raw(self.aggregator.read_out(pool)))
+        return self.gaussians(self.raw_of(self.aggregator.read_out(pool)))
 
-    def _raw(self, x: Tensor) -> RawEncoding:
+    def raw_of(self, x: Tensor) -> RawEncoding:
+        """`raw`, given what the aggregator makes of B contexts, ``[B, A, D]``."""
         return RawEncoding(self.over_agents(x), self.local(x))
 
     def infer_local(self, context: Context | Tensor) -> Gaussian:

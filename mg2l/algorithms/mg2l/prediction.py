@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mg2l.algorithms.base import Encoding
 from mg2l.algorithms.mg2l.config import MG2LConfig
 from mg2l.experience.problem import ProblemSpec
+from mg2l.experience.replay import Distinct
 from mg2l.experience.transitions import Transitions
 from mg2l.nn.decoder import Decoder
 
@@ -37,38 +38,34 @@ class RewardPrediction(nn.Module):
         self.joint = Decoder(1, spec.agents * own + width, sizes, spec.agents)
 
     def forward(
-        self, encoding: Encoding, rows: Tensor, own_errors: Tensor | None = None
+        self, encoding: Encoding, drawn: Distinct, own_errors: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics.
 
         Args:
             encoding: encoding of B contexts.
-            rows: ``[B, T, A, F]`` standardised transitions of the same tasks.
-            own_errors: ``[B, T, A]``, of each agent's rewards as a regression predicts them.
+            drawn: standardised transitions of other contexts of the same tasks.
+            own_errors: ``[A]``, mean squared errors of each agent's rewards as a regression
+                predicts them.
         """
-        count, steps, agents, _ = rows.shape
+        rows, contexts = drawn.rows.flatten(0, -3), drawn.contexts.flatten()
         observations, actions, rewards, finals = self.transitions.split(rows)
         happened = torch.cat([observations, actions, finals], -1)
+        rewards = rewards.squeeze(-1)
         if own_errors is None:
-            own_errors = self._own(encoding.local.mean, happened) - rewards.squeeze(-1)
-        own_error = own_errors.square().mean((0, 1))
-        task = encoding.task.mean.unsqueeze(1).expand(-1, steps, -1)
-        everything = torch.cat([happened.flatten(2), task], -1)
-        joint = self.joint(everything.unsqueeze(0)).view(count, steps, agents, 1)
-        joint_error = (joint - rewards).square().mean((0, 1, 3))
-        total = own_error.mean() if self.share else own_error.sum()
-        metrics = {"predict/local": own_error.mean(), "predict/global": joint_error.mean()}
-        return total + joint_error.sum(), metrics
+            own = self._own(encoding.local.mean[contexts], happened)
+            own_errors = drawn.mean((own - rewards).square())
+        task = encoding.task.mean[contexts]
+        joint = self.joint(torch.cat([happened.flatten(1), task], -1).unsqueeze(0)).squeeze(0)
+        joint_errors = drawn.mean((joint - rewards).square())
+        total = own_errors.mean() if self.share else own_errors.sum()
+        metrics = {"predict/local": own_errors.mean(), "predict/global": joint_errors.mean()}
+        return total + joint_errors.sum(), metrics
 
     def _own(self, z: Tensor, happened: Tensor) -> Tensor:
-        """Each agent's rewards ``[B, T, A]`` by its ``z^i`` ``[B, A, D]``."""
+        """Each agent's rewards ``[U, A]`` by its ``z^i`` ``[U, A, D]``."""
         assert self.local is not None
-        count, steps, agents, _ = happened.shape
-        local = z.unsqueeze(1).expand(-1, steps, -1, -1)
-        inputs = torch.cat([happened, local], -1).permute(2, 0, 1, 3)  # [A, B, T, *]
-        if self.share:
-            own = self.local(inputs.flatten(0, 1).unsqueeze(0)).view(agents, count, steps, 1)
-        else:
-            own = self.local(inputs)
-        predicted: Tensor = own.squeeze(-1).permute(1, 2, 0)
-        return predicted
+        inputs = torch.cat([happened, z], -1).transpose(0, 1)  # [A, U, *]
+        rows = inputs.flatten(0, 1).unsqueeze(0) if self.share else inputs
+        own: Tensor = self.local(rows).view(inputs.shape[:2])
+        return own.t()

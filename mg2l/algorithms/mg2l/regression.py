@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mg2l.algorithms.transition_encoder import TransitionMoments
-from mg2l.experience.replay import Context, as_context
+from mg2l.experience.replay import Context, Distinct, as_context
 from mg2l.nn.aggregators import RunningPool
+from mg2l.ops.backend import NATIVE, Backend
 
 RIDGE = 0.01
 """Weight of the prior ``N(0, I)`` of the coefficients against the mean over transitions."""
@@ -61,10 +62,19 @@ class RewardRegression(nn.Module):
         transition: width F of a transition.
         reward: the reward's column in it.
         width: D, number of features.
+        backend: operators to compute with.
     """
 
-    def __init__(self, hidden: list[int], transition: int, reward: int, width: int) -> None:
+    def __init__(
+        self,
+        hidden: list[int],
+        transition: int,
+        reward: int,
+        width: int,
+        backend: Backend = NATIVE,
+    ) -> None:
         super().__init__()
+        self.backend = backend
         sizes = [transition - 1, *hidden, width - 1]
         self.moments = TransitionMoments(transition)
         self.reward, self.observation = reward, transition - reward - 1
@@ -78,8 +88,32 @@ class RewardRegression(nn.Module):
 
     def forward(self, context: Context | Tensor) -> Tensor:
         """``x`` of B contexts: ``[B, A, D]``."""
-        features, rewards = self._whitened(*self._pairs(context))
-        return self.solve(self._products(features, rewards)).to(features.dtype)
+        return self._coefficients(self._moments(as_context(context).distinct))
+
+    def regress(self, known: Context | Tensor, asked: Context | Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients, and how well they predict.
+
+        Args:
+            known: B contexts from which they are inferred.
+            asked: B contexts whose rewards they predict.
+
+        Returns:
+            `forward` of those known, ``[B, A, D]``, and `squared_errors` on those asked,
+            ``[B, A]``.
+        """
+        one, other = as_context(known).distinct, as_context(asked).distinct
+        of_known, of_asked = self._moments(one.join(other)).chunk(2)
+        x = self._coefficients(of_known)
+        return x, self._squared_errors(x, of_asked)
+
+    def squared_errors(self, x: Tensor, context: Context | Tensor) -> Tensor:
+        """Errors of predictions by ``x`` ``[B, A, D]`` of the rewards of B contexts.
+
+        Returns:
+            ``[B, A]``, mean squares over T of errors of standardised rewards; of a transition that
+            follows another, given the error of that one.
+        """
+        return self._squared_errors(x, self._moments(as_context(context).distinct))
 
     def regressand(self, rows: Tensor) -> Regressand:
         """What is regressed of transitions ``[*, F]``."""
@@ -101,26 +135,33 @@ class RewardRegression(nn.Module):
         factor = torch.linalg.cholesky_ex(gram + ridge).L  # does not wait for a GPU to check
         return torch.cholesky_solve(wanted, factor).squeeze(-1)
 
-    def errors(self, x: Tensor, context: Context | Tensor) -> Tensor:
-        """Errors of predictions by ``x`` ``[B, A, D]`` of the rewards of B contexts.
+    def _coefficients(self, moments: Tensor) -> Tensor:
+        """Those ``[B, A, D]`` of what `_moments` returns."""
+        return self.solve(self._whitened_products(moments)).to(self.correlation_logit.dtype)
+
+    def _whitened_products(self, moments: Tensor) -> Tensor:
+        """`_products` of what `_moments` returns: errors have the same variance in both parts."""
+        first, following = moments.unbind(1)
+        return torch.add(first, following / (1 - self.correlation.double().square()))[..., 1:, :]
+
+    def _squared_errors(self, x: Tensor, moments: Tensor) -> Tensor:
+        error = torch.cat([torch.ones_like(x[..., :1]), -x], -1).to(moments.dtype).unsqueeze(-1)
+        return (error * (moments.sum(1) @ error)).sum((-2, -1)).to(x.dtype)
+
+    def _moments(self, drawn: Distinct) -> Tensor:
+        """Second moments of the innovations of rewards and features in B contexts.
 
         Returns:
-            ``[B, T, A]``, standardised; of a transition that follows another, given the error of
-            that one.
+            ``[B, 2, A, 1 + D, 1 + D]``, see `mg2l.ops.innovation_moments`.
         """
-        features, rewards = self._innovations(*self._pairs(context))
-        return rewards - (features * x.unsqueeze(1)).sum(-1)
-
-    def _pairs(self, context: Context | Tensor) -> tuple[Regressand, Regressand, Tensor]:
-        """Transitions of B contexts, those before them, and whether they follow these.
-
-        Returns:
-            ``[B, T, A, *]`` twice, and ``[B, T, A]`` numbers that are 0 or 1.
-        """
-        now = self.regressand(as_context(context).gather())
-        steps = torch.arange(now.reward.shape[1], device=now.reward.device)
-        before = Regressand(*(x[:, (steps - 1).clamp(min=0)] for x in now))
-        return now, before, now.follows(before) * (steps > 0).unsqueeze(-1)
+        now = self.regressand(drawn.rows)
+        return self.backend.innovation_moments(
+            torch.cat([now.reward.unsqueeze(-1), now.features], -1),
+            drawn.rows,
+            self.correlation,
+            self.observation,
+            places=drawn.places,
+        )
 
     def _innovations(
         self, now: Regressand, before: Regressand, follows: Tensor
@@ -163,9 +204,8 @@ class RewardRegression(nn.Module):
         Pooled are the means of `_products`; kept is what is regressed of the latest transition.
         """
         mass = (weight * rows.shape[1]).unsqueeze(1).expand(-1, rows.shape[2])
-        pairs = self._pairs(rows)
-        latest = Regressand(*(x[:, -1:] for x in pairs[0]))
-        return RunningPool(self._products(*self._whitened(*pairs)), mass, latest)
+        products = self._whitened_products(self._moments(as_context(rows).distinct))
+        return RunningPool(products, mass, self.regressand(rows[:, -1:]))
 
     def extend(self, pool: RunningPool | None, rows: Tensor, alive: Tensor) -> RunningPool:
         """Add a transition ``[N, A, F]`` of each agent that is ``alive`` ``[N, A]``."""
