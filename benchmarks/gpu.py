@@ -137,6 +137,14 @@ def cases(device: torch.device) -> Iterator[tuple[str, str, list[Tensor], Callab
                 x, k, own, temperature=0.2, kl_weight=0.1, std_floor=1e-3
             ).loss,
         )  # fmt: skip
+    for rows_ in (20_480, 524_288):
+        layers = [randn(o, i) / i**0.5 for i, o in itertools.pairwise((14, 64, 64, 64, 7))]
+        offsets = [randn(len(layer)) for layer in layers]
+        x = randn(rows_, 14)
+        yield (
+            f"gelu_mlp {rows_}", "gelu_mlp", [*layers, *offsets],
+            lambda op, *p, x=x: op(x, list(p[: len(p) // 2]), list(p[len(p) // 2 :])),
+        )  # fmt: skip
     for contexts in (160, 4096):
         transitions = randn(contexts, 64, 2, 15)
         transitions[:, 1:, :, :4] = transitions[:, :-1, :, -4:]

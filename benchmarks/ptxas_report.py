@@ -55,6 +55,8 @@ BLOCK_THREADS = {
     "clip_norms_scale_kernel": 256,
     "contrast_rows_kernel": 32,
     "contrast_keys_kernel": 256,
+    "gelu_mlp_kernel": 256,
+    "gelu_mlp_backward_kernel": 256,
     "innovation_moments_kernel": 128,
     "innovation_moments_zero_kernel": 128,
     "innovation_moments_backward_kernel": 128,

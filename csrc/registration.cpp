@@ -62,6 +62,12 @@ STABLE_TORCH_LIBRARY(mg2l, m) {
       " float std_floor) -> (Tensor loss, Tensor bound, Tensor accuracy, Tensor kl,"
       " Tensor raw_slope, Tensor key_slope)");
   m.def(
+      "gelu_mlp(Tensor x, Tensor[] weights, Tensor[] biases, bool keep)"
+      " -> (Tensor y, Tensor kept)");
+  m.def(
+      "gelu_mlp_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, Tensor kept,"
+      " bool want_x) -> (Tensor grad_x, Tensor[] grad_weights, Tensor[] grad_biases)");
+  m.def(
       "innovation_moments(Tensor series, Tensor transitions, Tensor correlation, int observation,"
       " Tensor? places) -> Tensor moments");
   m.def(

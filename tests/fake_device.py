@@ -86,6 +86,9 @@ _OPERATORS: dict[str, Callable[..., int]] = {
     "mg2l::value_loss": lambda *args: 1,
     "mg2l::contrast": lambda *args: 2,
     "mg2l::clip_norms": lambda *args: 2 * -(-len(args[0]) // 64),
+    "mg2l::gelu_mlp": lambda *args: 2 * len(args[1]),
+    # Two products, a sum and the activation but of the first layer, which has a product and a sum.
+    "mg2l::gelu_mlp_backward": lambda *args: 4 * len(args[2]) - 2 + args[5],
     "mg2l::innovation_moments": lambda *args: 1,
     "mg2l::innovation_moments_backward": lambda *args: 2,
     "mg2l::stacked_mlp": lambda *args: 2 * len(args[1]),

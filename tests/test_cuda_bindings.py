@@ -24,6 +24,7 @@ CPU_ONLY = (
     "tests/test_innovation_moments.py::test_refuses[places shared]",
     # Those of torch's products do.
     "tests/test_pairwise_lse.py::test_results_do_not_depend_on_the_number_of_threads",
+    "tests/test_gelu_mlp.py::test_results_do_not_depend_on_the_number_of_threads",
     # Kernels for a GPU do not multiply bfloat16, and refuse tensors that are not on the CPU.
     "tests/test_stacked_mlp.py::test_bfloat16",
     "tests/test_encode_context.py::test_bfloat16",
@@ -48,6 +49,7 @@ def library() -> None:
         ("contrast", []),
         ("clip_norms", []),
         ("encode_context", []),
+        ("gelu_mlp", []),
         ("innovation_moments", []),
     ],
     ids=str,

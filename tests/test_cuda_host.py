@@ -261,7 +261,8 @@ def test_every_launcher_has_cases() -> None:
         "mg2l_contrast_float",
         "mg2l_contrast_double",
         *(
-            f"mg2l_innovation_moments{part}_{dtype}"
+            f"mg2l_{operator}{part}_{dtype}"
+            for operator in ("gelu_mlp", "innovation_moments")
             for part in ("", "_backward")
             for dtype in ("float", "double")
         ),

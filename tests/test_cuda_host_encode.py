@@ -17,7 +17,7 @@ pytestmark = pytest.mark.ci
 
 SOURCES = {
     name: (KERNELS / name).read_text()
-    for name in ("encode_context.cuh", "encode_context_backward.cuh")
+    for name in ("encode_context.cuh", "encode_context_backward.cuh", "gelu.cuh")
 }
 
 # Around a tile of 32 transitions, squares of 4 x 4, 128 threads and the two buffers of the forward

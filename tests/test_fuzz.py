@@ -184,6 +184,17 @@ def contrast(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
     return [raw, some, positive], options
 
 
+def gelu_mlp(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
+    widths = [draw.size(40), *(draw.size(70, 1) for _ in range(draw.size(4, 1)))]
+    pairs = list(itertools.pairwise(widths))
+    weights = [draw.strided(o, i) * 0.3 for i, o in pairs]
+    return [
+        draw.floats(draw.size(900), widths[0]),
+        weights,
+        [draw.strided(o) for _, o in pairs],
+    ], {}
+
+
 def innovation_moments(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
     contexts, steps, agents = draw.size(4), draw.size(70), draw.size(3)
     features = draw.size(9, 1)
@@ -450,6 +461,9 @@ def test_there_is_no_second_derivative(name):
                 kl_weight=0.1,
                 std_floor=1e-3,
             ).loss
+        ),
+        "gelu_mlp": lambda: ops.gelu_mlp(
+            x[0, 0], [torch.eye(5).double()] * 2, [torch.zeros(5).double()] * 2
         ),
         "innovation_moments": lambda: ops.innovation_moments(
             x, torch.zeros(4, 3, 2, 2).double(), torch.tensor(0.5).double(), 1

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "encode_context_layout.h"
+#include "gelu.cuh"
 #include "launchers.h"
 #include "portable.cuh"
 
@@ -108,25 +109,6 @@ __device__ scalar_t encode_warp_dot(const scalar_t* a, const scalar_t* b, int64_
   scalar_t sum = 0;
   for (int64_t d = threadIdx.x % 32; d < width; d += 32) sum += a[d] * b[d];
   return encode_warp_sum(sum);
-}
-
-// GELU (Hendrycks & Gimpel, 2016, arXiv:1606.08415) and its derivative.
-template <typename scalar_t>
-__device__ void gelu(bool tanh_gelu, scalar_t x, scalar_t& value, scalar_t& slope) {
-  if (tanh_gelu) {
-    constexpr scalar_t kScale = scalar_t(0.79788456080286536), kCubic = scalar_t(0.044715);
-    const scalar_t square = x * x;
-    const scalar_t u = x * kScale * (square * kCubic + scalar_t(1));
-    const scalar_t gate = scalar_t(0.5) * (scalar_t(1) + scalar_t(tanh(u)));
-    value = x * gate;
-    slope = gate + scalar_t(2) * value * (scalar_t(1) - gate) * kScale *
-                       (square * (scalar_t(3) * kCubic) + scalar_t(1));
-  } else {
-    const scalar_t gate =
-        scalar_t(0.5) * (scalar_t(1) + scalar_t(erf(x * scalar_t(0.70710678118654752))));
-    value = x * gate;
-    slope = gate + x * scalar_t(exp(scalar_t(-0.5) * x * x)) * scalar_t(0.39894228040143268);
-  }
 }
 
 // Copies a tile of an agent's transitions into shared memory, zeros where there are none. A row

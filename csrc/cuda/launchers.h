@@ -402,6 +402,34 @@ struct ContrastArgs {
 MG2L_API int mg2l_contrast_float(const ContrastArgs<float>* args, void* stream);
 MG2L_API int mg2l_contrast_double(const ContrastArgs<double>* args, void* stream);
 
+// What follows a product of a layer: its bias, and GELU where it is hidden.
+template <typename scalar_t>
+struct GeluForwardArgs {
+  int64_t rows;
+  int64_t units;
+  bool activate;
+  const scalar_t* product;  // [rows, units]
+  const scalar_t* bias;     // [units]
+  scalar_t* features;       // [rows, units]
+  scalar_t* kept;           // what is activated, [rows, units], or null
+};
+
+// Gradients of features, which become those of what was activated.
+template <typename scalar_t>
+struct GeluBackwardArgs {
+  int64_t rows;
+  int64_t units;
+  const scalar_t* grad;    // of the features, [rows, units]
+  const scalar_t* kept;    // what was activated, [rows, units]
+  scalar_t* features;      // [rows, units]
+  scalar_t* grad_product;  // [rows, units]
+};
+
+MG2L_API int mg2l_gelu_mlp_float(const GeluForwardArgs<float>* args, void* stream);
+MG2L_API int mg2l_gelu_mlp_double(const GeluForwardArgs<double>* args, void* stream);
+MG2L_API int mg2l_gelu_mlp_backward_float(const GeluBackwardArgs<float>* args, void* stream);
+MG2L_API int mg2l_gelu_mlp_backward_double(const GeluBackwardArgs<double>* args, void* stream);
+
 // Of both passes.
 template <typename scalar_t>
 struct InnovationArgs {

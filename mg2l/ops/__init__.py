@@ -26,6 +26,7 @@ if native.is_built():
     from mg2l.ops.encode_context import encode_context
     from mg2l.ops.gae import gae
     from mg2l.ops.gaussian_surrogate import gaussian_surrogate
+    from mg2l.ops.gelu_mlp import gelu_mlp
     from mg2l.ops.innovation_moments import innovation_moments
     from mg2l.ops.pairwise_lse import pairwise_lse
     from mg2l.ops.pia_pool import pia_pool
@@ -37,6 +38,7 @@ else:
         encode_context,
         gae,
         gaussian_surrogate,
+        gelu_mlp,
         innovation_moments,
         pairwise_lse,
         pia_pool,
@@ -56,6 +58,7 @@ NAMES = (
     "value_loss",
     "contrast",
     "clip_norms",
+    "gelu_mlp",
     "innovation_moments",
 )
 """Every operator, as it is called here and in the dispatcher."""
@@ -75,6 +78,7 @@ __all__ = [
     "encode_context",
     "gae",
     "gaussian_surrogate",
+    "gelu_mlp",
     "innovation_moments",
     "pairwise_lse",
     "pia_pool",

@@ -40,6 +40,7 @@ class Backend(NamedTuple):
     value_loss: Callable[..., ValueLoss]
     contrast: Callable[..., Contrast]
     clip_norms: Callable[..., Tensor]
+    gelu_mlp: Callable[..., Tensor]
     innovation_moments: Callable[..., Tensor]
     bfloat16: bool = False
 

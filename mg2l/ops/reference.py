@@ -336,6 +336,13 @@ def _one_if_finite(x: Tensor) -> Tensor:
     return 1 + (x - x).detach()
 
 
+def gelu_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    """See :func:`mg2l.ops.gelu_mlp`."""
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        x = F.gelu(F.linear(x, weight, bias))
+    return F.linear(x, weights[-1], biases[-1])
+
+
 def innovation_moments(
     series: Tensor,
     transitions: Tensor,
@@ -353,8 +360,10 @@ def innovation_moments(
     began = transitions[..., :observation]
     follows = (began == ended).all(-1) & (steps > 0).unsqueeze(-1)
     series = series.double()
-    expected = correlation.double() * series[:, earlier]
-    innovations = series - torch.where(follows.unsqueeze(-1), expected, 0.0)
+    # What is not used may be anything, and has no gradient.
+    before = torch.where(follows.unsqueeze(-1), series[:, earlier], 0.0)
+    part = torch.where(follows, correlation.double(), 0.0).unsqueeze(-1)
+    innovations = series - part * before
     kinds = torch.stack([~follows, follows], 1).transpose(2, 3).unsqueeze(-1)
     each = torch.where(kinds, innovations.transpose(1, 2).unsqueeze(1), 0.0)
     return each.mT @ each / max(series.shape[1], 1)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mg2l.algorithms.transition_encoder import TransitionMoments
 from mg2l.experience.replay import Context, Distinct, as_context
@@ -120,9 +119,8 @@ class RewardRegression(nn.Module):
         began, ended = rows[..., : self.observation], rows[..., self.reward + 1 :]
         rows = self.moments.standardise(rows)
         x = torch.cat([rows[..., : self.reward], rows[..., self.reward + 1 :]], -1)
-        for layer in self.layers[:-1]:
-            x = F.gelu(layer(x))
-        x = self.layers[-1](x)
+        weights, biases = zip(*((y.weight, y.bias) for y in self.layers), strict=True)
+        x = self.backend.gelu_mlp(x.flatten(0, -2), weights, biases).view(*x.shape[:-1], -1)
         x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
         return Regressand(x, rows[..., self.reward], began, ended)
 
