@@ -22,10 +22,10 @@ class Distinct:
     """
 
     rows: Tensor
-    """``[U, A, F]``; without ``places`` ``[B, T, A, F]``, all of them."""
+    """``[U, A, F]``; without the others ``[B, T, A, F]``, all transitions, with U = B T."""
 
-    contexts: Tensor
-    """``[U]`` int64, ascending, or ``[B, T]``: which of the contexts each is of."""
+    contexts: Tensor | None = None
+    """``[U]`` int64, ascending: which of the contexts each is of."""
 
     places: Tensor | None = None
     """``[B, T]`` int64 into the rows."""
@@ -35,14 +35,24 @@ class Distinct:
 
     def join(self, other: Distinct) -> Distinct:
         """Both, as contexts behind each other."""
-        contexts = len(self.contexts if self.places is None else self.places)
-        places = counts = None
-        if self.places is not None and other.places is not None:
-            places = torch.cat([self.places, other.places + len(self.rows)])
-        if self.counts is not None and other.counts is not None:
-            counts = torch.cat([self.counts, other.counts])
-        behind = torch.cat([self.contexts, other.contexts + contexts])
-        return Distinct(torch.cat([self.rows, other.rows]), behind, places, counts)
+        rows = torch.cat([self.rows, other.rows])
+        if self.contexts is None or self.places is None or self.counts is None:
+            return Distinct(rows)
+        assert other.contexts is not None
+        assert other.places is not None
+        assert other.counts is not None
+        return Distinct(
+            rows,
+            torch.cat([self.contexts, other.contexts + len(self.places)]),
+            torch.cat([self.places, other.places + len(self.rows)]),
+            torch.cat([self.counts, other.counts]),
+        )
+
+    def repeat(self, x: Tensor) -> Tensor:
+        """What belongs to the contexts, ``[B, *]``, for each of their rows: ``[U, *]``."""
+        if self.contexts is None:
+            return x.unsqueeze(1).expand(-1, self.rows.shape[1], *x.shape[1:]).flatten(0, 1)
+        return x[self.contexts]
 
     def mean(self, x: Tensor) -> Tensor:
         """The mean over all transitions of what belongs to each row, ``[U, *]`` of all rows."""
@@ -69,11 +79,9 @@ class Context:
     @functools.cached_property
     def distinct(self) -> Distinct:
         """The transitions, each once in a context; on a GPU all, for whose number it would wait."""
-        where = self.rows if self.index is None else self.index
-        contexts = torch.arange(where.shape[0], device=where.device).unsqueeze(1)
         if self.index is None or self.index.device.type != "cpu":
-            return Distinct(self.gather(), contexts.expand(-1, where.shape[1]))
-        keys = self.index + contexts * len(self.rows)
+            return Distinct(self.gather())
+        keys = self.index + (torch.arange(len(self.index)) * len(self.rows)).unsqueeze(1)
         distinct, places, counts = keys.unique(return_inverse=True, return_counts=True)
         rows = self.rows[distinct % len(self.rows)]
         return Distinct(rows, distinct // len(self.rows), places, counts)

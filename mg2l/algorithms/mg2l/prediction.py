@@ -48,14 +48,13 @@ class RewardPrediction(nn.Module):
             own_errors: ``[A]``, mean squared errors of each agent's rewards as a regression
                 predicts them.
         """
-        rows, contexts = drawn.rows.flatten(0, -3), drawn.contexts.flatten()
-        observations, actions, rewards, finals = self.transitions.split(rows)
+        observations, actions, rewards, finals = self.transitions.split(drawn.rows.flatten(0, -3))
         happened = torch.cat([observations, actions, finals], -1)
         rewards = rewards.squeeze(-1)
         if own_errors is None:
-            own = self._own(encoding.local.mean[contexts], happened)
+            own = self._own(drawn.repeat(encoding.local.mean), happened)
             own_errors = drawn.mean((own - rewards).square())
-        task = encoding.task.mean[contexts]
+        task = drawn.repeat(encoding.task.mean)
         joint = self.joint(torch.cat([happened.flatten(1), task], -1).unsqueeze(0)).squeeze(0)
         joint_errors = drawn.mean((joint - rewards).square())
         total = own_errors.mean() if self.share else own_errors.sum()
