@@ -55,6 +55,9 @@ BLOCK_THREADS = {
     "clip_norms_scale_kernel": 256,
     "contrast_rows_kernel": 32,
     "contrast_keys_kernel": 256,
+    "film_kernel": 256,
+    "film_backward_kernel": 256,
+    "film_backward_sums_kernel": 128,
     "stacked_mlp_kernel": 128,
     "stacked_mlp_backward_kernel": 128,
 }

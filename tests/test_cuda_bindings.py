@@ -17,6 +17,7 @@ CPU_ONLY = (
     "tests/test_pairwise_lse.py::test_refuses[positive range]",
     "tests/test_encode_context.py::test_refuses[index too large]",
     "tests/test_encode_context.py::test_refuses[index negative]",
+    "tests/test_film.py::test_refuses_an_index_out_of_range",
     "tests/test_contrast.py::test_refusals[positive too large]",
     "tests/test_contrast.py::test_refusals[positive negative]",
     # Those of torch's products do.
@@ -40,6 +41,7 @@ def library() -> None:
         ("pairwise_lse", ["--products"]),
         ("pia_pool", []),
         ("stacked_mlp", []),
+        ("film", []),
         ("clipped", []),
         ("gaussian_surrogate", []),
         ("contrast", []),

@@ -24,6 +24,7 @@ if native.is_built():
     from mg2l.ops.clipped import surrogate, value_loss
     from mg2l.ops.contrast import contrast
     from mg2l.ops.encode_context import encode_context
+    from mg2l.ops.film import film
     from mg2l.ops.gae import gae
     from mg2l.ops.gaussian_surrogate import gaussian_surrogate
     from mg2l.ops.pairwise_lse import pairwise_lse
@@ -34,6 +35,7 @@ else:
         clip_norms,
         contrast,
         encode_context,
+        film,
         gae,
         gaussian_surrogate,
         pairwise_lse,
@@ -49,6 +51,7 @@ NAMES = (
     "pia_pool",
     "pairwise_lse",
     "stacked_mlp",
+    "film",
     "surrogate",
     "gaussian_surrogate",
     "value_loss",
@@ -70,6 +73,7 @@ __all__ = [
     "clip_norms",
     "contrast",
     "encode_context",
+    "film",
     "gae",
     "gaussian_surrogate",
     "pairwise_lse",
