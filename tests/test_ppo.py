@@ -310,4 +310,5 @@ def test_losses_that_are_not_finite_are_named_with_their_batch(term):
     held = caught.value.batch  # type: ignore[attr-defined]
     assert set(held) >= {field.name for field in dataclasses.fields(Batch)} - {
         "actor_states", "critic_states", "action_mask", "active", "rows", "living", "everyone",
+        "held_latents", "held_by",
     }  # fmt: skip
