@@ -110,6 +110,13 @@ def cases(device: torch.device) -> Iterator[tuple[str, str, list[Tensor], Callab
             lambda op, *p, x=x: op(x, list(p[: len(p) // 2]), list(p[len(p) // 2 :]), relu=True,
                                    plain_last=False),
         )  # fmt: skip
+    for rows_, latents in ((2_000, 2_000), (2_000, 160), (102_400, 160)):
+        which = None if latents == rows_ else torch.randint(latents, (rows_,), device=device)
+        yield (
+            f"film 2,{rows_},{latents},128", "film",
+            [randn(2, rows_, 128), randn(2, latents, 256)],
+            lambda op, f, g, which=which: op(f, g, which),
+        )  # fmt: skip
     for rows_ in (800, 102_400):
         before, aim = randn(2, 2, rows_)
         yield (

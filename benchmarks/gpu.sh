@@ -16,7 +16,7 @@ MG2L_CUDA=1 $python -m pip install --no-build-isolation -c constraints.txt -e . 
 $python -m mg2l.info | tee "$out/info.txt"
 failed=0
 $python -m pytest tests/test_gae.py tests/test_encode_context.py tests/test_pia_pool.py \
-  tests/test_pairwise_lse.py tests/test_stacked_mlp.py tests/test_clipped.py \
+  tests/test_pairwise_lse.py tests/test_stacked_mlp.py tests/test_film.py tests/test_clipped.py \
   tests/test_gaussian_surrogate.py tests/test_contrast.py tests/test_clip_norms.py tests/test_particle_tensors.py \
   --junitxml="$out/tests.xml" -q || failed=1
 $python -m benchmarks.gpu --out "$out/gpu.json" kernels ways first_layer iterations worlds || failed=1

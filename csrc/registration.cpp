@@ -46,6 +46,10 @@ STABLE_TORCH_LIBRARY(mg2l, m) {
       "stacked_mlp_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, bool relu,"
       " bool plain_last, bool bfloat16, Tensor y, Tensor kept, Tensor moments, bool want_x)"
       " -> (Tensor grad_x, Tensor[] grad_weights, Tensor[] grad_biases)");
+  m.def("film(Tensor features, Tensor generated, Tensor? index) -> Tensor");
+  m.def(
+      "film_backward(Tensor grad, Tensor features, Tensor generated, Tensor? index)"
+      " -> (Tensor grad_features, Tensor grad_generated)");
   m.def(
       "surrogate(Tensor log_probs, Tensor before, Tensor advantages, Tensor? weights,"
       " float weight, float clip) -> (Tensor loss, Tensor kl, Tensor clip_fraction, Tensor slope)");

@@ -78,6 +78,8 @@ OPTIONS: dict[str, Case] = {
     "whole sequences": ("mappo", "mpe-spread", {"use_naive_recurrent_policy": True}),
     "popart": ("mg2l", "mpe-spread", POPART),
     "shared": ("mg2l", "mpe-spread", {"share_policy": True}),
+    "film": ("mg2l", "mpe-spread", {"conditioning": "film"}),
+    "film, held": ("oracle", "mpe-spread", {"conditioning": "film", "num_mini_batch": 3}),
     "own values": ("mappo", "mpe-spread", {"use_centralized_V": False}),
     "running moments": ("mappo", "mpe-spread", {"observation_normalization": "running"}),
     "keys": ("mg2l", "mpe-spread", {"keys": "context", "contrast": "sample"}),

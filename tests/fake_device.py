@@ -81,6 +81,8 @@ _OPERATORS: dict[str, Callable[..., int]] = {
     "mg2l::pairwise_lse_backward": lambda *args: _pair_launches(True, args[4], args[5], args[8]),
     "mg2l::encode_context": lambda *args: 3,
     "mg2l::encode_context_backward": lambda *args: 3,
+    "mg2l::film": lambda *args: 1,
+    "mg2l::film_backward": lambda *args: 1 if args[3] is None else 2,
     "mg2l::surrogate": lambda *args: 1,
     "mg2l::gaussian_surrogate": lambda *args: 1,
     "mg2l::value_loss": lambda *args: 1,

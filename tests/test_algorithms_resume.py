@@ -35,6 +35,13 @@ def test_continues_bit_for_bit(algo: str, tmp_path: Path) -> None:
     check_continues(tiny_config(algo, n_iters=9, n_agents=2), tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["film", "hyper"])
+@pytest.mark.parametrize("algo", ["oracle", "mg2l"])
+def test_conditioned_networks_continue_bit_for_bit(algo: str, kind: str, tmp_path: Path) -> None:
+    config = tiny_config(algo, n_iters=9, n_agents=2, conditioning=kind, num_mini_batch=2)
+    check_continues(config, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("algo", "values"), [("mg2l", {}), ("rl2", {}), ("mappo", {"use_recurrent_policy": True})]
 )

@@ -7,7 +7,7 @@ from method_helpers import tiny_learner
 from mg2l.deploy import export
 from mg2l.deploy.policy import Policy
 from mg2l.deploy.reference import References
-from mg2l.nn.conditioning import FiLM, HyperHead
+from mg2l.nn.conditioning import FiLM, HyperHead, Latents
 from mg2l.nn.stacked import StackedLinear
 from mg2l.training.loop import iterate
 
@@ -43,6 +43,36 @@ def test_film_scales_and_shifts():
     stir(film)
     scale, shift = film.generator(z).chunk(2, -1)
     torch.testing.assert_close(film(features, z), features + scale * features + shift)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("groups", [1, AGENTS])
+@pytest.mark.parametrize("want", [False, True])
+@pytest.mark.parametrize("kind", [FiLM, HyperHead])
+def test_gradients_without_a_graph(kind, want, groups, shared):
+    sizes = (groups, LATENT, WIDTH) if kind is FiLM else (groups, LATENT, WIDTH, 2)
+    module = kind(*sizes).double()
+    stir(module)
+    latents, index = (2, torch.tensor([1, 0, 1, 1, 0])) if shared else (ROWS, None)
+    features = torch.randn(AGENTS, ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
+    z = torch.randn(AGENTS, latents, LATENT, dtype=torch.float64, requires_grad=True)
+    wanted = module(features, z, index)
+    rows = z if index is None else z[:, index]
+    torch.testing.assert_close(wanted, module(features, rows))  # each once, or each for its row
+    grad = torch.randn_like(wanted)
+    parameters = list(module.parameters())
+    gradients = torch.autograd.grad(module(features, rows), [features, z, *parameters], grad)
+    assert module.has_vjp
+    with torch.no_grad():
+        y, pull = module.vjp(features.detach(), Latents(z.detach(), index), want)
+        to_features, to_latent = pull(grad)
+    torch.testing.assert_close(y, wanted.detach())
+    torch.testing.assert_close(to_features, gradients[0])
+    assert (to_latent is not None) == want
+    if to_latent is not None:
+        torch.testing.assert_close(to_latent, gradients[1])
+    for parameter, gradient in zip(parameters, gradients[2:], strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
 
 
 @pytest.mark.parametrize("kind", ["film", "hyper"])

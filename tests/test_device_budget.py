@@ -102,6 +102,8 @@ def test_whole_iteration_is_within_its_budget(fresh: Executor, algo: str) -> Non
         ("mappo", {"use_recurrent_policy": True, "data_chunk_length": 5}),
         ("mappo", {"observation_normalization": "running"}),
         ("oracle", {}),
+        ("oracle", {"conditioning": "film"}),
+        ("mg2l", {"conditioning": "film"}),
         ("focal", {}),
         ("corro", {}),
         ("varibad", {}),

@@ -22,6 +22,7 @@ CHOICES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "continuous, latents inferred here": ("mg2l", "mpe-spread", {}),
     "latents inferred step by step": ("varibad", "mpe-spread", {}),
     "memory, discrete actions": ("rl2", "mpe-prey", {}),
+    "held latents": ("oracle", "mpe-spread", {"conditioning": "film"}),
 }
 
 
@@ -100,6 +101,10 @@ def test_equal_to_local_collection_also_after_a_kill(cluster, choice):
             other = hosted.generators[name]
             assert isinstance(other, torch.Generator)
             assert torch.equal(stream.get_state(), other.get_state())
+    here, there = (each.collect(each.draw_tasks()).held_latent for each in (local, hosted))
+    assert (here is None) == (there is None) == (algo != "oracle")
+    if here is not None and there is not None:
+        assert torch.equal(here, there)
     hosted.close()
     local.close()
 

@@ -146,6 +146,15 @@ def stacked_mlp(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
     return [x, weights, biases], options
 
 
+def film(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
+    groups, rows, width = draw.size(3), draw.size(120), draw.size(140)
+    shared = draw.rng.random() < 0.6
+    latents = draw.size(50, 1) if shared else rows
+    index = draw.indices(rows, below=latents) if shared else None
+    features, generated = draw.floats(groups, rows, width), draw.floats(groups, latents, 2 * width)
+    return [features, generated, index], {}
+
+
 def surrogate(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
     shape = draw.size(4), draw.size(9000 if draw.rng.random() < 0.1 else 300)
     log_probs, *others = (draw.strided(*shape) for _ in range(3))
@@ -334,6 +343,7 @@ def abuse() -> list[Any]:
     layers = (weights, biases, query)
     row, short = torch.zeros(2, 5), torch.zeros(2, 4)
     flat, key, each = torch.zeros(2, 5, 6), torch.ones(4, 3), torch.arange(5) % 4
+    doubled = torch.zeros(2, 4, 12)
 
     inputs, units = torch.randn(2, 5, 3), ([torch.randn(2, 4, 3)], [torch.zeros(2, 4)])
     top, kept, moments = RAW.stacked_mlp(inputs, *units, True, False, False, True)
@@ -391,6 +401,11 @@ def abuse() -> list[Any]:
         ("y must have shape", lambda: mlp(top, one, kept, moments)),
         ("kept must have shape", lambda: mlp(top, top, one, moments)),
         ("moments must have shape", lambda: mlp(top, top, kept, none)),
+        ("generated must have shape", lambda: RAW.film(flat, flat, None)),
+        ("index must be in", lambda: RAW.film(flat, doubled, each + 10**9)),
+        ("index must be in", lambda: RAW.film_backward(flat, flat, doubled, each - 1)),
+        ("index must have shape", lambda: RAW.film_backward(flat, flat, doubled, each[1:])),
+        ("grad must have shape", lambda: RAW.film_backward(one, flat, doubled, each)),
         ("log_probs must have shape", lambda: RAW.surrogate(none, none, none, None, 1.0, 0.2)),
         ("before must have shape", lambda: RAW.surrogate(row, short, row, None, 1.0, 0.2)),
         ("weights must be float32", lambda: RAW.surrogate(row, row, row, row.bool(), 1.0, 0.2)),
@@ -411,7 +426,7 @@ def abuse() -> list[Any]:
     ]  # fmt: skip
 
 
-REFUSALS = 44
+REFUSALS = 49
 
 
 @pytest.mark.parametrize("case", range(REFUSALS))
@@ -445,6 +460,7 @@ def test_there_is_no_second_derivative(name):
         "stacked_mlp": lambda: ops.stacked_mlp(
             x[0], [torch.eye(5).double().expand(3, 5, 5)], [torch.zeros(3, 5).double()]
         ),
+        "film": lambda: ops.film(x[0], x[1].repeat(1, 1, 2)),
         "surrogate": lambda: ops.surrogate(x[0, 0], one, one, 1.0, 0.2).loss,
         "gaussian_surrogate": lambda: (
             ops.gaussian_surrogate(

@@ -310,4 +310,14 @@ def test_losses_that_are_not_finite_are_named_with_their_batch(term):
     held = caught.value.batch  # type: ignore[attr-defined]
     assert set(held) >= {field.name for field in dataclasses.fields(Batch)} - {
         "actor_states", "critic_states", "action_mask", "active", "rows", "living", "everyone",
+        "held_latents", "held_by",
     }  # fmt: skip
+
+
+def test_counts_of_data_parallel_training_are_not_held_with_a_loss():
+    learner = tiny_learner("mappo")
+    batch, _ = prepared(learner)
+    batch.advantages[0, 3, 1] = float("nan")
+    with pytest.raises(RuntimeError, match="loss/policy") as caught:
+        learner.ppo.actor_gradients(dataclasses.replace(batch, rows=40))
+    assert "rows" not in caught.value.batch  # type: ignore[attr-defined]

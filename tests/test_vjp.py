@@ -24,6 +24,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "shared, decentralised": ("mg2l", {"share_policy": True, "use_centralized_V": False}),
     "decentralised": ("mg2l", {"use_centralized_V": False}),
     "film": ("mg2l", {"conditioning": "film"}),
+    "film, held": ("oracle", {"conditioning": "film"}),
+    "film, held in minibatches": ("oracle", {"conditioning": "film", "num_mini_batch": 3}),
+    "film, shared": ("oracle", {"conditioning": "film", "share_policy": True}),
+    "film, shared, decentralised": (
+        "mg2l",
+        {"conditioning": "film", "share_policy": True, "use_centralized_V": False},
+    ),
+    "film, discrete": ("oracle", {"conditioning": "film", "discrete": True}),
+    "film, pooled": ("mg2l", {"conditioning": "film", "critic": "pooled"}),
+    "film, recurrent": ("mg2l", {"conditioning": "film", "use_recurrent_policy": True}),
+    "film, definitions": ("mg2l", {"conditioning": "film", "kernels": "torch"}),
+    "hyper": ("mg2l", {"conditioning": "hyper", "hyper_dim": 3}),
+    "hyper, held": (
+        "oracle",
+        {"conditioning": "hyper", "hyper_dim": 3, "num_mini_batch": 2, "share_policy": True},
+    ),
     "pooled": ("mg2l", {"critic": "pooled"}),
     "layer": ("mg2l", {"observation_normalization": "layer"}),
     "one layer": ("mg2l", {"layer_N": 0, "use_ReLU": False}),
@@ -35,6 +51,11 @@ def learner_of(case: str) -> tuple[Learner, Batch, Any, Any]:
     """A learner, a minibatch with the environments of its rows, and the latent of its critics."""
     algo, values = CASES[case]
     learner = known_learner(algo, gain=1.0, **values)
+    for network in (learner.actor, learner.critic):
+        if network.body.condition is not None:  # which would generate zeros
+            output = network.body.condition.generator.output
+            torch.nn.init.normal_(output.weight, std=0.3)
+            torch.nn.init.normal_(output.bias, std=0.3)
     batch, critic_latent = prepared(learner)
     generator = torch.Generator().manual_seed(0)
     for x in (batch.log_probs, batch.values):  # of a policy and critics before some steps
@@ -115,6 +136,23 @@ def test_gradients_of_the_critics_and_their_latent(case):
         (wanted,) = torch.autograd.grad(loss, again, retain_graph=True)
         torch.testing.assert_close(leaf.grad, wanted, rtol=1e-3, atol=1e-5)
     assert_gradients(learner.critic, loss, case)
+
+
+@pytest.mark.parametrize("algo", ["mg2l", "oracle"])
+@pytest.mark.parametrize("kind", ["input", "film", "hyper"])
+@pytest.mark.parametrize("share", [False, True])
+def test_ppo_records_no_graph(monkeypatch, share, kind, algo):
+    values = {"conditioning": kind, "share_policy": share, "use_centralized_V": not share}
+    learner = tiny_learner(algo, num_mini_batch=2, **values)
+    batch, critic_latent = prepared(learner)
+    latent, _ = learner.ppo.infer(critic_latent)
+    monkeypatch.delattr(torch.Tensor, "backward")
+    for part, where in learner.ppo.minibatches(batch):
+        assert (part.actor_latents is None) == (algo == "mg2l" or kind == "input")
+        learner.ppo.actor_gradients(part)
+        learner.ppo.critic_gradients(part, where, latent)
+    for network in (learner.actor, learner.critic):
+        assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 def test_autograd_where_there_is_no_closed_form():

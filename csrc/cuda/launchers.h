@@ -327,6 +327,37 @@ MG2L_API int mg2l_stacked_mlp_backward_float(const MlpBackwardArgs<float>* args,
 MG2L_API int mg2l_stacked_mlp_backward_double(const MlpBackwardArgs<double>* args, void* stream);
 
 template <typename scalar_t>
+struct FilmArgs {
+  int64_t groups;
+  int64_t rows;
+  int64_t width;
+  int64_t latents;
+  bool shared;                // by rows, which an index says
+  const scalar_t* features;   // [A, rows, H]
+  const scalar_t* generated;  // [A, N, 2 H]
+  const int64_t* index;       // [rows] or null
+};
+
+template <typename scalar_t>
+struct FilmForwardArgs {
+  FilmArgs<scalar_t> in;
+  scalar_t* y;  // [A, rows, H]
+};
+
+template <typename scalar_t>
+struct FilmBackwardArgs {
+  FilmArgs<scalar_t> in;
+  const scalar_t* grad;      // [A, rows, H]
+  scalar_t* grad_features;   // [A, rows, H]
+  scalar_t* grad_generated;  // [A, N, 2 H]
+};
+
+MG2L_API int mg2l_film_float(const FilmForwardArgs<float>* args, void* stream);
+MG2L_API int mg2l_film_double(const FilmForwardArgs<double>* args, void* stream);
+MG2L_API int mg2l_film_backward_float(const FilmBackwardArgs<float>* args, void* stream);
+MG2L_API int mg2l_film_backward_double(const FilmBackwardArgs<double>* args, void* stream);
+
+template <typename scalar_t>
 struct ClippedArgs {
   int64_t agents;
   int64_t rows;

@@ -91,7 +91,7 @@ def require_finite(term: str, value: Tensor, batch: Mapping[str, Any]) -> None:
     Args:
         term: its name.
         value: the loss, of any shape.
-        batch: what it was computed from: tensors, contexts and None.
+        batch: what it was computed from; of it, tensors and contexts are kept.
 
     Raises:
         NonFiniteLossError: an element of ``value`` is NaN or infinite; on a device other than the
@@ -114,5 +114,5 @@ def _held(batch: Mapping[str, Any]) -> dict[str, Tensor]:
     return {
         name: (x.gather() if isinstance(x, Context) else x).detach()
         for name, x in batch.items()
-        if x is not None
+        if isinstance(x, (Tensor, Context))
     }

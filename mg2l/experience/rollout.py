@@ -74,6 +74,12 @@ class Rollout:
     active: Tensor | None
     """``[T, N, A]`` bool, agents that were alive when they acted."""
 
+    @property
+    def held_latent(self) -> Tensor | None:
+        """``[N, A, D]``, the one latent of all steps; None where each step has its own."""
+        held = self.latent is not None and self.latent.stride(0) == 0
+        return self.latent[0] if self.latent is not None and held else None
+
     def within(self, episodes: int) -> Tensor:
         """``[T, N]`` bool: steps of the first episodes of each environment."""
         return _numbers(self.episode_start) < episodes

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mg2l.nn.stacked import StackedLinear, StackedMLP
+from mg2l.nn.vjp import Pull, PullTwo
+from mg2l.ops import reference
+from mg2l.ops.backend import NATIVE, Backend
+
+
+class Latents(NamedTuple):
+    """Latents of rows, of which many may have the same one."""
+
+    values: Tensor
+    """``[A, N, D]``."""
+
+    which: Tensor | None = None
+    """``[rows]`` int64, which of the N a row has; None where there is one for each."""
 
 
 class _Generator(nn.Module):
@@ -16,15 +31,26 @@ class _Generator(nn.Module):
     et al. (2022): generated weights of the usual random initialisation would be far too large.
     """
 
-    def __init__(self, groups: int, latent: int, hidden: int, outputs: int) -> None:
+    def __init__(
+        self, groups: int, latent: int, hidden: int, outputs: int, backend: Backend
+    ) -> None:
         super().__init__()
-        self.hidden = StackedMLP(groups, latent, hidden, 0, True, True)
+        self.hidden = StackedMLP(groups, latent, hidden, 0, True, True, backend)
         self.output = StackedLinear(groups, hidden, outputs, 0.0)
 
     def forward(self, latent: Tensor) -> Tensor:
         """``[A, rows, latent] -> [A, rows, outputs]``."""
-        generated: Tensor = self.output(self.hidden(latent))
+        generated: Tensor = self.hidden(latent, self.output)
         return generated
+
+    @property
+    def has_vjp(self) -> bool:
+        """Whether there is a `vjp`: its operator is compiled."""
+        return self.hidden.has_vjp
+
+    def vjp(self, latent: Tensor, want_latent: bool) -> tuple[Tensor, Pull]:
+        """`forward`, and what takes its gradient back; see `mg2l.nn.vjp`."""
+        return self.hidden.vjp(latent, self.output, want_latent)
 
 
 class FiLM(nn.Module):
@@ -34,18 +60,35 @@ class FiLM(nn.Module):
         groups: networks side by side.
         latent: width of ``z``.
         features: H.
+        backend: operators to compute with.
     """
 
-    def __init__(self, groups: int, latent: int, features: int) -> None:
+    def __init__(self, groups: int, latent: int, features: int, backend: Backend = NATIVE) -> None:
         super().__init__()
-        self.width = features
-        self.generator = _Generator(groups, latent, features, 2 * features)
+        self.width, self.backend = features, backend
+        self.generator = _Generator(groups, latent, features, 2 * features, backend)
 
-    def forward(self, features: Tensor, latent: Tensor) -> Tensor:
-        """``[A, rows, H]`` and latents ``[A, rows, D]`` to ``[A, rows, H]``."""
-        scale, shift = self.generator(latent).chunk(2, -1)
-        film: Tensor = (1 + scale) * features + shift
-        return film
+    def forward(self, features: Tensor, latent: Tensor, index: Tensor | None = None) -> Tensor:
+        """Features ``[A, rows, H]`` and their `Latents` to ``[A, rows, H]``."""
+        return self.backend.film(features, self.generator(latent), index)
+
+    @property
+    def has_vjp(self) -> bool:
+        """Whether there is a `vjp`: its operators are compiled."""
+        return self.generator.has_vjp and self.backend.film is not reference.film
+
+    def vjp(self, features: Tensor, latent: Latents, want_latent: bool) -> tuple[Tensor, PullTwo]:
+        """`forward`, and what takes its gradient to features and, if wanted, latents."""
+        from mg2l.ops.film import film_vjp  # of the operator, if it is compiled
+
+        generated, pull_generated = self.generator.vjp(latent.values, want_latent)
+        y, pull_both = film_vjp(features, generated, latent.which)
+
+        def pull(grad: Tensor) -> tuple[Tensor, Tensor | None]:
+            to_features, to_generated = pull_both(grad)
+            return to_features, pull_generated(to_generated)
+
+        return y, pull
 
 
 class HyperHead(nn.Module):
@@ -61,15 +104,48 @@ class HyperHead(nn.Module):
         latent: width of ``z``.
         features: H.
         embedding: width E of ``e``.
+        backend: operators to compute with.
     """
 
-    def __init__(self, groups: int, latent: int, features: int, embedding: int) -> None:
+    def __init__(
+        self, groups: int, latent: int, features: int, embedding: int, backend: Backend = NATIVE
+    ) -> None:
         super().__init__()
         self.width = (features + 1) * (1 + embedding)
-        self.generator = _Generator(groups, latent, features, embedding)
+        self.generator = _Generator(groups, latent, features, embedding, backend)
 
-    def forward(self, features: Tensor, latent: Tensor) -> Tensor:
-        """``[A, rows, H]`` and latents ``[A, rows, D]`` to ``[A, rows, (H + 1) (1 + E)]``."""
-        rows = F.pad(features, (0, 1), value=1.0)
-        embedding = F.pad(self.generator(latent), (1, 0), value=1.0)
-        return torch.einsum("arh,are->areh", rows, embedding).flatten(2)
+    def forward(self, features: Tensor, latent: Tensor, index: Tensor | None = None) -> Tensor:
+        """Features ``[A, rows, H]`` and their `Latents` to ``[A, rows, (H + 1) (1 + E)]``."""
+        return _products(*_with_ones(features, self.generator(latent), index))
+
+    @property
+    def has_vjp(self) -> bool:
+        """Whether there is a `vjp`: its operator is compiled."""
+        return self.generator.has_vjp
+
+    def vjp(self, features: Tensor, latent: Latents, want_latent: bool) -> tuple[Tensor, PullTwo]:
+        """`forward`, and what takes its gradient to features and, if wanted, latents."""
+        generated, pull_generated = self.generator.vjp(latent.values, want_latent)
+        rows, embedding = _with_ones(features, generated, latent.which)
+
+        def pull(grad: Tensor) -> tuple[Tensor, Tensor | None]:
+            to_products = grad.unflatten(-1, (embedding.shape[-1], rows.shape[-1]))
+            to_features = torch.einsum("areh,are->arh", to_products, embedding)[..., :-1]
+            to_generated = torch.einsum("areh,arh->are", to_products, rows)[..., 1:]
+            if latent.which is not None:
+                to_rows, to_generated = to_generated, torch.zeros_like(generated)
+                where = (latent.which,)
+                to_generated.transpose(0, 1).index_put_(where, to_rows.transpose(0, 1), True)
+            return to_features, pull_generated(to_generated)
+
+        return _products(rows, embedding), pull
+
+
+def _with_ones(features: Tensor, embedding: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``[f, 1]`` and ``[1, e]`` of every row."""
+    rows = embedding if index is None else embedding[:, index]
+    return F.pad(features, (0, 1), value=1.0), F.pad(rows, (1, 0), value=1.0)
+
+
+def _products(rows: Tensor, embedding: Tensor) -> Tensor:
+    return torch.einsum("arh,are->areh", rows, embedding).flatten(2)

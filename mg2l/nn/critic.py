@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mg2l.config.sections import PolicyConfig, PPOConfig
+from mg2l.nn.conditioning import Latents
 from mg2l.nn.normaliser import LayerNorm, PopArt, ValueNorm
 from mg2l.nn.policy import Body, MakeMemory
 from mg2l.nn.stacked import StackedLinear
@@ -100,6 +101,7 @@ class Critic(nn.Module):
         latent: Tensor | None,
         state: Tensor | None,
         reset: Tensor | None,
+        index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Values ``[A, rows]`` and next recurrent state.
 
@@ -108,11 +110,16 @@ class Critic(nn.Module):
             latent: ``[rows, D]``, or None.
             state: ``[A, B, layers, H]`` before the first step, if critics are recurrent.
             reset: ``[steps, B]`` bool, the state is zeroed before a step, where ``steps B = rows``.
+            index: ``[rows]`` int64 where ``latent`` is ``[N, D]``: which of these a row has. Of
+                critics whose body `generates`; it makes each once.
         """
         if self.joint:
-            values, state = self.body.shared(observations[0], latent, state, reset, self.value)
+            values, state = self.body.shared(
+                observations[0], latent, state, reset, self.value, index
+            )
         else:
             if latent is not None:
+                latent = latent if index is None else latent[index]
                 latent = latent.expand(self.agents, *latent.shape)
             inputs = self.body.inputs(observations, latent)
             values, state = self.body(inputs, state, reset, self.value)
@@ -130,6 +137,7 @@ class Critic(nn.Module):
         latent: Tensor | None,
         state: Tensor | None,
         reset: Tensor | None,
+        index: Tensor | None = None,
     ) -> tuple[Tensor, Pull]:
         """Values ``[A, rows]``, and what takes their gradient to parameters and the latent.
 
@@ -138,9 +146,20 @@ class Critic(nn.Module):
         want = latent is not None and latent.requires_grad
         if not self.has_vjp:
             (values,), pull_values = by_autograd(
-                lambda z: self.forward(observations, z, state, reset)[:1], latent, want
+                lambda z: self.forward(observations, z, state, reset, index)[:1], latent, want
             )
             return values, pull_values
+        if self.body.condition is not None:
+            assert latent is not None
+            rest = self.body.inputs(observations, None).expand(self.agents, -1, -1)
+            latents = Latents(latent.expand(self.agents, -1, -1), index)
+            y, pull_generated = self.body.generated_vjp(rest, latents, self.value, want)
+
+            def pull_both(grad: Tensor) -> Tensor | None:
+                to_latent = pull_generated(grad.unsqueeze(-1))
+                return None if to_latent is None else to_latent.sum(0)
+
+            return y.squeeze(-1), pull_both
         z = None if latent is None else latent.expand(len(observations), *latent.shape)
         rows = self.body.inputs(observations, z).expand(self.agents, -1, -1)
         y, pull_rows = self.body.mlp.vjp(rows, self.value, want)
@@ -227,12 +246,14 @@ class PooledCritic(Critic):
         latent: Tensor | None,
         state: Tensor | None,
         reset: Tensor | None,
+        index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         encoded, _ = self.encoder(self.encoder.inputs(observations, None), None, None)
         pooled = self.backend.pia_pool(encoded, self.query, dim=0).pooled.flatten(1).unsqueeze(0)
         if not self.shared_reward:
             pooled = torch.cat([encoded, pooled.expand(self.agents, -1, -1)], -1)
         if latent is not None:
+            latent = latent if index is None else latent[index]
             latent = latent.expand(len(pooled), *latent.shape)
         values, state = self.body(self.body.inputs(pooled, latent), state, reset, self.value)
         return values.squeeze(-1).expand(self.agents, -1), state

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mg2l.config.sections import PolicyConfig
 from mg2l.envs.actions import ActionLayout
-from mg2l.nn.conditioning import FiLM, HyperHead
+from mg2l.nn.conditioning import FiLM, HyperHead, Latents
 from mg2l.nn.distributions import (
     GaussianHead,
     PolicyLoss,
@@ -106,9 +106,9 @@ class Body(nn.Module):
             self.base = mlp(inputs - task)
         source = hidden if recurrent else task
         if config.conditioning == "film":
-            self.condition = FiLM(groups, source, hidden)
+            self.condition = FiLM(groups, source, hidden, backend)
         else:
-            self.condition = HyperHead(groups, source, hidden, config.hyper_dim)
+            self.condition = HyperHead(groups, source, hidden, config.hyper_dim, backend)
         self.width = self.condition.width
 
     def inputs(self, observation: Tensor, task: Tensor | None) -> Tensor:
@@ -137,22 +137,32 @@ class Body(nn.Module):
                 return self.mlp(x, output), state
             features, state = self._remember(self.mlp(x), state, reset)
             return _apply(output, features), state
+        rest, latent = self._split(x)
+        if self.base is None:
+            features = self.condition(self.mlp(rest), latent)
+        else:
+            remembered, state = self._remember(self.mlp(x), state, reset)
+            features = self.condition(self.base(rest), remembered)
+        return _apply(output, features), state
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What a conditioned network reads of the inputs, and the latent."""
         after = 0 if self.identity is None else self.identity.shape[-1]
         sizes = [x.shape[-1] - self.latent - after, self.latent, after]
         observation, latent, identity = x.split(sizes, -1)
-        features = torch.cat([observation, identity], -1)
-        if self.base is None:
-            features = self.condition(self.mlp(features), latent)
-        else:
-            remembered, state = self._remember(self.mlp(x), state, reset)
-            features = self.condition(self.base(features), remembered)
-        return _apply(output, features), state
+        return torch.cat([observation, identity], -1) if after else observation, latent
+
+    @property
+    def generates(self) -> bool:
+        """Whether latents, and nothing remembered, condition it, each distinct one once."""
+        return self.condition is not None and self.base is None and self.image is None
 
     @property
     def has_vjp(self) -> bool:
         """Whether the gradients of all its parameters are known in closed form."""
-        others = (self.image, self.condition, self.memory)
-        return self.mlp.has_vjp and all(part is None for part in others)
+        if self.image is not None or self.memory is not None:
+            return False
+        return self.mlp.has_vjp and (self.condition is None or self.condition.has_vjp)
 
     def vjp(
         self,
@@ -160,14 +170,42 @@ class Body(nn.Module):
         state: Tensor | None,
         reset: Tensor | None,
         output: StackedLinear | None,
+        latent: Latents | None = None,
     ) -> tuple[Tensor, Pull]:
-        """`forward` without the next state, and what takes its gradient back to parameters."""
-        if self.has_vjp:
+        """`forward` without the next state, and what takes its gradient back to parameters.
+
+        Where it `generates`, ``latent`` may hold those of the inputs, each once.
+        """
+        if not self.has_vjp:
+            values, pull = by_autograd(
+                lambda _: self.forward(inputs, state, reset, output)[:1], None, want_x=False
+            )
+            return values[0], pull
+        if self.condition is None:
             return self.mlp.vjp(inputs, output, want_x=False)
-        values, pull = by_autograd(
-            lambda _: self.forward(inputs, state, reset, output)[:1], None, want_x=False
-        )
-        return values[0], pull
+        rest, own = self._split(inputs)
+        latent = Latents(own) if latent is None else latent
+        return self.generated_vjp(rest, latent, output, want_latent=False)
+
+    def generated_vjp(
+        self, rest: Tensor, latent: Latents, output: StackedLinear | None, want_latent: bool
+    ) -> tuple[Tensor, Pull]:
+        """`vjp` of inputs without the latent, whose gradient ``[A, N, D]`` may be wanted."""
+        assert self.condition is not None
+        features, pull_features = self.mlp.vjp(rest, None, want_x=False)
+        y, pull_condition = self.condition.vjp(features, latent, want_latent)
+        pull_output: Pull | None = None
+        if output is not None:
+            y, pull_output = output.vjp(y)
+
+        def pull(grad: Tensor) -> Tensor | None:
+            to_y = grad if pull_output is None else pull_output(grad)
+            assert to_y is not None
+            to_features, to_latent = pull_condition(to_y)
+            pull_features(to_features)
+            return to_latent
+
+        return y, pull
 
     def shared(
         self,
@@ -176,10 +214,12 @@ class Body(nn.Module):
         state: Tensor | None,
         reset: Tensor | None,
         output: StackedLinear | None = None,
+        index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """`forward` where all agents read the same ``[rows, O]`` and ``[rows, D]``.
 
-        No row is copied per agent, but where convolutions of each agent's own read it.
+        No row is copied per agent, but where convolutions of each agent's own read it. With
+        ``index`` ``[rows]``, where it `generates`, ``task`` is ``[N, D]``, see `Latents`.
         """
         if self.image is not None:
             agents = max(self.image.groups, 1 if self.identity is None else len(self.identity))
@@ -196,7 +236,8 @@ class Body(nn.Module):
         if self.base is None:
             assert task is not None
             features = self.mlp.shared(x, None, identity)
-            features = self.condition(features, task.expand(len(features), *task.shape))
+            latents = task.expand(len(features), *task.shape)
+            features = self.condition(features, latents, index)
         else:
             remembered, state = self._remember(self.mlp.shared(x, task, identity), state, reset)
             features = self.condition(self.base.shared(x, None, identity), remembered)
@@ -318,16 +359,19 @@ class Actor(nn.Module):
         reset: Tensor | None,
         mask: Tensor | None,
         rows: SurrogateRows,
+        latent: Latents | None = None,
         *,
         clip: float,
         entropy_coef: float,
     ) -> tuple[PolicyLoss, Pull]:
         """Clipped surrogate loss of each agent, less its entropy; see `gaussian_surrogate`.
 
+        Where the body `generates`, ``latent`` may hold the latents of the inputs, each once.
+
         Returns:
             The losses, and what writes the gradient of a factor times their sum into parameters.
         """
-        x, pull_body = self.body.vjp(inputs, state, reset, self.head.linear)
+        x, pull_body = self.body.vjp(inputs, state, reset, self.head.linear, latent)
         options: dict[str, Any] = {"clip": clip, "entropy_coef": entropy_coef}
         if isinstance(self.head, GaussianHead):
             found, pull_head = self.head.surrogate(x, action, rows, self.backend, **options)

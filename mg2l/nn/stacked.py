@@ -89,13 +89,17 @@ class StackedLinear(nn.Module):
         return y.view(*x.shape[:-1], outputs)
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Pull]:
-        """`forward` of rows ``[G, rows, in]``, and what takes its gradient back."""
+        """`forward`, and what takes its gradient back; see `mg2l.nn.vjp`."""
+        groups, outputs, inputs = self.weight.shape
+        rows = x.reshape(groups, -1, inputs)
+        y = torch.baddbmm(self.bias.unsqueeze(1), rows, self.weight.transpose(1, 2))
 
         def pull(grad: Tensor) -> Tensor:
-            self.weight.grad, self.bias.grad = torch.bmm(grad.transpose(1, 2), x), grad.sum(1)
-            return torch.bmm(grad, self.weight)
+            grad = grad.reshape(y.shape)
+            self.weight.grad, self.bias.grad = torch.bmm(grad.transpose(1, 2), rows), grad.sum(1)
+            return torch.bmm(grad, self.weight).view(x.shape)
 
-        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.transpose(1, 2)), pull
+        return y.view(*x.shape[:-1], outputs), pull
 
     def shared(self, x: Tensor, z: Tensor | None, one_hot: Tensor | None) -> Tensor:
         """Outputs ``[A, rows, out]`` of all agents for the same inputs, of which there is one row.

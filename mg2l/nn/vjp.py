@@ -19,6 +19,8 @@ Pull = Callable[..., Tensor | None]
 Those of parameters are written into their ``grad``, which must be empty before.
 """
 
+PullTwo = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+"""The same of two inputs."""
 
 Both = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 """Calls a function on each of two items, in turns (``map``) or at the same time."""

@@ -24,6 +24,7 @@ if native.is_built():
     from mg2l.ops.clipped import surrogate, value_loss
     from mg2l.ops.contrast import contrast
     from mg2l.ops.encode_context import encode_context
+    from mg2l.ops.film import film
     from mg2l.ops.gae import gae
     from mg2l.ops.gaussian_surrogate import gaussian_surrogate
     from mg2l.ops.gelu_mlp import gelu_mlp
@@ -36,6 +37,7 @@ else:
         clip_norms,
         contrast,
         encode_context,
+        film,
         gae,
         gaussian_surrogate,
         gelu_mlp,
@@ -53,6 +55,7 @@ NAMES = (
     "pia_pool",
     "pairwise_lse",
     "stacked_mlp",
+    "film",
     "surrogate",
     "gaussian_surrogate",
     "value_loss",
@@ -76,6 +79,7 @@ __all__ = [
     "clip_norms",
     "contrast",
     "encode_context",
+    "film",
     "gae",
     "gaussian_surrogate",
     "gelu_mlp",

@@ -35,6 +35,7 @@ class Backend(NamedTuple):
     pia_pool: Callable[..., Pooled]
     pairwise_lse: Callable[..., PairwiseScores]
     stacked_mlp: Callable[..., Tensor]
+    film: Callable[..., Tensor]
     surrogate: Callable[..., Surrogate]
     gaussian_surrogate: Callable[..., GaussianSurrogate]
     value_loss: Callable[..., ValueLoss]

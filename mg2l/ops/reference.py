@@ -208,6 +208,12 @@ def stacked_mlp(
     return x
 
 
+def film(features: Tensor, generated: Tensor, index: Tensor | None = None) -> Tensor:
+    """See :func:`mg2l.ops.film`."""
+    scale, shift = (generated if index is None else generated[:, index]).chunk(2, -1)
+    return (1 + scale) * features + shift
+
+
 def surrogate(
     log_probs: Tensor, before: Tensor, advantages: Tensor, weights: Tensor | float, clip: float
 ) -> Surrogate:

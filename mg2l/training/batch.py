@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mg2l.core.distributed import world
+from mg2l.nn.conditioning import Latents
 from mg2l.nn.moments import batch_moments
 
 Weights = Tensor | float
@@ -55,6 +56,13 @@ class Batch:
     action_mask: Tensor | None
     active: Tensor | None
 
+    held_latents: Tensor | None = None
+    """``[A, N, D]`` latents in ``actor_inputs``, each once, where they stay the same for a rollout,
+    and actors can read them so."""
+
+    held_by: Tensor | None = None
+    """``[rows]`` int64, which of these a row has."""
+
     # Where there are several processes, of this batch in all of them:
 
     rows: int | None = None
@@ -65,6 +73,11 @@ class Batch:
 
     everyone: Tensor | None = None
     """``active`` ``[A, T, N]`` of all environments."""
+
+    @property
+    def actor_latents(self) -> Latents | None:
+        """Latents in ``actor_inputs``, each once, or None."""
+        return None if self.held_latents is None else Latents(self.held_latents, self.held_by)
 
     @property
     def explained_variance(self) -> Tensor:
@@ -154,9 +167,24 @@ class Batch:
             critic_states=take_first(self.critic_states),
             action_mask=take(self.action_mask),
             active=take(self.active),
+            held_latents=self.held_latents,
+            held_by=None if self.held_by is None else env.expand_as(time).flatten(),
             rows=count,
             living=living,
         )
+
+
+def environments(where: tuple[Tensor, Tensor] | None, steps: int, latent: Tensor) -> Tensor:
+    """``[rows]`` int64, which of the latents ``[N, D]`` of environments a row has.
+
+    Args:
+        where: step and environment of the rows; None where they are all those of ``steps``.
+        steps: T.
+        latent: what there is for each environment.
+    """
+    if where is not None:
+        return where[1]
+    return torch.arange(len(latent), device=latent.device).repeat(steps)
 
 
 def latent_at_steps(latent: Tensor | None, steps: int) -> Tensor | None:

@@ -312,7 +312,10 @@ class HostedCollector(Collector):
         env.task_ids = task_ids
         if self.generator.device.type == "cpu":
             self.generator.set_state(answers[0][2])
-        return self._joined([rollout for rollout, _, _ in answers])
+        joined = self._joined([rollout for rollout, _, _ in answers])
+        if isinstance(latent, Tensor) and len(latent) == 1:  # as here, where nothing is copied
+            joined.latent = latent.expand(steps, -1, -1, -1)
+        return joined
 
     def _noise(self) -> Tensor:
         """State of the policies' noise on the CPU, where they act.

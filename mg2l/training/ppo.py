@@ -21,7 +21,13 @@ from mg2l.nn.moments import batch_moments
 from mg2l.nn.policy import Actor
 from mg2l.nn.vjp import Both, Pull
 from mg2l.ops.backend import Backend
-from mg2l.training.batch import Batch, add_latent_gradient, latent_at, latent_at_steps
+from mg2l.training.batch import (
+    Batch,
+    add_latent_gradient,
+    environments,
+    latent_at,
+    latent_at_steps,
+)
 from mg2l.training.interleave import SideBySide, take_turns
 
 Part = tuple[Batch, tuple[Tensor, Tensor] | None]
@@ -174,6 +180,7 @@ class PPO:
         inputs = self.actor.body.inputs(
             rows.flatten(1, 2), None if acted_on is None else acted_on.flatten(1, 2)
         )
+        held = rollout.held_latent if self.actor.body.generates else None
         return Batch(
             # Rows are picked several times as fast where they lie behind each other.
             actor_inputs=inputs.view(agents, steps, envs, -1).contiguous(),
@@ -188,6 +195,8 @@ class PPO:
             critic_states=states,
             action_mask=None if rollout.action_mask is None else rollout.action_mask.movedim(2, 0),
             active=active,
+            held_latents=None if held is None else held.transpose(0, 1),
+            held_by=None if held is None else environments(None, steps, held),
             everyone=None if active is None else world.gather(active, dim=2),
         )
 
@@ -244,14 +253,15 @@ class PPO:
         """
         _, rows, envs, _ = observations.shape
         agents = self.critic.agents
-        at_steps = latent_at_steps(latent, rows)
+        at_steps, index = self._latent_of_rows(latent, None, rows)
         final_values = observations.new_zeros(agents, rows - 1, envs)
         t, n = ended.nonzero(as_tuple=True)
-        final = finals[:, t, n], latent_at(latent, (t, n))
+        at_end, end_index = self._latent_of_rows(latent, (t, n), 1)
+        final = finals[:, t, n], at_end
         memory = self.critic.body.memory
         if memory is None:
-            values, _ = self.critic(observations.flatten(1, 2), at_steps, None, None)
-            final_values[:, t, n], _ = self.critic(*final, None, None)
+            values, _ = self.critic(observations.flatten(1, 2), at_steps, None, None, index)
+            final_values[:, t, n], _ = self.critic(*final, None, None, end_index)
             return values.view(agents, rows, envs), final_values, None
         state = self.critic.initial_state(envs)
         if self.policy.use_naive_recurrent_policy and not len(t):  # as one sequence
@@ -268,6 +278,20 @@ class PPO:
         restart = torch.zeros(1, len(t), dtype=torch.bool, device=t.device)
         final_values[:, t, n], _ = self.critic(*final, stacked[:, t + 1, n], restart)
         return torch.stack(values, 1), final_values, stacked[:, :-1]
+
+    def _latent_of_rows(
+        self, latent: Tensor | None, where: tuple[Tensor, Tensor] | None, steps: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What critics are given of their latent: one for each row, or all, and which a row has.
+
+        Args:
+            latent: latent of the critic, as `CriticLatent` gives it.
+            where: step and environment of the rows; None where they are all those of ``steps``.
+            steps: T.
+        """
+        if latent is not None and latent.dim() == 2 and self.critic.body.generates:
+            return latent, environments(where, steps, latent)
+        return latent_at_steps(latent, steps) if where is None else latent_at(latent, where), None
 
     # Updating.
 
@@ -397,6 +421,7 @@ class PPO:
             part.reset,
             None if part.action_mask is None else part.action_mask.flatten(1, 2),
             SurrogateRows(part.log_probs.flatten(1), part.advantages.flatten(1), weights),
+            part.actor_latents,
             clip=config.clip_param,
             entropy_coef=config.entropy_coef,
         )
@@ -427,10 +452,10 @@ class PPO:
         steps = part.critic_observations.shape[1]
         rows = part.critic_observations.flatten(1, 2)
         held = None if latent is None else latent.detach()
-        at_rows = latent_at_steps(held, steps) if where is None else latent_at(held, where)
+        at_rows, index = self._latent_of_rows(held, where, steps)
         if latent is not None and at_rows is not None:
             at_rows.requires_grad_(latent.requires_grad)
-        values, pull = self.critic.vjp(rows, at_rows, part.critic_states, part.reset)
+        values, pull = self.critic.vjp(rows, at_rows, part.critic_states, part.reset, index)
         weights = part.weights(config.use_value_active_masks)
         before, returns = part.values.flatten(1), part.returns.flatten(1)
         with torch.no_grad():
@@ -447,7 +472,7 @@ class PPO:
             factor = self.factor(self.trained_critic)
             to_rows = pull(slope * (config.value_loss_coef * factor))
             if latent is not None and to_rows is not None:
-                add_latent_gradient(latent, where, to_rows)
+                add_latent_gradient(latent, where if index is None else None, to_rows)
         return {"loss/value": losses}
 
     def encoder_gradients(self, pull: Pull, gradient: Tensor) -> Trained:
