@@ -161,21 +161,14 @@ class RewardRegression(nn.Module):
             places=drawn.places,
         )
 
-    def _innovations(
-        self, now: Regressand, before: Regressand, follows: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Features ``[*, D]`` and rewards ``[*]`` less ``rho`` times those before."""
-        part = self.correlation * follows
-        features = now.features - part.unsqueeze(-1) * before.features
-        return features, now.reward - part * before.reward
-
     def _whitened(
         self, now: Regressand, before: Regressand, follows: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The same with errors of the same variance, whether there was a transition before."""
-        features, rewards = self._innovations(now, before, follows)
+        """Innovations of features ``[*, D]`` and rewards ``[*]``, all of the same variance."""
+        part = self.correlation * follows
         scale = torch.where(follows > 0, (1 - self.correlation**2).rsqrt(), 1.0)
-        return features * scale.unsqueeze(-1), rewards * scale
+        features = now.features - part.unsqueeze(-1) * before.features
+        return features * scale.unsqueeze(-1), (now.reward - part * before.reward) * scale
 
     @staticmethod
     def _products(features: Tensor, rewards: Tensor) -> Tensor:
