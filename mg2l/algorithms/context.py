@@ -128,13 +128,19 @@ class ContextInference(LearnedInference):
             drawn = draw(tasks)
         return drawn.own()
 
-    def short_contexts(self, tasks: Tensor) -> Context:
-        """Contexts to train the encoder on."""
+    def short_contexts(self, tasks: Tensor, whole: bool = False) -> Context:
+        """Contexts to train the encoder on.
+
+        Args:
+            tasks: ``[B]`` int64.
+            whole: those of growing contexts, too, are of all transitions of their episodes.
+        """
         options = self.options
         seen: Tensor | None = None
-        if options.grow_contexts:
+        if options.grow_contexts and not whole:
             most = options.update_episodes * self.replay.data.shape[2]
-            seen = (most ** self._uniform(len(tasks), 1)[:, 0]).long()
+            fewest = min(self.run, most)
+            seen = (fewest * (most / fewest) ** self._uniform(len(tasks), 1)[:, 0]).long()
         return self.replay.sample(
             tasks,
             options.update_transitions,

@@ -237,7 +237,9 @@ class MG2L(ContextInference):
         batch: dict[str, Any] = {"queries": self.short_contexts(tasks), "tasks": tasks}
         batch["keys"] = self._keys(self.short_contexts, tasks)
         if self.prediction is not None:
-            batch["predicted"] = self.short_contexts(tasks)
+            # How a regression errs shows all over an episode, not where contexts have just begun.
+            whole = isinstance(self.encoder.aggregator, RewardRegression)
+            batch["predicted"] = self.short_contexts(tasks, whole)
         return batch
 
     def _loss_of(
