@@ -57,6 +57,18 @@ def test_scripted_goals_are_reached():
     assert found == again
 
 
+def test_all_tasks_but_training_ones_are_played(monkeypatch):
+    copies, make = [], registry.make
+
+    def record(config, count, seed):
+        copies.append(count)
+        return make(config, count, seed)
+
+    monkeypatch.setattr(registry, "make", record)
+    gate.measure("goals", GoalsConfig(n_tasks=30, n_test_tasks=26, n_ood_tasks=3), episodes=2)
+    assert max(copies) == 2 * (gate.TASKS + 26 + 3)
+
+
 def test_families_without_scripted_teams_say_so():
     with pytest.raises(
         ConfigError, match=r"no scripted teams; these have: lbf-types, magent-gather, mpe"
