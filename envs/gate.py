@@ -101,8 +101,8 @@ def measure(name: str, config: EnvConfig, episodes: int = 16, seed: int = 0) -> 
     """
     teams: ScriptedTeams | Bounds = registry.scripted(config)
     env: Any = registry.make(config, 1, seed)
-    parts = env.tasks.parts.items()
-    played = {part: ids[:TASKS] if part == "train" else ids for part, ids in parts}
+    played = dict(env.tasks.parts)
+    played["train"] = played["train"][:TASKS]
     env.close()
     ids = np.repeat(np.concatenate(list(played.values())), episodes)
 

@@ -132,6 +132,17 @@ def test_an_output_that_breaks_lets_the_work_come_to_an_end(monkeypatch, capsys,
     assert capsys.readouterr().err == (said if code == 1 else "")
 
 
+def test_keys_without_effect_are_named(capsys):
+    words = ["lr=0.5", "algo.context_dim=4", "gamma=0.9"]
+    assert cli.parse(["--algo=oracle", *words])[0].ppo.gamma == 0.9
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        f"{name} has no effect: oracle has no such key" for name in ("lr", "algo.context_dim")
+    ]
+    cli.parse(["--algo=mg2l", *words])
+    assert not capsys.readouterr().err
+
+
 def test_texts_that_the_output_has_no_letters_for():
     raw = io.BytesIO()
     out = Output(io.TextIOWrapper(raw, "ascii"))

@@ -302,6 +302,8 @@ def test_conflicts_name_both_values(capsys, argv, both):
 def test_what_an_algorithm_does_not_use_is_no_conflict(capsys, write):
     plain = parsed("--algo=mappo")
     assert parsed("--algo=mappo", "ae_buffer_size=50", "encoder.lr=0.1") == plain
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in said] == ["ae_buffer_size", "encoder.lr"]
     expt = write("expt.yaml", "n_heads: 2\nencoder: {distance_floor: 2.0}\nbelief_hidden: 8")
     assert parsed("--algo=mappo", f"--expt={expt}").algo == plain.algo
     assert "ae_buffer_size must be in" in refusal(capsys, "--algo=mappo", "ae_buffer_size=0")

@@ -73,11 +73,11 @@ def fault(name: str, old: str, new: str, kind: str) -> Fault:
 FAULTS = [
     fault("a row too many", "looked_at < in.rows", "looked_at <= in.rows", "out of bounds"),
     fault("the index is ignored", "args.index[row]", "0", WRONG),
-    fault("a latent too many", "latent < args.latents ?", "latent < 2 ?", WRONG),
+    fault("a latent too few", "latent >= args.latents)", "latent >= args.latents - 1)", WRONG),
     fault("all groups are the first", "(group * in.latents + latent) * 2 * width + column",
           "latent * 2 * width + column", "race"),
     fault("no one", "args.y[i] = (scalar_t(1) + scale[0])", "args.y[i] = (scale[0])", WRONG),
-    fault("no shift", "* in.features[i] + scale[width]", "* in.features[i]", WRONG),
+    fault("no shift", "* in.features[i] + scale[in.width]", "* in.features[i]", WRONG),
     fault("no one backward", "grad * (scalar_t(1) + in.generated[place])",
           "grad * in.generated[place]", WRONG),
     fault("no return", "  if (in.shared) return;\n", "", "race"),

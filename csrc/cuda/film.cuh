@@ -17,12 +17,14 @@ namespace mg2l {
 constexpr int kFilmThreads = 256;
 constexpr int kFilmWarps = 4;  // of a block that sums
 
-// Which scales and shifts a row has; -1 where its index is out of range.
+// Where the scale of a number of the features lies in arrays like `generated`, its shift `width`
+// numbers on; -1 where the index of its row is out of range.
 template <typename scalar_t>
-__device__ int64_t film_latent(const FilmArgs<scalar_t>& args, int64_t row) {
-  if (!args.shared) return row;
-  const int64_t latent = args.index[row];
-  return latent >= 0 && latent < args.latents ? latent : -1;
+__device__ int64_t film_place(const FilmArgs<scalar_t>& args, int64_t i) {
+  const int64_t row = i / args.width % args.rows, group = i / args.width / args.rows;
+  const int64_t latent = args.shared ? args.index[row] : row;
+  if (latent < 0 || latent >= args.latents) return -1;
+  return (group * args.latents + latent) * 2 * args.width + i % args.width;
 }
 
 // Launch: block kFilmThreads, grid.x * kFilmThreads >= groups * rows * width. Writes y.
@@ -30,16 +32,14 @@ template <typename scalar_t>
 __global__ void film_kernel(FilmForwardArgs<scalar_t> args) {
   const FilmArgs<scalar_t>& in = args.in;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kFilmThreads + threadIdx.x;
-  const int64_t width = in.width;
-  if (i >= in.groups * in.rows * width) return;
-  const int64_t row = i / width % in.rows, group = i / width / in.rows;
-  const int64_t latent = film_latent(in, row);
-  if (latent < 0) {
+  if (i >= in.groups * in.rows * in.width) return;
+  const int64_t place = film_place(in, i);
+  if (place < 0) {
     args.y[i] = NAN;
     return;
   }
-  const scalar_t* scale = in.generated + (group * in.latents + latent) * 2 * width + i % width;
-  args.y[i] = (scalar_t(1) + scale[0]) * in.features[i] + scale[width];
+  const scalar_t* scale = in.generated + place;
+  args.y[i] = (scalar_t(1) + scale[0]) * in.features[i] + scale[in.width];
 }
 
 // Launch: as above. Writes grad_features, and grad_generated unless rows share them.
@@ -47,20 +47,13 @@ template <typename scalar_t>
 __global__ void film_backward_kernel(FilmBackwardArgs<scalar_t> args) {
   const FilmArgs<scalar_t>& in = args.in;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kFilmThreads + threadIdx.x;
-  const int64_t width = in.width;
-  if (i >= in.groups * in.rows * width) return;
-  const int64_t row = i / width % in.rows, group = i / width / in.rows;
-  const int64_t latent = film_latent(in, row);
-  if (latent < 0) {
-    args.grad_features[i] = NAN;
-    return;
-  }
-  const int64_t place = (group * in.latents + latent) * 2 * width + i % width;
+  if (i >= in.groups * in.rows * in.width) return;
+  const int64_t place = film_place(in, i);
   const scalar_t grad = args.grad[i];
-  args.grad_features[i] = grad * (scalar_t(1) + in.generated[place]);
+  args.grad_features[i] = place < 0 ? scalar_t(NAN) : grad * (scalar_t(1) + in.generated[place]);
   if (in.shared) return;
   args.grad_generated[place] = grad * in.features[i];
-  args.grad_generated[place + width] = grad;
+  args.grad_generated[place + in.width] = grad;
 }
 
 // Launch: block (32, kFilmWarps), grid (latents, y, groups), grid.y * kFilmWarps * 32 >= width;

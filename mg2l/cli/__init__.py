@@ -17,6 +17,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
+from mg2l.config import older
 from mg2l.config.algorithms import algorithms
 from mg2l.config.files import (
     CONFIGS,
@@ -29,7 +30,7 @@ from mg2l.config.files import (
 )
 from mg2l.config.keys import Schema
 from mg2l.config.options import Options
-from mg2l.config.saved import RESUMABLE, about, config_from_yaml, config_to_yaml
+from mg2l.config.saved import RESUMABLE, about, config_from_yaml, config_to_yaml, family_of
 from mg2l.config.sections import Config
 from mg2l.core.distributed import world
 from mg2l.core.errors import RunError, UserError, out_of_memory
@@ -246,7 +247,7 @@ def read(argv: Sequence[str]) -> tuple[Config, Options] | None:
         until = at_least(1)(options["until"]) if "until" in options else 0
     except argparse.ArgumentTypeError as error:
         raise ConfigError(f"--until {error}") from None
-    return choose(
+    chosen = choose(
         {kind: options[kind] for kind in KINDS if kind in options},
         overrides,
         options.get("resume"),
@@ -256,6 +257,12 @@ def read(argv: Sequence[str]) -> tuple[Config, Options] | None:
         until,
         options.get("folder"),
     )
+    config = chosen[0]
+    schema = Schema(family_of(config.env), config.algo_name)
+    for name in (word.partition("=")[0] for word in overrides):
+        if world.is_main and schema.unused(older.current(name)[0]) is not None:
+            print(f"{name} has no effect: {config.algo_name} has no such key", file=sys.stderr)
+    return chosen
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Config, Options]:

@@ -174,37 +174,38 @@ class Batch:
         )
 
 
-def environments(where: tuple[Tensor, Tensor] | None, steps: int, latent: Tensor) -> Tensor:
-    """``[rows]`` int64, which of the latents ``[N, D]`` of environments a row has.
+def environments(steps: int, count: int, device: torch.device) -> Tensor:
+    """``[steps N]`` int64, the environment of each row of a rollout of N of them."""
+    return torch.arange(count, device=device).repeat(steps)
+
+
+def latent_of_rows(
+    latent: Tensor | None, where: tuple[Tensor, Tensor] | None, steps: int, each_once: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Latent of the critic for rows, ``[rows, D]``, or each once, and which of these a row has.
 
     Args:
-        where: step and environment of the rows; None where they are all those of ``steps``.
+        latent: ``[N, D]`` for all steps, ``[T, N, D]``, or None.
+        where: step and environment ``[rows]`` of the rows; None where they are all those of the
+            first ``steps``.
         steps: T.
-        latent: what there is for each environment.
+        each_once: leave what environments hold for all steps as it is, beside ``[rows]`` int64.
     """
+    if latent is None:
+        return None, None
+    held = latent.dim() == 2
+    if held and each_once:
+        index = environments(steps, len(latent), latent.device) if where is None else where[1]
+        return latent, index
     if where is not None:
-        return where[1]
-    return torch.arange(len(latent), device=latent.device).repeat(steps)
-
-
-def latent_at_steps(latent: Tensor | None, steps: int) -> Tensor | None:
-    """Latent of the critic at the first ``steps`` steps, ``[steps N, D]``."""
-    if latent is None:
-        return None
-    return latent.repeat(steps, 1) if latent.dim() == 2 else latent[:steps].flatten(0, 1)
-
-
-def latent_at(latent: Tensor | None, where: tuple[Tensor, Tensor]) -> Tensor | None:
-    """Latent of the critic at steps ``[rows]`` of environments ``[rows]``, ``[rows, D]``."""
-    if latent is None:
-        return None
-    return latent[where[1]] if latent.dim() == 2 else latent[where]
+        return latent[where[1]] if held else latent[where], None
+    return latent.repeat(steps, 1) if held else latent[:steps].flatten(0, 1), None
 
 
 def add_latent_gradient(
     latent: Tensor, where: tuple[Tensor, Tensor] | None, to_rows: Tensor
 ) -> None:
-    """Add gradients ``[rows, D]`` of `latent_at` or `latent_at_steps` to that of the latent."""
+    """Add gradients ``[rows, D]`` of `latent_of_rows` to that of the latent."""
     if latent.grad is None:
         latent.grad = torch.zeros_like(latent)
     if where is not None:

@@ -21,13 +21,7 @@ from mg2l.nn.moments import batch_moments
 from mg2l.nn.policy import Actor
 from mg2l.nn.vjp import Both, Pull
 from mg2l.ops.backend import Backend
-from mg2l.training.batch import (
-    Batch,
-    add_latent_gradient,
-    environments,
-    latent_at,
-    latent_at_steps,
-)
+from mg2l.training.batch import Batch, add_latent_gradient, environments, latent_of_rows
 from mg2l.training.interleave import SideBySide, take_turns
 
 Part = tuple[Batch, tuple[Tensor, Tensor] | None]
@@ -196,7 +190,7 @@ class PPO:
             action_mask=None if rollout.action_mask is None else rollout.action_mask.movedim(2, 0),
             active=active,
             held_latents=None if held is None else held.transpose(0, 1),
-            held_by=None if held is None else environments(None, steps, held),
+            held_by=None if held is None else environments(steps, envs, held.device),
             everyone=None if active is None else world.gather(active, dim=2),
         )
 
@@ -253,10 +247,11 @@ class PPO:
         """
         _, rows, envs, _ = observations.shape
         agents = self.critic.agents
-        at_steps, index = self._latent_of_rows(latent, None, rows)
+        once = self.critic.body.generates
+        at_steps, index = latent_of_rows(latent, None, rows, once)
         final_values = observations.new_zeros(agents, rows - 1, envs)
         t, n = ended.nonzero(as_tuple=True)
-        at_end, end_index = self._latent_of_rows(latent, (t, n), 1)
+        at_end, end_index = latent_of_rows(latent, (t, n), 1, once)
         final = finals[:, t, n], at_end
         memory = self.critic.body.memory
         if memory is None:
@@ -278,20 +273,6 @@ class PPO:
         restart = torch.zeros(1, len(t), dtype=torch.bool, device=t.device)
         final_values[:, t, n], _ = self.critic(*final, stacked[:, t + 1, n], restart)
         return torch.stack(values, 1), final_values, stacked[:, :-1]
-
-    def _latent_of_rows(
-        self, latent: Tensor | None, where: tuple[Tensor, Tensor] | None, steps: int
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """What critics are given of their latent: one for each row, or all, and which a row has.
-
-        Args:
-            latent: latent of the critic, as `CriticLatent` gives it.
-            where: step and environment of the rows; None where they are all those of ``steps``.
-            steps: T.
-        """
-        if latent is not None and latent.dim() == 2 and self.critic.body.generates:
-            return latent, environments(where, steps, latent)
-        return latent_at_steps(latent, steps) if where is None else latent_at(latent, where), None
 
     # Updating.
 
@@ -452,7 +433,7 @@ class PPO:
         steps = part.critic_observations.shape[1]
         rows = part.critic_observations.flatten(1, 2)
         held = None if latent is None else latent.detach()
-        at_rows, index = self._latent_of_rows(held, where, steps)
+        at_rows, index = latent_of_rows(held, where, steps, self.critic.body.generates)
         if latent is not None and at_rows is not None:
             at_rows.requires_grad_(latent.requires_grad)
         values, pull = self.critic.vjp(rows, at_rows, part.critic_states, part.reset, index)
