@@ -19,6 +19,7 @@ from mg2l import cli
 from mg2l.api.training import Training
 from mg2l.evaluation.meta_test import MetaTest, PeriodicTest
 from mg2l.evaluation.trained import iteration_of
+from mg2l.experience.replay import Context
 from mg2l.train import main
 from mg2l.training import checkpoint
 from mg2l.training.metrics import read_metrics
@@ -357,6 +358,27 @@ def test_contexts_of_ones_own(teams):
     assert team.infer(np.stack([rows] * 3)).shape == (3, *z.shape)
     with pytest.raises(ValueError, match=r"contexts must have shape \[3, S, 2, \d+\], got \[5"):
         team.infer(rows)
+
+
+def test_growing_contexts_hold_all_that_is_given_in_its_order(teams):
+    """Twice as many transitions as a context of the replay, some of them of dead agents."""
+    team = teams("mg2l-regression")
+    team.reset()
+    inference = team.learner.inference
+    width, count = team.observation_sizes[0], 2 * inference.context_length
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(count + 1, 2, width))
+    actions, paid = rng.normal(size=(count, 2, 2)), rng.random((count, 2))
+    rows = team.transitions(states[:-1], actions, paid, states[1:])
+    wanted = inference.infer(Context(torch.as_tensor(rows)[None])).local.mean[0]
+    np.testing.assert_allclose(team.infer(rows), wanted, rtol=1e-4, atol=1e-5)
+    dead = rows.copy()
+    dead[3:5, 1] = np.nan
+    found = team.infer(dead)
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-4, atol=1e-5)
+    order = [*range(3), *range(5, count), 0, 1]
+    wanted = inference.infer(Context(torch.as_tensor(rows[order])[None])).local.mean[0]
+    np.testing.assert_allclose(found[1], wanted[1], rtol=1e-4, atol=1e-5)
 
 
 def test_the_team_refuses_what_it_cannot_take(teams):

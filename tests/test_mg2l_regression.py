@@ -7,7 +7,7 @@ from method_helpers import inference_of, tiny_learner
 from torch.func import functional_call
 
 from mg2l.algorithms.growing import PooledContexts
-from mg2l.algorithms.mg2l.regression import RIDGE, RUN, RewardRegression, _eliminate
+from mg2l.algorithms.mg2l.regression import CHANGES, RUN, TransitionRegression, _eliminate
 from mg2l.core.schema import ConfigError
 from mg2l.deploy import export
 from mg2l.deploy.agent import Agent
@@ -19,8 +19,12 @@ def learner_of(**values):
 
 
 def regression(width=5):
+    """Of observations of three numbers, without actions."""
     torch.manual_seed(0)
-    return RewardRegression([6, 6], 7, 3, width)
+    network = TransitionRegression([6, 6], 7, 3, width)
+    with torch.no_grad():
+        network.log_noise.copy_(torch.linspace(-3, 0.5, 4))
+    return network
 
 
 def episode(*shape):
@@ -31,22 +35,27 @@ def episode(*shape):
 
 
 @torch.no_grad()
-def by_least_squares(network, rows, began=(0,)):
-    """Coefficients of one agent's transitions ``[T, 7]`` of episodes that began at some of them."""
-    width, rho = 5, float(network.correlation)
+def by_least_squares(network, rows, began=(0,), seen=None):
+    """Coefficients of one agent's transitions ``[T, 7]`` of episodes that began at some of them.
+
+    They stand for as many as were ``seen``.
+    """
+    width, rho, precision = 5, float(network.correlation), network.precision
     now = network.regressand(rows)
-    x, y = now.features.double(), now.reward.double()
-    assert torch.equal(now.features[:, -1], torch.ones(len(rows)))
-    torch.testing.assert_close(now.reward, rows[:, 3])
+    assert torch.equal(now.reward[:, -1], torch.ones(len(rows)))
+    torch.testing.assert_close(now.reward[:, 0], rows[:, 3])
     # Covariance of the errors of an autoregressive process.
     steps = torch.arange(len(rows))
     which = sum((steps >= t).long() for t in began)
     covariance = rho ** (steps - steps[:, None]).abs().double()
     covariance *= which == which[:, None]
-    root = torch.linalg.inv(torch.linalg.cholesky(covariance)) / len(rows) ** 0.5
+    root = torch.linalg.inv(torch.linalg.cholesky(covariance))
+    reward = (root @ now.reward.double()) * precision[0].sqrt()
+    change = (now.change.double() * precision[1:, None].sqrt()).flatten(0, 1)
+    both = torch.cat([reward, change]) * ((seen or len(rows)) / len(rows)) ** 0.5
     # Rows of the prior below those of the data.
-    left = torch.cat([root @ x, RIDGE**0.5 * torch.eye(width, dtype=torch.float64)])
-    right = torch.cat([root @ y, torch.zeros(width, dtype=torch.float64)])
+    left = torch.cat([both[:, 1:], torch.eye(width, dtype=torch.float64)])
+    right = torch.cat([both[:, 0], torch.zeros(width, dtype=torch.float64)])
     return torch.linalg.lstsq(left, right.unsqueeze(1)).solution[:, 0].float()
 
 
@@ -124,10 +133,10 @@ def test_errors_that_persist_are_expected():
     network, rows = regression(), episode(1, 9)
     torch.nn.init.constant_(network.correlation_logit, 100.0)  # 1
     x = torch.randn(1, 2, 5)
-    features = network.regressand(rows).features
+    features = network.regressand(rows).reward[..., 1:]
     rows[..., 3] = (features * x.unsqueeze(1)).sum(-1) + torch.tensor([3.0, -1.0])
     for steps in (1, 2, 9):
-        found = network.squared_errors(x, rows[:, :steps])[0] * steps
+        found = network.squared_errors(x, rows[:, :steps])[:, 0] * steps
         torch.testing.assert_close(found, torch.tensor([9.0, 1.0]))
 
 
@@ -135,18 +144,73 @@ def test_rewards_linear_in_the_features_are_predicted():
     network, rows = regression(), episode(4, 400)
     coefficients, other = torch.randn(4, 1, 2, 5), torch.randn(4, 50, 2, 7)
     with torch.no_grad():
-        rows[..., 3] = (network.regressand(rows).features * coefficients).sum(-1)
-        wanted = (network.regressand(other).features * coefficients).sum(-1)
+        network.log_noise[1:] = 20.0  # changes say nothing
+        rows[..., 3] = (network.regressand(rows).reward[..., 1:] * coefficients).sum(-1)
+        wanted = (network.regressand(other).reward[..., 1:] * coefficients).sum(-1)
         other[..., 3] = wanted
-        error = network.squared_errors(network(rows), other).mean()
+        error = network.squared_errors(network(rows), other)[:, 0].mean()
     assert float(error.sqrt() / wanted.std()) < 0.1
+
+
+def test_changes_alone_identify_a_task():
+    """Each agent's observation moves along or against its action; it is paid nothing."""
+    torch.manual_seed(0)
+    sign = torch.tensor([1.0, -1.0])[torch.randint(2, (200, 1, 2))]
+
+    def episodes():
+        rows = torch.randn(200, 5, 2, 6)  # two numbers observed, one chosen, one paid, two after
+        rows[..., 3] = 0.0
+        rows[..., 4:] = rows[..., :2] + 0.5 * (sign * rows[..., 2]).unsqueeze(-1)
+        return rows
+
+    network = TransitionRegression([16, 16], 6, 3, 4)
+    network.moments.update(episodes())
+    optimiser = torch.optim.Adam(network.parameters(), 0.01)
+    for _ in range(200):
+        _, errors = network.regress(episodes(), episodes())
+        optimiser.zero_grad()
+        errors.sum(-1).mean().backward()
+        optimiser.step()
+    assert errors.shape == (2, 3)
+    assert errors[:, 1:].mean() < 0.05
+    untold = network.squared_errors(torch.zeros(200, 2, 4), episodes())
+    assert untold[:, 1:].mean() > 0.5
+
+
+def test_changes_of_wide_observations_are_mixed():
+    torch.manual_seed(0)
+    observation = CHANGES + 4
+    network = TransitionRegression([8], 2 * observation + 1, observation, 3)
+    rows = torch.randn(2, 5, 2, 2 * observation + 1)
+    now = network.regressand(rows)
+    assert now.change.shape == (2, 5, 2, CHANGES, 4)
+    other = rows.clone()
+    other[..., -1] += 1  # is part of every mixture
+    gaps = (network.regressand(other).change - now.change)[..., 0]
+    assert gaps.abs().min() > 0
+    assert network(rows).shape == (2, 2, 3)
+    again = TransitionRegression([8], 2 * observation + 1, observation, 3)
+    assert torch.equal(network.mixture, again.mixture)
+
+
+def test_contexts_count_as_what_they_were_drawn_from():
+    network, rows = regression(), episode(2, 8)
+    drawn = Context(rows, seen=torch.tensor([80, 8]))
+    found = network(drawn)
+    torch.testing.assert_close(found[1], network(rows)[1])
+    wanted = by_least_squares(network, rows[0, :, 0], seen=80)
+    torch.testing.assert_close(found[0, 0], wanted, rtol=1e-3, atol=1e-4)
+    pool = network.begin(rows, torch.tensor([10.0, 1.0]))
+    torch.testing.assert_close(network.read_out(pool), found, rtol=1e-3, atol=1e-4)
 
 
 def test_the_reward_is_no_feature():
     network, rows = regression(), torch.randn(3, 4, 2, 7)
     other = rows.clone()
     other[..., 3] += 1
-    assert torch.equal(network.regressand(rows).features, network.regressand(other).features)
+    before, after = network.regressand(rows), network.regressand(other)
+    assert torch.equal(before.reward[..., 1:], after.reward[..., 1:])
+    assert torch.equal(before.change, after.change)
 
 
 def test_the_correlation_of_errors_is_learned():
@@ -160,7 +224,7 @@ def test_the_correlation_of_errors_is_learned():
     rows[..., 3] = error
     for _ in range(100):
         optimiser.zero_grad()
-        network.squared_errors(network(rows), rows).mean().backward()
+        network.squared_errors(network(rows), rows)[:, 0].mean().backward()
         optimiser.step()
     assert 0.8 < network.correlation.item() < 0.95
 

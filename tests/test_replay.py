@@ -228,3 +228,20 @@ def test_transitions_without_an_index_are_all_distinct():
     both = drawn.join(Context(rows[:1]).distinct)
     assert torch.equal(both.rows, torch.cat([rows, rows[:1]]))
     assert both.places is None
+
+
+def test_contexts_know_how_many_transitions_they_stand_for():
+    rows, index = torch.randn(20, 2, 3), torch.arange(12).view(4, 3)
+    assert Context(rows, index).stands_for.tolist() == [3] * 4
+    assert Context(rows.view(4, 5, 2, 3)).stands_for.tolist() == [5] * 4
+    for context in (Context(rows, index, torch.arange(4)),
+                    Context(rows.view(4, 5, 2, 3), seen=torch.arange(4))):  # fmt: skip
+        assert [x.stands_for.tolist() for x in context.halves()] == [[0, 1], [2, 3]]
+        assert context.own().stands_for.tolist() == [0, 1, 2, 3]
+
+
+def test_a_sample_knows_what_it_was_drawn_from():
+    replay = filled([2] * TASKS)
+    tasks, seen = torch.tensor([0, 1]), torch.tensor([1, 7])
+    assert replay.sample(tasks, 5, 2, generator(), seen=seen).stands_for.tolist() == [1, 7]
+    assert replay.sample(tasks, 5, 2, generator(), run=3).stands_for.tolist() == [5, 5]

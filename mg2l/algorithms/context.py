@@ -29,8 +29,8 @@ from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import Context, ContextReplay
 from mg2l.experience.rollout import Rollout
 
-DRIFT_CONTEXTS = 16
-"""Contexts per task from which metrics are taken."""
+MEASURED_CONTEXTS = 640
+"""Contexts of all tasks from which metrics of representations are taken."""
 
 INFERRED_CONTEXTS = 4096
 """Contexts that are inferred at a time by all processes, of whole steps: what their indices and
@@ -80,18 +80,24 @@ class ContextInference(LearnedInference):
         """Moments of all transitions explored, by which networks standardise their inputs."""
         raise NotImplementedError
 
+    @property
+    def measured(self) -> int:
+        """Contexts per task from which metrics are taken: 16, fewer of more than 40 tasks."""
+        return max(2, min(16, MEASURED_CONTEXTS // self.tasks))
+
     def recognise(self, context: Context, tasks: Tensor) -> dict[str, float]:
         """Fraction of the contexts whose task is recognised, ``accuracy/global`` and ``/local``.
 
         A context is assigned to the task whose mean representation in the replay is nearest.
         """
-        ids = torch.arange(self.tasks).repeat_interleave(DRIFT_CONTEXTS)
+        count = self.measured
+        ids = torch.arange(self.tasks).repeat_interleave(count)
         known, inferred = self.infer(self.contexts(ids)), self.infer(context)
         accuracies = {}
         for level in ("task", "local"):
             means = getattr(known, level).mean.flatten(1)
             shape = getattr(known, level).mean.shape
-            means = means.view(self.tasks, DRIFT_CONTEXTS, -1).mean(1).view(-1, *shape[1:])
+            means = means.view(self.tasks, count, -1).mean(1).view(-1, *shape[1:])
             z = getattr(inferred, level).mean
             gaps = (z.unsqueeze(1) - means.unsqueeze(0)).norm(dim=-1)  # [B, K] or [B, K, A]
             own = tasks.to(z.device).view(-1, *[1] * (z.dim() - 2))
@@ -314,7 +320,7 @@ class ContextInference(LearnedInference):
         fresh = ContextReplay(self.tasks, most * steps, steps, agents, features, transitions.device)
         for column, task in enumerate(tasks):
             fresh.add(int(task), transitions[:, column])
-        ids = torch.as_tensor(np.unique(tasks)).repeat_interleave(DRIFT_CONTEXTS)
+        ids = torch.as_tensor(np.unique(tasks)).repeat_interleave(self.measured)
         context = fresh.sample(
             ids,
             self.options.ae_batch_size,

@@ -16,7 +16,7 @@ from mg2l.envs.actions import ActionLayout
 from mg2l.envs.base import TaskSet
 from mg2l.evaluation import measure, trained
 from mg2l.evaluation.results import Run
-from mg2l.experience.replay import Context
+from mg2l.experience.replay import Context, active_transitions
 from mg2l.experience.rollout import LatentStream, Step
 from mg2l.experience.transitions import Transitions
 from mg2l.training.learner import Learner
@@ -232,7 +232,7 @@ class Team:
         """Infer the tasks, and act on the result until `reset`.
 
         Each agent infers from its own transitions; as many as in training are drawn of them. Where
-        contexts grow, it infers again after every step, from these and all that it observes since.
+        contexts grow, it infers from all, and again after every step.
 
         Args:
             contexts: ``[N, S, A, F]`` or ``[S, A, F]`` transitions, as `transitions` makes them;
@@ -265,9 +265,10 @@ class Team:
             held = torch.as_tensor(given, device=self.learner.device)
             self._steps = list(held.unbind(1))
         with torch.no_grad():
-            drawn = _draw(held, self._inference.context_length, self.learner)
+            grows, length = self._inference.grows_contexts, self._inference.context_length
+            drawn = _living(held) if grows else _draw(held, length, self.learner)
             self._latent = self._inference.latent_for_actors(self._inference.infer(Context(drawn)))
-            if self._inference.grows_contexts:
+            if grows:
                 seen = torch.full((self._envs,), held.shape[1])
                 self._stream = self._inference.growing_latent(self._envs, drawn, seen)
         self._inferred = True
@@ -445,20 +446,23 @@ class Agent:
         return rows
 
 
-def _draw(held: Tensor, length: int, learner: Learner) -> Tensor:
-    """``[N, length, A, F]`` of transitions ``[N, S, A, F]``, each agent's of when it was alive.
+def _living(held: Tensor) -> Tensor:
+    """Transitions ``[N, S, A, F]`` in their order, where each agent's of when it was alive recur.
 
-    Rows of the dead are NaN. They are drawn uniformly, with replacement; an agent that never was
-    alive has transitions of zeros.
+    Rows of the dead are NaN. An agent that never was alive has transitions of zeros.
     """
-    envs, _, agents, features = held.shape
-    alive = ~held.isnan().any(-1)  # [N, S, A]
-    order = alive.byte().argsort(dim=1, descending=True, stable=True)
-    counts = alive.sum(1, keepdim=True).clamp(min=1)
-    drawn = torch.rand(envs, length, 1, generator=learner.draws, device=held.device)
-    index = order.gather(1, (drawn.expand(-1, -1, agents) * counts).long())
-    rows = held.gather(1, index.unsqueeze(-1).expand(-1, -1, -1, features))
+    alive = ~held.isnan().any(-1)
+    rows = active_transitions(held.transpose(0, 1), alive.transpose(0, 1)).transpose(0, 1)
     return rows.nan_to_num(0.0)
+
+
+def _draw(held: Tensor, length: int, learner: Learner) -> Tensor:
+    """``[N, length, A, F]`` drawn of `_living` uniformly, with replacement."""
+    envs, _, agents, features = held.shape
+    counts = (~held.isnan().any(-1)).sum(1, keepdim=True).clamp(min=1)
+    drawn = torch.rand(envs, length, 1, generator=learner.draws, device=held.device)
+    index = (drawn.expand(-1, -1, agents) * counts).long().unsqueeze(-1)
+    return _living(held).gather(1, index.expand(-1, -1, -1, features))
 
 
 def load(

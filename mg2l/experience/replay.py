@@ -72,6 +72,17 @@ class Context:
     index: Tensor | None = None
     """``[B, T]`` int64 into the rows."""
 
+    seen: Tensor | None = None
+    """``[B]`` int64, how many transitions each was drawn from; None is T."""
+
+    @property
+    def stands_for(self) -> Tensor:
+        """``[B]``, how many transitions each context stands for."""
+        if self.seen is not None:
+            return self.seen
+        steps = self.rows.shape[:2] if self.index is None else self.index.shape
+        return torch.full(steps[:1], steps[1], device=self.rows.device)
+
     def gather(self) -> Tensor:
         """The transitions, ``[B, T, A, F]``."""
         return self.rows if self.index is None else self.rows[self.index]
@@ -89,13 +100,17 @@ class Context:
     def halves(self) -> list[Context]:
         """The first and the second half of the contexts; one of them may hold none."""
         halves = (self.rows if self.index is None else self.index).tensor_split(2)
-        return [Context(x) if self.index is None else Context(self.rows, x) for x in halves]
+        seen = [None, None] if self.seen is None else self.seen.tensor_split(2)
+        if self.index is None:
+            return [Context(x, None, n) for x, n in zip(halves, seen, strict=True)]
+        return [Context(self.rows, x, n) for x, n in zip(halves, seen, strict=True)]
 
     def own(self) -> Context:
         """This process's part of contexts that are the same in all processes."""
+        seen = None if self.seen is None else world.own(self.seen)
         if self.index is None:
-            return Context(world.own(self.rows))
-        return Context(self.rows, world.own(self.index))
+            return Context(world.own(self.rows), None, seen)
+        return Context(self.rows, world.own(self.index), seen)
 
 
 def as_context(context: Context | Tensor) -> Context:
@@ -255,7 +270,7 @@ class ContextReplay:
             drawn = (world.draw(uniform, (batch, length)).double() * seen.unsqueeze(1)).long()
             which, step = drawn // steps, drawn % steps
         segment = held.long().gather(1, which) + (tasks * slots).unsqueeze(1)
-        return Context(self.data.flatten(0, 2), segment * steps + step)
+        return Context(self.data.flatten(0, 2), segment * steps + step, seen)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything needed to continue bit for bit, without empty rows."""

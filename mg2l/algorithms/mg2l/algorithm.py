@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mg2l.algorithms.agent import ContextAgent, slice_agent
+from mg2l.algorithms.agent import ContextAgent, Standardise, slice_agent
 from mg2l.algorithms.base import CriticLatent, Encoding
-from mg2l.algorithms.context import DRIFT_CONTEXTS, ContextInference, InferredCriticLatent
+from mg2l.algorithms.context import ContextInference, InferredCriticLatent
 from mg2l.algorithms.growing import GrowingContexts, PooledContexts
 from mg2l.algorithms.mg2l.config import MG2LConfig
 from mg2l.algorithms.mg2l.encoder import RawEncoding, TaskEncoder, TransitionAggregator
 from mg2l.algorithms.mg2l.objective import Objective
 from mg2l.algorithms.mg2l.prediction import RewardPrediction
-from mg2l.algorithms.mg2l.regression import RUN, RewardRegression
+from mg2l.algorithms.mg2l.regression import RUN, TransitionRegression
 from mg2l.algorithms.transition_encoder import TransitionMoments
 from mg2l.core.distributed import world
 from mg2l.core.schema import ConfigError
@@ -226,9 +226,9 @@ class MG2L(ContextInference):
 
     def loss(self, measure_gap: bool) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
         batch, aggregator = self._draw(), self.encoder.aggregator
-        if isinstance(aggregator, RewardRegression):
-            x, own_errors = aggregator.regress(batch["queries"], batch["predicted"])
-            return self._loss_of(self.encoder.raw_of(x), batch, measure_gap, own_errors.mean(0))
+        if isinstance(aggregator, TransitionRegression):
+            x, errors = aggregator.regress(batch["queries"], batch["predicted"])
+            return self._loss_of(self.encoder.raw_of(x), batch, measure_gap, errors)
         return self._loss_of(self.encoder.raw(batch["queries"]), batch, measure_gap)
 
     def _draw(self) -> dict[str, Any]:
@@ -238,7 +238,7 @@ class MG2L(ContextInference):
         batch["keys"] = self._keys(self.short_contexts, tasks)
         if self.prediction is not None:
             # How a regression errs shows all over an episode, not where contexts have just begun.
-            whole = isinstance(self.encoder.aggregator, RewardRegression)
+            whole = isinstance(self.encoder.aggregator, TransitionRegression)
             batch["predicted"] = self.short_contexts(tasks, whole)
         return batch
 
@@ -251,7 +251,8 @@ class MG2L(ContextInference):
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
         """What `loss` returns, given what the encoder makes of the queries.
 
-        With ``own_errors``, ``[A]``, the mean squared errors of each agent's predicted rewards.
+        With ``own_errors``, ``[A, 1 + P]``, the mean squared errors of what a regression predicts
+        of each agent's transitions.
         """
         loss, metrics = self.objective(raw, batch["tasks"], batch["keys"], self.acting, measure_gap)
         if self.prediction is not None:
@@ -302,11 +303,11 @@ class MG2L(ContextInference):
     @torch.no_grad()
     def _measure(self) -> dict[str, Any]:
         """Distances of representations within and between tasks, and how far they moved."""
-        ids = torch.arange(self.tasks).repeat_interleave(DRIFT_CONTEXTS)
+        ids = torch.arange(self.tasks).repeat_interleave(self.measured)
         encoding = self.infer(self.split_contexts(self.contexts, ids))
         z = torch.cat([encoding.task.mean.unsqueeze(1), encoding.local.mean], 1)
         z = world.gather(z, count=len(ids))
-        z = z.view(self.tasks, DRIFT_CONTEXTS, 1 + self.agents, -1)
+        z = z.view(self.tasks, self.measured, 1 + self.agents, -1)
         means = z.mean(1)
         spread = (z - means.unsqueeze(1)).norm(dim=-1).mean()
         distances = torch.cdist(means.transpose(0, 1), means.transpose(0, 1))
@@ -343,10 +344,12 @@ class MG2LAgent(ContextAgent):
     """Local inference of one agent."""
 
     def __init__(self, inference: MG2L, agent: int) -> None:
-        super().__init__(inference.acting.aggregator.moments)
+        trained = inference.acting.aggregator
+        super().__init__(trained.moments)
         self.encoder = slice_agent(inference.acting, agent)
         del self.encoder.over_agents
-        if isinstance(self.encoder.aggregator, RewardRegression):  # compares them as they are
+        if isinstance(trained, TransitionRegression):  # compares transitions as they are
+            self.standardise.add_module("change", Standardise(trained.moments.change))
             self.encoder.aggregator.add_module("moments", self.standardise)
             self.add_module("standardise", nn.Identity())
         # torch specialises a GRU to the length that it is exported with.

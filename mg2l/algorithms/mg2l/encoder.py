@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mg2l.algorithms.base import Encoding
 from mg2l.algorithms.mg2l.config import MG2LConfig
-from mg2l.algorithms.mg2l.regression import RewardRegression
+from mg2l.algorithms.mg2l.regression import TransitionRegression
 from mg2l.algorithms.transition_encoder import TransitionEncoder
 from mg2l.estimators.gaussian import STD_FLOOR, Gaussian
 from mg2l.experience.replay import Context, as_context
@@ -289,10 +289,10 @@ class TaskEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.aggregator: TransitionAggregator | RewardRegression
+        self.aggregator: TransitionAggregator | TransitionRegression
         if config.aggregator == "regression":
             sizes, width = config.hidden_sizes_mlp, config.context_dim
-            self.aggregator = RewardRegression(sizes, transition, reward, width, backend)
+            self.aggregator = TransitionRegression(sizes, transition, reward, width, backend)
             self.local: LocalInference | Coefficients = Coefficients()
         else:
             self.aggregator = TransitionAggregator(config, transition, backend, vision)

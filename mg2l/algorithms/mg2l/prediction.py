@@ -45,20 +45,24 @@ class RewardPrediction(nn.Module):
         Args:
             encoding: encoding of B contexts.
             drawn: standardised transitions of other contexts of the same tasks.
-            own_errors: ``[A]``, mean squared errors of each agent's rewards as a regression
-                predicts them.
+            own_errors: ``[A, 1 + P]``, mean squared errors of each agent's reward, and of changes
+                of its observation, as a regression predicts them.
         """
         observations, actions, rewards, finals = self.transitions.split(drawn.rows.flatten(0, -3))
         happened = torch.cat([observations, actions, finals], -1)
         rewards = rewards.squeeze(-1)
+        metrics: dict[str, Tensor] = {}
         if own_errors is None:
             own = self._own(drawn.repeat(encoding.local.mean), happened)
-            own_errors = drawn.mean((own - rewards).square())
+            errors = local = drawn.mean((own - rewards).square())
+        else:
+            local, changes = own_errors[:, 0], own_errors[:, 1:].mean(1)
+            errors, metrics["predict/changes"] = local + changes, changes.mean()
         task = drawn.repeat(encoding.task.mean)
         joint = self.joint(torch.cat([happened.flatten(1), task], -1).unsqueeze(0)).squeeze(0)
         joint_errors = drawn.mean((joint - rewards).square())
-        total = own_errors.mean() if self.share else own_errors.sum()
-        metrics = {"predict/local": own_errors.mean(), "predict/global": joint_errors.mean()}
+        total = errors.mean() if self.share else errors.sum()
+        metrics |= {"predict/local": local.mean(), "predict/global": joint_errors.mean()}
         return total + joint_errors.sum(), metrics
 
     def _own(self, z: Tensor, happened: Tensor) -> Tensor:

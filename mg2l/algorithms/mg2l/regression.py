@@ -1,33 +1,39 @@
-"""Representations as coefficients: rewards regressed on learned features of transitions."""
+"""Representations as coefficients: regression on learned features of transitions."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mg2l.algorithms.transition_encoder import TransitionMoments
 from mg2l.experience.replay import Context, Distinct, as_context
 from mg2l.nn.aggregators import RunningPool
+from mg2l.nn.moments import RunningMoments
 from mg2l.ops.backend import NATIVE, Backend
 
-RIDGE = 0.01
-"""Weight of the prior ``N(0, I)`` of the coefficients against the mean over transitions."""
+NOISE = 0.1
+"""Variance of errors of what is standardised, before it has been learned."""
+
+CHANGES = 8
+"""Changes of an observation that are regressed; of wider ones, as many mixtures."""
 
 RUN = 10
 """Consecutive transitions that are drawn together."""
 
 
 class Regressand(NamedTuple):
-    """What is regressed of transitions ``[*, F]``."""
-
-    features: Tensor
-    """``[*, D]``, the last of which is constant."""
+    """What is regressed of transitions ``[*, F]``: targets, each beside its features."""
 
     reward: Tensor
-    """``[*]``, standardised."""
+    """``[*, 1 + D]``: the standardised reward and its features, the last of which is constant."""
+
+    change: Tensor
+    """``[*, P, 1 + D]``: changes of the observation less what all tasks let expect."""
 
     began: Tensor
     """``[*, O]``, observation before."""
@@ -35,34 +41,65 @@ class Regressand(NamedTuple):
     ended: Tensor
     """``[*, O]``, observation afterwards."""
 
+    def split(self, rows: int) -> tuple[Regressand, Regressand]:
+        """What belongs to the first rows, and to the others."""
+        return Regressand(*(x[:rows] for x in self)), Regressand(*(x[rows:] for x in self))
+
     def follows(self, before: Regressand) -> Tensor:
         """``[*]``, 1 of a transition that begins where the one before ended, else 0."""
         return (self.began == before.ended).all(-1).to(self.reward.dtype)
 
 
-class RewardRegression(nn.Module):
-    """Regression of an agent's standardised rewards on learned features of its transitions.
+class ChangeMoments(TransitionMoments):
+    """Moments of every feature of transitions, and of the changes of observations.
 
-    The mean of the posterior of Bayesian linear regression (Harrison et al., 2018, *Meta-Learning
-    Priors for Efficient Online Bayesian Regression*, arXiv:1807.08912),
+    Args:
+        features: F, observation + action + 1 + observation.
+        observation: O.
+    """
 
-    ``x^i = argmin_x mean_t (r_t - x . phi(o_t, a_t, o'_t))^2 + RIDGE |x|^2``,
+    def __init__(self, features: int, observation: int) -> None:
+        super().__init__(features)
+        self.change = RunningMoments(observation)
 
-    by generalised least squares: what an agent cannot explain of its rewards, such as what its
-    team-mates do where they share a reward, changes slowly. Errors are those of an autoregressive
-    process of first order, ``e_t = rho e_{t-1} + u_t`` (Cochrane and Orcutt, 1949): from each
+    def update(self, rows: Tensor, kept: Tensor | None = None) -> None:
+        """Merge those transitions ``[*, F]`` for which ``kept`` ``[*]`` is true."""
+        super().update(rows, kept)
+        width = self.change.mean.shape[-1]
+        change = (rows[..., -width:] - rows[..., :width]).flatten(0, -2)
+        self.change.update(change, None if kept is None else kept.flatten())
+
+
+class TransitionRegression(nn.Module):
+    """Regression of what an agent's transitions led to on learned features of them.
+
+    Rewards ``r_t = x . phi(o_t, a_t, o'_t) + e_t`` and, for tasks that show in the dynamics,
+    changes of observations ``o'_t - o_t = f(o_t, a_t) + x . psi(o_t, a_t) + d_t``, all
+    standardised, have coefficients ``x`` in common. These are the mean of their posterior by
+    Bayesian linear regression (Harrison et al., 2018, *Meta-Learning Priors for Efficient Online
+    Bayesian Regression*, arXiv:1807.08912), for the prior ``N(0, I)`` and errors of learned
+    variances,
+
+    ``x^i = argmin_x sum_t (e_t^2 / sigma^2 + sum_p d_tp^2 / sigma_p^2) + |x|^2``.
+
+    Errors of rewards are those of an autoregressive process of first order,
+    ``e_t = rho e_{t-1} + u_t`` (Cochrane and Orcutt, 1949): what an agent cannot explain of its
+    rewards, such as what its team-mates do where they share a reward, changes slowly. From each
     transition ``rho`` times the one before is subtracted, in features and reward. ``rho`` is
-    learned. Transitions follow each other if one ends where the other begins. The last
-    feature is the constant. Shared by all agents; no agent's transitions reach another agent's
+    learned. Transitions follow each other if one ends where the other begins. The last feature of
+    rewards is the constant. Shared by all agents; no agent's transitions reach another agent's
     ``x^i``.
 
     Args:
-        hidden: widths of the hidden layers of ``phi``.
+        hidden: widths of the hidden layers of ``phi``, and of ``f`` and ``psi`` together.
         transition: width F of a transition.
         reward: the reward's column in it.
         width: D, number of features.
         backend: operators to compute with.
     """
+
+    mixture: Tensor
+    """``[O, P]``, where observations are mixed."""
 
     def __init__(
         self,
@@ -74,116 +111,149 @@ class RewardRegression(nn.Module):
     ) -> None:
         super().__init__()
         self.backend = backend
-        sizes = [transition - 1, *hidden, width - 1]
-        self.moments = TransitionMoments(transition)
         self.reward, self.observation = reward, transition - reward - 1
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
+        self.moments = ChangeMoments(transition, self.observation)
+        self.changes = min(self.observation, CHANGES)
+        self.of_rewards = _layers([transition - 1, *hidden, width - 1])
+        self.of_changes = _layers([reward, *hidden, self.changes * (1 + width)])
+        if self.changes < self.observation:
+            draws = torch.Generator().manual_seed(0)
+            mixture = torch.randn(self.observation, self.changes, generator=draws)
+            self.register_buffer("mixture", mixture / self.observation**0.5, persistent=False)
         self.correlation_logit = nn.Parameter(torch.zeros(()))
+        self.log_noise = nn.Parameter(torch.full((1 + self.changes,), math.log(NOISE)))
 
     @property
     def correlation(self) -> Tensor:
-        """``rho`` between the errors of consecutive transitions, in ``(0, 1)``."""
+        """``rho`` between the errors of consecutive rewards, in ``(0, 1)``."""
         return self.correlation_logit.sigmoid()
+
+    @property
+    def precision(self) -> Tensor:
+        """``[1 + P]`` in float64, the inverse variances of errors: of rewards, of changes."""
+        return (-self.log_noise.double()).exp()
 
     def forward(self, context: Context | Tensor) -> Tensor:
         """``x`` of B contexts: ``[B, A, D]``."""
-        return self._coefficients(self._moments(as_context(context).distinct))
+        context = as_context(context)
+        return self._coefficients(self.regressand(context.distinct.rows), context)
 
     def regress(self, known: Context | Tensor, asked: Context | Tensor) -> tuple[Tensor, Tensor]:
         """Coefficients, and how well they predict.
 
         Args:
             known: B contexts from which they are inferred.
-            asked: B contexts whose rewards they predict.
+            asked: B contexts that they predict.
 
         Returns:
             `forward` of those known, ``[B, A, D]``, and `squared_errors` on those asked,
-            ``[B, A]``.
+            ``[A, 1 + P]``.
         """
-        one, other = as_context(known).distinct, as_context(asked).distinct
-        of_known, of_asked = self._moments(one.join(other)).chunk(2)
-        x = self._coefficients(of_known)
-        return x, self._squared_errors(x, of_asked)
+        known, asked = as_context(known), as_context(asked)
+        both, first = known.distinct.join(asked.distinct), len(known.distinct.rows)
+        of_known, of_asked = self.regressand(both.rows).split(first)
+        x = self._coefficients(of_known, known)
+        return x, self._squared_errors(x, of_asked, asked.distinct)
 
     def squared_errors(self, x: Tensor, context: Context | Tensor) -> Tensor:
-        """Errors of predictions by ``x`` ``[B, A, D]`` of the rewards of B contexts.
+        """Errors of predictions by ``x`` ``[B, A, D]`` of the transitions of B contexts.
 
         Returns:
-            ``[B, A]``, mean squares over T of errors of standardised rewards; of a transition that
-            follows another, given the error of that one.
+            ``[A, 1 + P]``, mean squares over B and T of errors of standardised rewards and changes;
+            of a reward that follows another, given the error of that one.
         """
-        return self._squared_errors(x, self._moments(as_context(context).distinct))
+        drawn = as_context(context).distinct
+        return self._squared_errors(x, self.regressand(drawn.rows), drawn)
 
     def regressand(self, rows: Tensor) -> Regressand:
         """What is regressed of transitions ``[*, F]``."""
         began, ended = rows[..., : self.observation], rows[..., self.reward + 1 :]
+        changed = self.moments.change.standardise(ended - began)
+        if self.changes < self.observation:
+            changed = changed @ self.mixture
         rows = self.moments.standardise(rows)
-        x = torch.cat([rows[..., : self.reward], rows[..., self.reward + 1 :]], -1)
-        weights, biases = zip(*((y.weight, y.bias) for y in self.layers), strict=True)
-        x = self.backend.gelu_mlp(x.flatten(0, -2), weights, biases).view(*x.shape[:-1], -1)
-        x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
-        return Regressand(x, rows[..., self.reward], began, ended)
+        paid, chosen = rows[..., self.reward, None], rows[..., : self.reward]
+        features = self._features(
+            torch.cat([chosen, rows[..., self.reward + 1 :]], -1), self.of_rewards
+        )
+        reward = torch.cat([paid, features, torch.ones_like(paid)], -1)
+        change = self._features(chosen, self.of_changes).unflatten(-1, (self.changes, -1))
+        # The sign of a target and its features says nothing.
+        change = change - F.pad(changed.unsqueeze(-1), (0, change.shape[-1] - 1))
+        return Regressand(reward, change, began, ended)
 
-    def solve(self, products: Tensor) -> Tensor:
-        """Coefficients ``[*, D]`` for means ``[*, D, 1 + D]``, see `_products`."""
+    def _features(self, x: Tensor, layers: nn.ModuleList) -> Tensor:
+        weights, biases = zip(*((y.weight, y.bias) for y in layers), strict=True)
+        return self.backend.gelu_mlp(x.flatten(0, -2), weights, biases).view(*x.shape[:-1], -1)
+
+    def solve(self, products: Tensor, seen: Tensor) -> Tensor:
+        """Coefficients ``[*, D]``.
+
+        Args:
+            products: means ``[*, D, 1 + D]`` over transitions, see `_products`.
+            seen: ``[*]``, how many transitions these stand for.
+        """
         wanted, gram = products[..., :1], products[..., 1:]
-        ridge = RIDGE * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        prior = 1 / seen.clamp(min=1).to(gram.dtype)
+        matrix = gram + torch.diag_embed(prior.unsqueeze(-1).expand(gram.shape[:-1]))
         if torch.compiler.is_exporting():  # ONNX has no factorisation
-            return _eliminate(gram + ridge, wanted)
-        factor = torch.linalg.cholesky_ex(gram + ridge).L  # does not wait for a GPU to check
+            return _eliminate(matrix, wanted)
+        factor = torch.linalg.cholesky_ex(matrix).L  # does not wait for a GPU to check
         return torch.cholesky_solve(wanted, factor).squeeze(-1)
 
-    def _coefficients(self, moments: Tensor) -> Tensor:
-        """Those ``[B, A, D]`` of what `_moments` returns."""
-        return self.solve(self._whitened_products(moments)).to(self.correlation_logit.dtype)
+    def _coefficients(self, now: Regressand, context: Context) -> Tensor:
+        """Those ``[B, A, D]`` of B contexts, given what is regressed of their rows."""
+        products = self._pooled(now, context.distinct)
+        seen = context.stands_for.unsqueeze(1).expand(products.shape[:2])
+        return self.solve(products, seen).to(self.log_noise.dtype)
 
-    def _whitened_products(self, moments: Tensor) -> Tensor:
-        """`_products` of what `_moments` returns: errors have the same variance in both parts."""
-        first, following = moments.unbind(1)
-        return torch.add(first, following / (1 - self.correlation.double().square()))[..., 1:, :]
+    def _pooled(self, now: Regressand, drawn: Distinct) -> Tensor:
+        """Means of `_products` over the transitions of B contexts, ``[B, A, D, 1 + D]``."""
+        first, following = self._moments(now, drawn).unbind(1)
+        rewards = first + following / (1 - self.correlation.double().square())
+        own, of_changes = self.precision[0], self.precision[1:].sqrt().to(now.change.dtype)
+        change = now.change if drawn.places is None else now.change[drawn.places]
+        each = (change * of_changes.unsqueeze(-1)).transpose(1, 2).flatten(2, 3)
+        changes = each[..., 1:].mT @ each / change.shape[1]
+        products: Tensor = own * rewards[..., 1:, :] + changes
+        return products
 
-    def _squared_errors(self, x: Tensor, moments: Tensor) -> Tensor:
-        error = torch.cat([torch.ones_like(x[..., :1]), -x], -1).to(moments.dtype).unsqueeze(-1)
-        return (error * (moments.sum(1) @ error)).sum((-2, -1)).to(x.dtype)
+    def _squared_errors(self, x: Tensor, now: Regressand, drawn: Distinct) -> Tensor:
+        error = torch.cat([torch.ones_like(x[..., :1]), -x], -1)
+        column = error.double().unsqueeze(-1)
+        of_rewards = (column * (self._moments(now, drawn).sum(1) @ column)).sum((-2, -1)).mean(0)
+        change = now.change.flatten(0, -4)
+        of_changes = (change @ drawn.repeat(error).unsqueeze(-1)).squeeze(-1).square()
+        return torch.cat([of_rewards.to(x.dtype).unsqueeze(-1), drawn.mean(of_changes)], -1)
 
-    def _moments(self, drawn: Distinct) -> Tensor:
+    def _moments(self, now: Regressand, drawn: Distinct) -> Tensor:
         """Second moments of the innovations of rewards and features in B contexts.
 
         Returns:
             ``[B, 2, A, 1 + D, 1 + D]``, see `mg2l.ops.innovation_moments`.
         """
-        now = self.regressand(drawn.rows)
         return self.backend.innovation_moments(
-            torch.cat([now.reward.unsqueeze(-1), now.features], -1),
-            drawn.rows,
-            self.correlation,
-            self.observation,
-            places=drawn.places,
+            now.reward, drawn.rows, self.correlation, self.observation, places=drawn.places
         )
 
-    def _whitened(
-        self, now: Regressand, before: Regressand, follows: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Innovations of features ``[*, D]`` and rewards ``[*]``, all of the same variance."""
+    def _whitened(self, now: Regressand, before: Regressand, follows: Tensor) -> Tensor:
+        """Innovations of rewards and features ``[*, 1 + D]``, all of the same variance."""
         part = self.correlation * follows
         scale = torch.where(follows > 0, (1 - self.correlation**2).rsqrt(), 1.0)
-        features = now.features - part.unsqueeze(-1) * before.features
-        return features * scale.unsqueeze(-1), (now.reward - part * before.reward) * scale
+        return (now.reward - part.unsqueeze(-1) * before.reward) * scale.unsqueeze(-1)
 
-    @staticmethod
-    def _products(features: Tensor, rewards: Tensor) -> Tensor:
-        """Means over T of features times the reward and of features times features.
+    def _products(self, reward: Tensor, change: Tensor) -> Tensor:
+        """Features times targets and features, weighed by the precision of the targets' errors.
 
         Args:
-            features: ``[B, T, A, D]``.
-            rewards: ``[B, T, A]``.
+            reward: ``[N, A, 1 + D]``.
+            change: ``[N, A, P, 1 + D]``.
 
         Returns:
-            ``[B, A, D, 1 + D]`` in float64: what is solved is ill-conditioned.
+            ``[N, A, D, 1 + D]`` in float64: what is solved is ill-conditioned.
         """
-        each = features.transpose(1, 2).double()
-        beside = torch.cat([rewards.transpose(1, 2).unsqueeze(-1).double(), each], -1)
-        return each.transpose(-1, -2) @ beside / features.shape[1]
+        each = torch.cat([reward.unsqueeze(-2), change], -2).double()
+        return (each[..., 1:] * self.precision.unsqueeze(-1)).mT @ each
 
     # One transition after the other.
 
@@ -195,24 +265,28 @@ class RewardRegression(nn.Module):
         Pooled are the means of `_products`; kept is what is regressed of the latest transition.
         """
         mass = (weight * rows.shape[1]).unsqueeze(1).expand(-1, rows.shape[2])
-        products = self._whitened_products(self._moments(as_context(rows).distinct))
-        return RunningPool(products, mass, self.regressand(rows[:, -1:]))
+        products = self._pooled(self.regressand(rows), Distinct(rows))
+        return RunningPool(products, mass, self.regressand(rows[:, -1]))
 
     def extend(self, pool: RunningPool | None, rows: Tensor, alive: Tensor) -> RunningPool:
         """Add a transition ``[N, A, F]`` of each agent that is ``alive`` ``[N, A]``."""
-        now = self.regressand(rows.unsqueeze(1))
+        now = self.regressand(rows)
+        before = now if pool is None else Regressand(*pool.kept)
+        follows = torch.zeros_like(alive) if pool is None else now.follows(before)
+        products = self._products(self._whitened(now, before, follows), now.change)
         if pool is None:
-            products = self._products(*self._whitened(now, now, torch.zeros_like(now.reward)))
             return RunningPool(products, alive, now)
-        before = Regressand(*pool.kept)
-        products = self._products(*self._whitened(now, before, now.follows(before)))
         mass = pool.mass + alive
         part = (alive / mass.clamp(min=1))[..., None, None].to(products.dtype)
         return RunningPool(torch.lerp(pool.pooled, products, part), mass, now)
 
     def read_out(self, pool: RunningPool) -> Tensor:
         """``x``, ``[N, A, D]``, of all transitions in a pool."""
-        return self.solve(pool.pooled).float()
+        return self.solve(pool.pooled, pool.mass).float()
+
+
+def _layers(sizes: list[int]) -> nn.ModuleList:
+    return nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
 
 
 def _eliminate(matrix: Tensor, wanted: Tensor) -> Tensor:

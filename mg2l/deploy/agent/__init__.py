@@ -169,8 +169,7 @@ class Agent:
             self.context.add(row)
             described = self.manifest["context"]
             if described.get("grows" if self.inferred else "explores_on_context", False):
-                fixed = described["fixed_length"]
-                self._infer(self._drawn() if fixed else np.stack(self.context.rows))
+                self._infer(self._seen())
         elif self.source == "belief":
             assert self.inference is not None
             assert self.belief is not None
@@ -196,7 +195,8 @@ class Agent:
         """
         if not self.infers:
             raise RuntimeError(f"{self.manifest['algorithm']} does not infer from contexts")
-        latent = self._infer(self._drawn())
+        grows = self.manifest["context"].get("grows", False)
+        latent = self._infer(self._seen() if grows else self._drawn())
         self.inferred = True
         return latent
 
@@ -212,6 +212,11 @@ class Agent:
         self.latent = self._row("features", features)
 
     # Parts.
+
+    def _seen(self) -> Array:
+        """Everything observed; where networks need contexts of one length, as many draws of it."""
+        fixed = self.manifest["context"]["fixed_length"]
+        return self._drawn() if fixed else np.stack(self.context.rows)
 
     def _drawn(self) -> Array:
         return self.context.draw(self.manifest["context"]["length"], self.rng)
