@@ -173,8 +173,8 @@ def test_changes_alone_identify_a_task():
         optimiser.step()
     assert errors.shape == (2, 3)
     assert errors[:, 1:].mean() < 0.05
-    untold = network.squared_errors(torch.zeros(200, 2, 4), episodes())
-    assert untold[:, 1:].mean() > 0.5
+    blind = network.squared_errors(torch.zeros(200, 2, 4), episodes())
+    assert blind[:, 1:].mean() > 0.5
 
 
 def test_changes_of_wide_observations_are_mixed():
@@ -303,6 +303,8 @@ def test_an_exported_agent_regresses_all_that_it_has_seen(tmp_path):
     inference = inference_of(learner)
     export.write_team(learner, tmp_path / "out")
     agent = Agent(tmp_path / "out", 1, seed=0)
+    with pytest.raises(RuntimeError, match="nothing was observed yet"):
+        agent.infer()
     stream = inference.growing_latent(4)
     rollout = learner.collector.collect(6, np.array([0, 1, 2, 1]), stream)
     assert rollout.latent is not None
@@ -314,6 +316,7 @@ def test_an_exported_agent_regresses_all_that_it_has_seen(tmp_path):
         assert agent.latent is not None
         wanted = rollout.latent[t + 1, 0, 1]
         np.testing.assert_allclose(agent.latent, wanted, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(agent.infer(), wanted, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

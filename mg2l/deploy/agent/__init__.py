@@ -216,7 +216,7 @@ class Agent:
     def _seen(self) -> Array:
         """Everything observed; where networks need contexts of one length, as many draws of it."""
         fixed = self.manifest["context"]["fixed_length"]
-        return self._drawn() if fixed else np.stack(self.context.rows)
+        return self._drawn() if fixed else self.context.all()
 
     def _drawn(self) -> Array:
         return self.context.draw(self.manifest["context"]["length"], self.rng)

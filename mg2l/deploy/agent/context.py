@@ -33,6 +33,18 @@ class Context:
         Raises:
             RuntimeError: there is none yet.
         """
+        self._require_rows()
+        return np.stack([self.rows[i] for i in rng.integers(len(self.rows), size=length)])
+
+    def all(self) -> Array:
+        """``[T, F]``: all rows.
+
+        Raises:
+            RuntimeError: there is none yet.
+        """
+        self._require_rows()
+        return np.stack(self.rows)
+
+    def _require_rows(self) -> None:
         if not self.rows:
             raise RuntimeError("nothing was observed yet that the task could be inferred from")
-        return np.stack([self.rows[i] for i in rng.integers(len(self.rows), size=length)])
