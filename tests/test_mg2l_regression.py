@@ -19,31 +19,31 @@ def learner_of(**values):
 
 
 def regression(width=5):
-    """Of observations of three numbers, without actions."""
+    """Of observations of three numbers and actions of two."""
     torch.manual_seed(0)
-    network = TransitionRegression([6, 6], 7, 3, width)
+    network = TransitionRegression([6, 6], 9, 5, width)
     with torch.no_grad():
         network.log_noise.copy_(torch.linspace(-3, 0.5, 4))
     return network
 
 
 def episode(*shape):
-    """Transitions ``[*, T, 2, 7]``, each of which begins where the last one ended."""
-    rows = torch.randn(*shape, 2, 7)
-    rows[..., 1:, :, :3] = rows[..., :-1, :, 4:]
+    """Transitions ``[*, T, 2, 9]``, each of which begins where the last one ended."""
+    rows = torch.randn(*shape, 2, 9)
+    rows[..., 1:, :, :3] = rows[..., :-1, :, 6:]
     return rows
 
 
 @torch.no_grad()
 def by_least_squares(network, rows, began=(0,), seen=None):
-    """Coefficients of one agent's transitions ``[T, 7]`` of episodes that began at some of them.
+    """Coefficients of one agent's transitions ``[T, 9]`` of episodes that began at some of them.
 
     They stand for as many as were ``seen``.
     """
     width, rho, precision = 5, float(network.correlation), network.precision
     now = network.regressand(rows)
     assert torch.equal(now.reward[:, -1], torch.ones(len(rows)))
-    torch.testing.assert_close(now.reward[:, 0], rows[:, 3])
+    torch.testing.assert_close(now.reward[:, 0], rows[:, 5])
     # Covariance of the errors of an autoregressive process.
     steps = torch.arange(len(rows))
     which = sum((steps >= t).long() for t in began)
@@ -71,7 +71,7 @@ def test_coefficients_are_those_of_generalised_least_squares():
 
 
 def test_transitions_that_do_not_follow_each_other_are_independent():
-    network, rows = regression(), torch.randn(1, 6, 2, 7)
+    network, rows = regression(), torch.randn(1, 6, 2, 9)
     wanted = by_least_squares(network, rows[0, :, 0], range(6))
     torch.testing.assert_close(network(rows)[0, 0], wanted, rtol=1e-3, atol=1e-4)
 
@@ -79,7 +79,7 @@ def test_transitions_that_do_not_follow_each_other_are_independent():
 def test_the_first_transition_follows_none():
     """Also of an agent that stands still, all of whose transitions begin where they end."""
     network, rows = regression(), episode(1, 6)
-    rows[..., :3] = rows[..., 4:] = 1.0
+    rows[..., :3] = rows[..., 6:] = 1.0
     wanted = by_least_squares(network, rows[0, :, 0])
     torch.testing.assert_close(network(rows)[0, 0], wanted, rtol=1e-3, atol=1e-4)
     pool = network.extend(None, rows[:, 0], torch.ones(1, 2))
@@ -134,7 +134,7 @@ def test_errors_that_persist_are_expected():
     torch.nn.init.constant_(network.correlation_logit, 100.0)  # 1
     x = torch.randn(1, 2, 5)
     features = network.regressand(rows).reward[..., 1:]
-    rows[..., 3] = (features * x.unsqueeze(1)).sum(-1) + torch.tensor([3.0, -1.0])
+    rows[..., 5] = (features * x.unsqueeze(1)).sum(-1) + torch.tensor([3.0, -1.0])
     for steps in (1, 2, 9):
         found = network.squared_errors(x, rows[:, :steps])[:, 0] * steps
         torch.testing.assert_close(found, torch.tensor([9.0, 1.0]))
@@ -142,12 +142,12 @@ def test_errors_that_persist_are_expected():
 
 def test_rewards_linear_in_the_features_are_predicted():
     network, rows = regression(), episode(4, 400)
-    coefficients, other = torch.randn(4, 1, 2, 5), torch.randn(4, 50, 2, 7)
+    coefficients, other = torch.randn(4, 1, 2, 5), torch.randn(4, 50, 2, 9)
     with torch.no_grad():
         network.log_noise[1:] = 20.0  # changes say nothing
-        rows[..., 3] = (network.regressand(rows).reward[..., 1:] * coefficients).sum(-1)
+        rows[..., 5] = (network.regressand(rows).reward[..., 1:] * coefficients).sum(-1)
         wanted = (network.regressand(other).reward[..., 1:] * coefficients).sum(-1)
-        other[..., 3] = wanted
+        other[..., 5] = wanted
         error = network.squared_errors(network(rows), other)[:, 0].mean()
     assert float(error.sqrt() / wanted.std()) < 0.1
 
@@ -175,6 +175,14 @@ def test_changes_alone_identify_a_task():
     assert errors[:, 1:].mean() < 0.05
     blind = network.squared_errors(torch.zeros(200, 2, 4), episodes())
     assert blind[:, 1:].mean() > 0.5
+
+
+def test_what_happens_whatever_an_agent_does_is_not_its_task():
+    network, rows = regression(), episode(3, 8)
+    features = network.regressand(rows).change[..., 1:]
+    assert features.abs().max() > 0
+    rows[..., 3:5] = 0.0  # the mean action
+    assert not network.regressand(rows).change[..., 1:].any()
 
 
 def test_changes_of_wide_observations_are_mixed():
@@ -205,9 +213,9 @@ def test_contexts_count_as_what_they_were_drawn_from():
 
 
 def test_the_reward_is_no_feature():
-    network, rows = regression(), torch.randn(3, 4, 2, 7)
+    network, rows = regression(), torch.randn(3, 4, 2, 9)
     other = rows.clone()
-    other[..., 3] += 1
+    other[..., 5] += 1
     before, after = network.regressand(rows), network.regressand(other)
     assert torch.equal(before.reward[..., 1:], after.reward[..., 1:])
     assert torch.equal(before.change, after.change)
@@ -221,7 +229,7 @@ def test_the_correlation_of_errors_is_learned():
     error = torch.randn(20, 50, 2)
     for t in range(1, 50):
         error[:, t] = 0.9 * error[:, t - 1] + 0.19**0.5 * error[:, t]
-    rows[..., 3] = error
+    rows[..., 5] = error
     for _ in range(100):
         optimiser.zero_grad()
         network.squared_errors(network(rows), rows)[:, 0].mean().backward()

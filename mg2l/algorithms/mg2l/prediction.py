@@ -12,6 +12,9 @@ from mg2l.experience.replay import Distinct
 from mg2l.experience.transitions import Transitions
 from mg2l.nn.decoder import Decoder
 
+CHANGE_WEIGHT = 0.1
+"""Weight of the errors of changes of observations against those of rewards, which matter more."""
+
 
 class RewardPrediction(nn.Module):
     """Predicts an agent's reward from ``(o, a, o', z^i)``, and all rewards from everything and z.
@@ -57,7 +60,7 @@ class RewardPrediction(nn.Module):
             errors = local = drawn.mean((own - rewards).square())
         else:
             local, changes = own_errors[:, 0], own_errors[:, 1:].mean(1)
-            errors, metrics["predict/changes"] = local + changes, changes.mean()
+            errors, metrics["predict/changes"] = local + CHANGE_WEIGHT * changes, changes.mean()
         task = drawn.repeat(encoding.task.mean)
         joint = self.joint(torch.cat([happened.flatten(1), task], -1).unsqueeze(0)).squeeze(0)
         joint_errors = drawn.mean((joint - rewards).square())

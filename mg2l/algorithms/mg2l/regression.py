@@ -33,7 +33,8 @@ class Regressand(NamedTuple):
     """``[*, 1 + D]``: the standardised reward and its features, the last of which is constant."""
 
     change: Tensor
-    """``[*, P, 1 + D]``: changes of the observation less what all tasks let expect."""
+    """``[*, P, 1 + D]``: changes of the observation less what is expected in all tasks, and their
+    features."""
 
     began: Tensor
     """``[*, O]``, observation before."""
@@ -75,10 +76,11 @@ class TransitionRegression(nn.Module):
 
     Rewards ``r_t = x . phi(o_t, a_t, o'_t) + e_t`` and, for tasks that show in the dynamics,
     changes of observations ``o'_t - o_t = f(o_t, a_t) + x . psi(o_t, a_t) + d_t``, all
-    standardised, have coefficients ``x`` in common. These are the mean of their posterior by
-    Bayesian linear regression (Harrison et al., 2018, *Meta-Learning Priors for Efficient Online
-    Bayesian Regression*, arXiv:1807.08912), for the prior ``N(0, I)`` and errors of learned
-    variances,
+    standardised, have coefficients ``x`` in common. ``psi`` is what an action does beside the mean
+    action, for which it is 0: else coefficients would hold what team-mates do, which changes while
+    they learn. These are the mean of their posterior by Bayesian linear regression (Harrison et
+    al., 2018, *Meta-Learning Priors for Efficient Online Bayesian Regression*, arXiv:1807.08912),
+    for the prior ``N(0, I)`` and errors of learned variances,
 
     ``x^i = argmin_x sum_t (e_t^2 / sigma^2 + sum_p d_tp^2 / sigma_p^2) + |x|^2``.
 
@@ -112,6 +114,7 @@ class TransitionRegression(nn.Module):
         super().__init__()
         self.backend = backend
         self.reward, self.observation = reward, transition - reward - 1
+        self.width = width
         self.moments = ChangeMoments(transition, self.observation)
         self.changes = min(self.observation, CHANGES)
         self.of_rewards = _layers([transition - 1, *hidden, width - 1])
@@ -177,9 +180,11 @@ class TransitionRegression(nn.Module):
             torch.cat([chosen, rows[..., self.reward + 1 :]], -1), self.of_rewards
         )
         reward = torch.cat([paid, features, torch.ones_like(paid)], -1)
-        change = self._features(chosen, self.of_changes).unflatten(-1, (self.changes, -1))
-        # The sign of a target and its features says nothing.
-        change = change - F.pad(changed.unsqueeze(-1), (0, change.shape[-1] - 1))
+        # Less those of the mean action: what happens whatever an agent does is no task of its own.
+        usual = F.pad(chosen[..., : self.observation], (0, self.reward - self.observation))
+        both = self._features(torch.stack([chosen, usual]), self.of_changes)
+        expected, features = both.unflatten(-1, (self.changes, -1)).split([1, self.width], -1)
+        change = torch.cat([changed.unsqueeze(-1) - expected[0], features[0] - features[1]], -1)
         return Regressand(reward, change, began, ended)
 
     def _features(self, x: Tensor, layers: nn.ModuleList) -> Tensor:
