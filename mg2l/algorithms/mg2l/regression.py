@@ -17,7 +17,7 @@ from mg2l.nn.moments import RunningMoments
 from mg2l.ops.backend import NATIVE, Backend
 
 NOISE = 0.1
-"""Variance of errors of what is standardised, before it has been learned."""
+"""Variance of the errors of standardised rewards, before it has been learned."""
 
 CHANGES = 8
 """Changes of an observation that are regressed; of wider ones, as many mixtures."""
@@ -124,7 +124,9 @@ class TransitionRegression(nn.Module):
             mixture = torch.randn(self.observation, self.changes, generator=draws)
             self.register_buffer("mixture", mixture / self.observation**0.5, persistent=False)
         self.correlation_logit = nn.Parameter(torch.zeros(()))
-        self.log_noise = nn.Parameter(torch.full((1 + self.changes,), math.log(NOISE)))
+        # Changes are not explained at first, so that they do not disturb where they say nothing.
+        self.log_noise = nn.Parameter(torch.zeros(1 + self.changes))
+        nn.init.constant_(self.log_noise.data[0], math.log(NOISE))
 
     @property
     def correlation(self) -> Tensor:
