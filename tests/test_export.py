@@ -482,3 +482,11 @@ def test_a_context_overwrites_its_oldest():
     drawn = context.draw(200, np.random.default_rng(0))
     assert drawn.shape == (200, 2)
     assert set(drawn[:, 0]) == {2, 3, 4}
+    assert context.all()[:, 0].tolist() == [2, 3, 4]
+
+
+def test_a_context_that_is_not_full_keeps_its_order():
+    context = Context(3)
+    for number in range(2):
+        context.add(np.full(2, number, np.float32))
+    assert context.all()[:, 0].tolist() == [0, 1]

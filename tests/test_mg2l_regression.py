@@ -7,7 +7,8 @@ from method_helpers import inference_of, tiny_learner
 from torch.func import functional_call
 
 from mg2l.algorithms.growing import PooledContexts
-from mg2l.algorithms.mg2l.regression import CHANGES, RUN, TransitionRegression, _eliminate
+from mg2l.algorithms.mg2l.prediction import CHANGE_WEIGHT
+from mg2l.algorithms.mg2l.regression import CHANGES, NOISE, RUN, TransitionRegression, _eliminate
 from mg2l.core.schema import ConfigError
 from mg2l.deploy import export
 from mg2l.deploy.agent import Agent
@@ -183,6 +184,41 @@ def test_what_happens_whatever_an_agent_does_is_not_its_task():
     assert features.abs().max() > 0
     rows[..., 3:5] = 0.0  # the mean action
     assert not network.regressand(rows).change[..., 1:].any()
+
+
+def test_changes_count_for_little_at_first():
+    network = TransitionRegression([6, 6], 9, 5, 4)
+    torch.testing.assert_close(network.precision.tolist(), [1 / NOISE, 1.0, 1.0, 1.0])
+
+
+def test_errors_of_changes_weigh_less_than_those_of_rewards():
+    learner = learner_of()
+    inference = inference_of(learner)
+    batch = inference._draw()
+    encoding = inference.encoder(batch["queries"])
+    drawn = batch["predicted"].distinct
+    prediction = inference.prediction
+    assert prediction is not None
+    all_alike = torch.ones(inference.agents, 3)
+    rewards = torch.zeros_like(all_alike)
+    rewards[:, 0] = 1.0
+    none, own, both = (
+        prediction(encoding, drawn, errors)[0]
+        for errors in (torch.zeros_like(rewards), rewards, all_alike)
+    )
+    ratio = (both - own) / (own - none)
+    torch.testing.assert_close(ratio, torch.tensor(CHANGE_WEIGHT), rtol=1e-3, atol=1e-4)
+    learner.close()
+
+
+def test_metrics_of_many_tasks_are_of_fewer_contexts_each(monkeypatch):
+    learner = learner_of()
+    inference = inference_of(learner)
+    assert inference.measured == 16
+    for tasks, wanted in ((40, 16), (160, 4), (1000, 2)):
+        monkeypatch.setattr(inference, "tasks", tasks)
+        assert inference.measured == wanted
+    learner.close()
 
 
 def test_changes_of_wide_observations_are_mixed():

@@ -125,8 +125,7 @@ class TransitionRegression(nn.Module):
             self.register_buffer("mixture", mixture / self.observation**0.5, persistent=False)
         self.correlation_logit = nn.Parameter(torch.zeros(()))
         # Changes are not explained at first, so that they do not disturb where they say nothing.
-        self.log_noise = nn.Parameter(torch.zeros(1 + self.changes))
-        nn.init.constant_(self.log_noise.data[0], math.log(NOISE))
+        self.log_noise = nn.Parameter(torch.tensor([math.log(NOISE), *[0.0] * self.changes]))
 
     @property
     def correlation(self) -> Tensor:

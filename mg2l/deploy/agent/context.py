@@ -37,13 +37,14 @@ class Context:
         return np.stack([self.rows[i] for i in rng.integers(len(self.rows), size=length)])
 
     def all(self) -> Array:
-        """``[T, F]``: all rows.
+        """``[T, F]``: all rows, the oldest first.
 
         Raises:
             RuntimeError: there is none yet.
         """
         self._require_rows()
-        return np.stack(self.rows)
+        first = self.added % len(self.rows)
+        return np.stack(self.rows[first:] + self.rows[:first])
 
     def _require_rows(self) -> None:
         if not self.rows:
