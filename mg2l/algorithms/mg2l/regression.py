@@ -19,7 +19,7 @@ from mg2l.ops.backend import NATIVE, Backend
 NOISE = 0.1
 """Variance of the errors of standardised rewards, before it has been learned."""
 
-CHANGES = 8
+CHANGES = 4
 """Changes of an observation that are regressed; of wider ones, as many mixtures."""
 
 RUN = 10
@@ -93,7 +93,7 @@ class TransitionRegression(nn.Module):
     ``x^i``.
 
     Args:
-        hidden: widths of the hidden layers of ``phi``, and of ``f`` and ``psi`` together.
+        hidden: widths of the hidden layers of ``phi``; that of ``f`` and ``psi`` has the last.
         transition: width F of a transition.
         reward: the reward's column in it.
         width: D, number of features.
@@ -118,7 +118,7 @@ class TransitionRegression(nn.Module):
         self.moments = ChangeMoments(transition, self.observation)
         self.changes = min(self.observation, CHANGES)
         self.of_rewards = _layers([transition - 1, *hidden, width - 1])
-        self.of_changes = _layers([reward, *hidden, self.changes * (1 + width)])
+        self.of_changes = _layers([reward, hidden[-1], self.changes * (1 + width)])
         if self.changes < self.observation:
             draws = torch.Generator().manual_seed(0)
             mixture = torch.randn(self.observation, self.changes, generator=draws)
