@@ -87,10 +87,14 @@ def test_rollouts_are_replayed(kept):
     learner = adapting(replay_rollouts=kept)
     inference = inference_of(learner)
     before = inference.replay.added.clone()
+    counts = [float(x.count) for x in inference.moments()]
     tasks = np.array([0, 2, 2, 1])
     rollout = learner.collect(tasks)
     more = torch.as_tensor(np.bincount(tasks, minlength=3)) * kept
     assert (inference.replay.added - before).tolist() == more.tolist()
+    # Else rewards of teams that have learned would be read in units of those of random ones.
+    transitions = inference.transitions(rollout)[..., 0].numel() * kept
+    assert [float(x.count) for x in inference.moments()] == [x + transitions for x in counts]
     if kept:
         slot = int(before[0]) % inference.replay.data.shape[1]
         stored = inference.replay.data[0, slot]

@@ -21,7 +21,7 @@ class LearnedConfig(AlgorithmConfig):
     """Width D of a task representation."""
 
     normalize_transitions: bool = True
-    """Standardise transitions with the moments of all explored transitions."""
+    """Standardise transitions with the moments of all that the replay has taken."""
 
     lr: float = bounded(2e-3, gt=0)
     """Learning rate of the encoder."""

@@ -279,7 +279,10 @@ class ContextInference(LearnedInference):
 
     def add_rollout(self, rollout: Rollout, tasks: np.ndarray) -> None:
         if self.options.replay_rollouts:
-            self._keep(*self._gathered(self.transitions(rollout), tasks))
+            transitions, tasks = self._gathered(self.transitions(rollout), tasks)
+            with world.local():  # all processes have the same
+                self._standardise_by(transitions)
+            self._keep(transitions, tasks)
 
     def _gathered(self, transitions: Tensor, tasks: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Transitions ``[T, N, A, F]`` and tasks ``[N]`` of the environments of all processes."""
@@ -300,13 +303,17 @@ class ContextInference(LearnedInference):
         transitions, tasks = self._gathered(transitions, tasks)
         with world.local():  # all processes keep the same
             metrics = self._recognised(transitions, tasks) if self.ready() else {}
-            if self.options.normalize_transitions:
-                first, *others = self.moments()
-                first.update(transitions)
-                for moments in others:
-                    moments.load_state_dict(first.state_dict())
+            self._standardise_by(transitions)
             self._keep(transitions, tasks)
         return metrics
+
+    def _standardise_by(self, transitions: Tensor) -> None:
+        """Merge transitions ``[T, N, A, F]`` that the replay takes into the moments."""
+        if self.options.normalize_transitions:
+            first, *others = self.moments()
+            first.update(transitions)
+            for moments in others:
+                moments.load_state_dict(first.state_dict())
 
     @torch.no_grad()
     def _recognised(self, transitions: Tensor, tasks: np.ndarray) -> dict[str, float]:

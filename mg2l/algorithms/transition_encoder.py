@@ -16,7 +16,7 @@ from mg2l.nn.vision import ImageEncoder, Vision
 
 
 class TransitionMoments(RunningMoments):
-    """Moments of every feature of all transitions explored so far.
+    """Moments of every feature of all transitions that the replay has taken so far.
 
     They are taken over agents too, so that the agents' transitions stay comparable.
 
