@@ -95,7 +95,9 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=cli.at_least(0), default=0, help="random seed (default: 0)")
     parser.add_argument(
-        "--deterministic", action="store_true", help="act on the most likely action"
+        "--deterministic",
+        action="store_true",
+        help="act on the most likely action, but while exploring",
     )
     parser.add_argument(
         "--video",

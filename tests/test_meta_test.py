@@ -50,6 +50,18 @@ def test_an_agent_infers_from_its_own_transitions_alone(learner, sampling):
         assert not torch.equal(latents[0][:, 1 - agent], latents[1][:, 1 - agent])
 
 
+def test_exploring_teams_always_sample(learner):
+    explored, acted = [], []
+    for deterministic in (False, True):
+        test = build(learner, deterministic=deterministic)
+        with learner.isolated_rng(0):
+            explored.append(test.explore(SHOTS))
+            acted.append(test.act(test.infer(explored[-1], "uniform")).actions)
+        test.close()
+    assert torch.equal(*explored)
+    assert not torch.equal(*acted)
+
+
 def test_a_sub_environment_learns_of_the_task_from_its_own_episodes_alone(learner):
     test = build(learner)
     with learner.isolated_rng(0):

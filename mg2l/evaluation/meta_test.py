@@ -58,7 +58,7 @@ class MetaTest:
         task_ids: tasks to test on.
         episodes: sub-environments per task, which play one episode each.
         seed: the random seed.
-        deterministic: act on the most likely action instead of a sample.
+        deterministic: act on the most likely action instead of a sample, but while exploring.
     """
 
     def __init__(
@@ -220,9 +220,12 @@ class MetaTest:
     def explore_once(self, shot: int, experience: Tensor | None = None) -> Rollout:
         """An exploration episode of every sub-environment, after others ``[N, S, A, F]``."""
         inference = self._context_inference()
+        latent: Tensor | LatentStream
         if inference.explores_on_context:
-            return self._collect(1, self._growing(experience, "uniform"), shot)
-        return self._collect(1, inference.exploration_latent(len(self.ids), self.steps), shot)
+            latent = self._growing(experience, "uniform")
+        else:
+            latent = inference.exploration_latent(len(self.ids), self.steps)
+        return self._collect(1, latent, shot, explores=True)
 
     def latent_after(self, experience: Tensor | None, sampling: Sampling) -> Tensor | LatentStream:
         """Latents of the actors in the episode that counts: of `infer`, or growing from there."""
@@ -289,11 +292,14 @@ class MetaTest:
         latent: Tensor | LatentStream | None,
         episode: int,
         ids: np.ndarray | None = None,
+        explores: bool = False,
     ) -> Rollout:
         ids = self.ids if ids is None else ids
         seeds = self._seeds(episode)
         steps = self.steps * episodes
-        return self.collector.collect(steps, ids, latent, self.deterministic, seeds, episodes)
+        # Exploring teams sample: those that always do what seems best hardly learn anything more.
+        deterministic = self.deterministic and not explores
+        return self.collector.collect(steps, ids, latent, deterministic, seeds, episodes)
 
     def _seeds(self, episode: int) -> list[int]:
         """Seeds of all sub-environments in an exploration episode; -1 is the one that counts."""
