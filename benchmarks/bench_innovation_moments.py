@@ -12,7 +12,7 @@ import torch
 
 from mg2l.ops import innovation_moments, reference
 
-BARS = {(160, 64, 2, 9): 6.0, (40, 100, 2, 9): 4.0}
+BARS = {(80, 64, 2, 9): 6.0, (40, 100, 2, 9): 4.0}
 FEATURES, OBSERVATION, KEPT = 15, 4, 20
 
 
@@ -30,15 +30,15 @@ def test_innovation_moments(benchmark, ratios, check_bars, size):
     transitions = torch.randn(*shape, FEATURES)
     behind = transitions.view(-1, agents, FEATURES)
     behind[1:, :, :OBSERVATION] = behind[:-1, :, -OBSERVATION:]
-    correlation = torch.tensor(0.5, requires_grad=True)
+    coefficients = torch.tensor([0.8, 1.2, -0.4], requires_grad=True)
     compiled = torch.compile(reference.innovation_moments)
 
     def moments(function):
-        return function(series, transitions, correlation, OBSERVATION, places=places)
+        return function(series, transitions, coefficients, OBSERVATION, places=places)
 
     results = ratios(
         31,
-        [series, correlation],
+        [series, coefficients],
         native=lambda: moments(innovation_moments),
         torch=lambda: moments(reference.innovation_moments),
         compiled=lambda: moments(compiled),

@@ -157,8 +157,8 @@ def cases(device: torch.device) -> Iterator[tuple[str, str, list[Tensor], Callab
         transitions[:, 1:, :, :4] = transitions[:, :-1, :, -4:]
         yield (
             f"innovation_moments {contexts},64,2,9", "innovation_moments",
-            [randn(contexts, 64, 2, 9), randn()],
-            lambda op, x, rho, rows_=transitions: op(x, rows_, rho, 4),
+            [randn(contexts, 64, 2, 9), randn(3)],
+            lambda op, x, c, rows_=transitions: op(x, rows_, c, 4),
         )  # fmt: skip
 
 

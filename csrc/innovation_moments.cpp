@@ -12,7 +12,7 @@ namespace mg2l {
 namespace {
 
 constexpr int64_t kMinTaskPairs = 16;  // of a context and an agent; below it a thread costs more
-constexpr int kKinds = 2;              // transitions that follow none, and those that do
+constexpr int kKinds = kInnovationKinds;
 
 template <typename scalar_t>
 struct InnovationArrays {
@@ -20,7 +20,9 @@ struct InnovationArrays {
   const scalar_t* series;       // [rows, A, D]
   const scalar_t* transitions;  // [rows, A, F]
   const int64_t* places;        // [B, T] or null
-  double correlation;
+  // Of the transition before: of one that follows it alone, and of one that follows two; of the
+  // one before that.
+  double alone, first, second;
 
   // Where an agent's transition lies, of rows times agents.
   int64_t at(int64_t context, int64_t t, int64_t agent) const {
@@ -69,24 +71,29 @@ struct InnovationRows {
     using V = Vec<double, kLanes>;
     const int64_t width = a.sizes.width;
     for (Kind& kind : kinds) kind.count = 0;
+    int64_t followed = 0;  // transitions, two at most
     for (int64_t t = 0; t < a.sizes.steps; ++t) {
       const int64_t now = at[static_cast<size_t>(t)] = a.at(context, t, agent);
       double* to = values.data() + t * padded;
       const scalar_t* from = a.series + now * width;
       for (int64_t i = 0; i < width; ++i) to[i] = static_cast<double>(from[i]);
-      Kind& kind = kinds[t > 0 && a.follows(now, at[static_cast<size_t>(t - 1)]) ? 1 : 0];
+      const bool follows = t > 0 && a.follows(now, at[static_cast<size_t>(t - 1)]);
+      followed = follows ? std::min<int64_t>(followed + 1, kKinds - 1) : 0;
+      Kind& kind = kinds[static_cast<size_t>(followed)];
       kind.times[static_cast<size_t>(kind.count++)] = t;
     }
     // Apart: vectors are not read where numbers have just been written one by one.
     for (int which = 0; which < kKinds; ++which) {
       Kind& kind = kinds[static_cast<size_t>(which)];
-      const V rho = splat<V>(a.correlation);
+      const V of_before = splat<V>(which == 1 ? a.alone : a.first), second = splat<V>(a.second);
       double* to = kind.innovations.data();
       for (int64_t i = 0; i < kind.count; ++i, to += padded) {
         const double* from = values.data() + kind.times[static_cast<size_t>(i)] * padded;
         for (int64_t h = 0; h < padded; h += kLanes) {
-          const V x = load<V>(from + h);
-          store(to + h, which == 0 ? x : V(x - rho * load<V>(from - padded + h)));
+          V x = load<V>(from + h);
+          if (which > 0) x -= of_before * load<V>(from - padded + h);
+          if (which > 1) x -= second * load<V>(from - 2 * padded + h);
+          store(to + h, x);
         }
       }
     }
@@ -146,11 +153,11 @@ MG2L_INLINE void moments_of_pairs(const InnovationArrays<scalar_t>& a, int64_t f
   }
 }
 
-// `grad_series` is zero before; a pair adds to its own rows.
+// `grad_series` is zero before; a pair adds to its own rows. Of the coefficients each has its own.
 template <int kBytes, typename scalar_t>
 MG2L_INLINE void gradients_of_pairs(const InnovationArrays<scalar_t>& a, int64_t first,
                                     int64_t last, const double* grad, double* grad_series,
-                                    double* grad_correlation) {
+                                    double* grad_coefficients) {
   constexpr int kLanes = kBytes / sizeof(double), kMicro = kRows<kBytes>;
   using V = Vec<double, kLanes>;
   const int64_t width = a.sizes.width;
@@ -162,7 +169,7 @@ MG2L_INLINE void gradients_of_pairs(const InnovationArrays<scalar_t>& a, int64_t
   for (int64_t pair = first; pair < last; ++pair) {
     const int64_t context = pair / a.sizes.agents, agent = pair % a.sizes.agents;
     rows.template gather<kBytes>(a, context, agent);
-    V along{};
+    V along[kKinds] = {V{}, V{}, V{}};  // what innovations change by with each coefficient
     for (int which = 0; which < kKinds; ++which) {
       const auto& kind = rows.kinds[static_cast<size_t>(which)];
       const double* from =
@@ -190,16 +197,21 @@ MG2L_INLINE void gradients_of_pairs(const InnovationArrays<scalar_t>& a, int64_t
         const double* slope = slopes.data() + row * padded;
         double* to = grad_series + rows.at[static_cast<size_t>(t)] * width;
         for (int64_t i = 0; i < width; ++i) to[i] += slope[i];
-        if (which == 0) continue;
-        const double* before = rows.values.data() + (t - 1) * padded;
-        for (int64_t h = 0; h < padded; h += kLanes) {
-          along += load<V>(slope + h) * load<V>(before + h);
+        for (int lag = 1; lag <= which; ++lag) {
+          const int coefficient = which == 1 ? 0 : lag;
+          const double value = which == 1 ? a.alone : lag == 1 ? a.first : a.second;
+          const double* before = rows.values.data() + (t - lag) * padded;
+          for (int64_t h = 0; h < padded; h += kLanes) {
+            along[coefficient] += load<V>(slope + h) * load<V>(before + h);
+          }
+          to = grad_series + rows.at[static_cast<size_t>(t - lag)] * width;
+          for (int64_t i = 0; i < width; ++i) to[i] -= value * slope[i];
         }
-        to = grad_series + rows.at[static_cast<size_t>(t - 1)] * width;
-        for (int64_t i = 0; i < width; ++i) to[i] -= a.correlation * slope[i];
       }
     }
-    grad_correlation[pair] = -sum_lanes<double, kLanes>(along);
+    for (int i = 0; i < kKinds; ++i) {
+      grad_coefficients[pair * kKinds + i] = -sum_lanes<double, kLanes>(along[i]);
+    }
   }
 }
 
@@ -208,18 +220,24 @@ InnovationArrays<scalar_t> arrays_of(const InnovationSizes& sizes,
                                      const InnovationTensors& tensors) {
   const int64_t* places = data_or_null<int64_t>(tensors.places);
   if (places) check_places(sizes, places);
-  return {sizes, data<scalar_t>(tensors.series), data<scalar_t>(tensors.transitions), places,
-          static_cast<double>(*data<scalar_t>(tensors.correlation))};
+  const scalar_t* coefficients = data<scalar_t>(tensors.coefficients);
+  return {sizes,
+          data<scalar_t>(tensors.series),
+          data<scalar_t>(tensors.transitions),
+          places,
+          static_cast<double>(coefficients[0]),
+          static_cast<double>(coefficients[1]),
+          static_cast<double>(coefficients[2])};
 }
 
 }  // namespace
 
 Tensor innovation_moments_cpu(const Tensor& series, const Tensor& transitions,
-                              const Tensor& correlation, int64_t observation,
+                              const Tensor& coefficients, int64_t observation,
                               const std::optional<Tensor>& places) {
   const InnovationSizes sizes =
-      check_innovation_moments(series, transitions, correlation, observation, places);
-  const InnovationTensors tensors(series, transitions, correlation, places);
+      check_innovation_moments(series, transitions, coefficients, observation, places);
+  const InnovationTensors tensors(series, transitions, coefficients, places);
   Tensor moments = allocate(
       series, {sizes.contexts, kKinds, sizes.agents, sizes.width, sizes.width}, ScalarType::Double);
   for_floating(series.scalar_type(), [&](auto zero) {
@@ -232,23 +250,23 @@ Tensor innovation_moments_cpu(const Tensor& series, const Tensor& transitions,
 }
 
 std::tuple<Tensor, Tensor> innovation_moments_backward_cpu(
-    const Tensor& grad_, const Tensor& series, const Tensor& transitions, const Tensor& correlation,
+    const Tensor& grad_, const Tensor& series, const Tensor& transitions, const Tensor& coefficients,
     int64_t observation, const std::optional<Tensor>& places) {
   const InnovationSizes sizes = check_innovation_moments_backward(grad_, series, transitions,
-                                                                  correlation, observation, places);
-  const InnovationTensors tensors(series, transitions, correlation, places);
+                                                                  coefficients, observation, places);
+  const InnovationTensors tensors(series, transitions, coefficients, places);
   const Tensor grad = as_contiguous(grad_);
   Tensor grad_series = allocate(series, sizes_of(series), ScalarType::Double);
-  Tensor grad_correlation = allocate(series, {sizes.contexts, sizes.agents}, ScalarType::Double);
+  Tensor grad_coefficients = allocate(series, {sizes.contexts, sizes.agents, kKinds}, ScalarType::Double);
   std::fill_n(data<double>(grad_series), grad_series.numel(), 0.0);
   for_floating(series.scalar_type(), [&](auto zero) {
     const auto arrays = arrays_of<decltype(zero)>(sizes, tensors);
     each_pair(arrays, [&](auto bytes, int64_t first, int64_t last) MG2L_INLINE_LAMBDA {
       gradients_of_pairs<bytes>(arrays, first, last, data<double>(grad), data<double>(grad_series),
-                                data<double>(grad_correlation));
+                                data<double>(grad_coefficients));
     });
   });
-  return {grad_series, grad_correlation};
+  return {grad_series, grad_coefficients};
 }
 
 }  // namespace mg2l

@@ -9,13 +9,16 @@
 
 namespace mg2l {
 
+// Transitions that follow none, that follow one, and that follow two.
+constexpr int64_t kInnovationKinds = 3;
+
 struct InnovationSizes {
   int64_t contexts, steps, agents, width, features, observation;
   int64_t rows;  // of series and transitions
 };
 
 inline InnovationSizes check_innovation_moments(const Tensor& series, const Tensor& transitions,
-                                                const Tensor& correlation, int64_t observation,
+                                                const Tensor& coefficients, int64_t observation,
                                                 const std::optional<Tensor>& places) {
   constexpr const char* op = "innovation_moments";
   check_floating(op, "series", series);
@@ -38,7 +41,7 @@ inline InnovationSizes check_innovation_moments(const Tensor& series, const Tens
   sizes.back() = transitions.size(axes - 1);
   check_like(op, "transitions", transitions, "series", series, sizes,
              in_order ? "[B, T, A, F]" : "[U, A, F]");
-  check_like(op, "correlation", correlation, "series", series, {}, "[]");
+  check_like(op, "coefficients", coefficients, "series", series, {3}, "[3]");
   MG2L_CHECK(observation > 0 && observation <= sizes.back(), op, ": observation must be in [1, F] ",
              "with F = ", sizes.back(), ", got ", observation);
   const int64_t contexts = in_order ? series.size(0) : places->size(0);
@@ -54,27 +57,28 @@ inline InnovationSizes check_innovation_moments(const Tensor& series, const Tens
 
 inline InnovationSizes check_innovation_moments_backward(const Tensor& grad, const Tensor& series,
                                                          const Tensor& transitions,
-                                                         const Tensor& correlation,
+                                                         const Tensor& coefficients,
                                                          int64_t observation,
                                                          const std::optional<Tensor>& places) {
   const InnovationSizes sizes =
-      check_innovation_moments(series, transitions, correlation, observation, places);
+      check_innovation_moments(series, transitions, coefficients, observation, places);
   check_like("innovation_moments_backward", "grad", grad, "series", series,
-             {sizes.contexts, 2, sizes.agents, sizes.width, sizes.width}, "[B, 2, A, D, D]",
+             {sizes.contexts, kInnovationKinds, sizes.agents, sizes.width, sizes.width},
+             "[B, 3, A, D, D]",
              ScalarType::Double);
   return sizes;
 }
 
 // Contiguous arguments.
 struct InnovationTensors {
-  Tensor series, transitions, correlation;
+  Tensor series, transitions, coefficients;
   std::optional<Tensor> places;
 
-  InnovationTensors(const Tensor& series_, const Tensor& transitions_, const Tensor& correlation_,
+  InnovationTensors(const Tensor& series_, const Tensor& transitions_, const Tensor& coefficients_,
                     const std::optional<Tensor>& places_)
       : series(as_contiguous(series_)),
         transitions(as_contiguous(transitions_)),
-        correlation(as_contiguous(correlation_)) {
+        coefficients(as_contiguous(coefficients_)) {
     if (places_) places = as_contiguous(*places_);
   }
 };

@@ -72,11 +72,11 @@ STABLE_TORCH_LIBRARY(mg2l, m) {
       "gelu_mlp_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, Tensor kept,"
       " bool want_x) -> (Tensor grad_x, Tensor[] grad_weights, Tensor[] grad_biases)");
   m.def(
-      "innovation_moments(Tensor series, Tensor transitions, Tensor correlation, int observation,"
-      " Tensor? places) -> Tensor moments");
+      "innovation_moments(Tensor series, Tensor transitions, Tensor coefficients,"
+      " int observation, Tensor? places) -> Tensor moments");
   m.def(
       "innovation_moments_backward(Tensor grad, Tensor series, Tensor transitions,"
-      " Tensor correlation, int observation, Tensor? places)"
-      " -> (Tensor grad_series, Tensor grad_correlation)");
+      " Tensor coefficients, int observation, Tensor? places)"
+      " -> (Tensor grad_series, Tensor grad_coefficients)");
   m.def("clip_norms(Tensor(a!)[] gradients, float limit, bool per_group) -> Tensor norms");
 }

@@ -214,9 +214,9 @@ def innovation_moments(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
         places = torch.from_numpy(draw.rng.integers(own, size=(contexts, steps)))
         places += own * torch.arange(contexts).unsqueeze(1)
         shape = contexts * own, agents
-    series, rho = draw.strided(*shape, draw.size(20, 1)), draw.floats().clamp(-1, 1)
+    series, coefficients = draw.strided(*shape, draw.size(20, 1)), draw.floats(3).clamp(-1, 1)
     transitions = draw.strided(*shape, features).detach().round()  # many are equal
-    return [series, transitions, rho, draw.size(features, 1)], {"places": places}
+    return [series, transitions, coefficients, draw.size(features, 1)], {"places": places}
 
 
 def clip_norms(draw: Draw) -> tuple[list[Any], dict[str, Any]]:
@@ -482,7 +482,7 @@ def test_there_is_no_second_derivative(name):
             x[0, 0], [torch.eye(5).double()] * 2, [torch.zeros(5).double()] * 2
         ),
         "innovation_moments": lambda: ops.innovation_moments(
-            x, torch.zeros(4, 3, 2, 2).double(), torch.tensor(0.5).double(), 1
+            x, torch.zeros(4, 3, 2, 2).double(), torch.full((3,), 0.5).double(), 1
         ),
     }
     (first,) = torch.autograd.grad(calls[name]().square().sum(), x, create_graph=True)

@@ -26,7 +26,7 @@ def inputs(
     device: torch.device | str = "cpu",
     repeats: bool = False,
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Series, transitions most of which follow each other, correlation, observation; and places."""
+    """Series, transitions most of which follow others, coefficients, observation; and places."""
     contexts, steps, agents, width, features, observation = sizes
     generator = torch.Generator().manual_seed(0)
 
@@ -44,14 +44,14 @@ def inputs(
         places = (places.sort(1).values + kept * torch.arange(contexts).unsqueeze(1)).to(device)
         series, transitions = (x[:, :kept].flatten(0, 1) for x in (series, transitions))
         transitions[..., :observation] = transitions[..., features - observation :]
-    correlation = torch.tensor(0.6, dtype=dtype, device=device)
-    return [series, transitions, correlation, observation], {"places": places}
+    coefficients = torch.tensor([0.6, 1.1, -0.3], dtype=dtype, device=device)
+    return [series, transitions, coefficients, observation], {"places": places}
 
 
 def results(function: Any, given: Any, options: dict[str, Any]) -> list[Tensor]:
     """The value and both gradients."""
-    series, transitions, correlation, observation = given
-    leaves = [x.detach().requires_grad_() for x in (series, correlation)]
+    series, transitions, coefficients, observation = given
+    leaves = [x.detach().requires_grad_() for x in (series, coefficients)]
     moments = function(leaves[0], transitions, leaves[1], observation, **options)
     cotangent = torch.randn(moments.shape, generator=torch.Generator().manual_seed(1))
     return [
@@ -74,13 +74,15 @@ def test_matches_reference(dtype, sizes, repeats, device):
 
 
 def test_by_hand(device):
-    series = torch.tensor([[1.0, 2.0], [3.0, 5.0], [7.0, 11.0]], device=device).view(1, 3, 1, 2)
-    transitions = torch.tensor([[0.0, 4.0], [4.0, 6.0], [5.0, 5.0]], device=device)
+    series = torch.tensor([[1.0, 2.0], [3.0, 5.0], [7.0, 11.0], [8.0, 2.0]], device=device)
+    transitions = torch.tensor([[0.0, 4.0], [4.0, 6.0], [6.0, 5.0], [1.0, 1.0]], device=device)
+    coefficients = torch.tensor([0.5, 2.0, -1.0], device=device)
     moments = innovation_moments(
-        series, transitions.view(1, 3, 1, 2), torch.tensor(0.5, device=device), 1
+        series.view(1, 4, 1, 2), transitions.view(1, 4, 1, 2), coefficients, 1
     )
-    none, second = torch.tensor([[1.0, 2.0], [7.0, 11.0]]), torch.tensor([[2.5, 4.0]])
-    wanted = torch.stack([none.mT @ none, second.mT @ second]).unsqueeze(1).unsqueeze(0) / 3
+    none = torch.tensor([[1.0, 2.0], [8.0, 2.0]])
+    one, two = torch.tensor([[2.5, 4.0]]), torch.tensor([[2.0, 3.0]])
+    wanted = torch.stack([x.mT @ x for x in (none, one, two)]).unsqueeze(1).unsqueeze(0) / 4
     torch.testing.assert_close(moments.cpu(), wanted.double())
 
 
@@ -90,7 +92,7 @@ def test_the_last_numbers_are_where_a_transition_ended(device):
     given[1][:, 1:] = given[1][:, :1]
     ours = innovation_moments(*given, **options)
     torch.testing.assert_close(ours, reference.innovation_moments(*given, **options))
-    assert bool(ours[:, 1].any())
+    assert bool(ours[:, 1:].flatten(2).any(-1).all())
 
 
 def test_moments_are_symmetric(device):
@@ -132,11 +134,11 @@ def test_only_wanted_gradients(device):
         assert torch.equal(grad, wanted[at])
 
 
-@pytest.mark.parametrize("place", ["series", "correlation", "transitions"])
+@pytest.mark.parametrize("place", ["series", "coefficients", "transitions"])
 def test_what_is_not_finite_is_not_hidden(place, device):
     given, options = inputs((2, 9, 2, 3, 5, 2), torch.float32, device)
     value = float("nan")
-    if place == "correlation":
+    if place == "coefficients":
         given[2].fill_(value)
     else:
         given[place == "transitions"][1, 3, 0, 1] = value
@@ -147,9 +149,10 @@ def test_what_is_not_finite_is_not_hidden(place, device):
     assert bool(ours.isnan().any()) == (place != "transitions")  # it follows none
 
 
-def test_correlation_without_what_follows_is_not_looked_at(device):
-    given, options = inputs((2, 1, 2, 3, 5, 2), torch.float32, device)
-    given[2].fill_(float("nan"))
+@pytest.mark.parametrize("steps", [1, 2])
+def test_coefficients_of_what_is_not_known_are_not_looked_at(steps, device):
+    given, options = inputs((2, steps, 2, 3, 5, 2), torch.float32, device)
+    given[2][steps - 1 :] = float("nan")
     assert bool(innovation_moments(*given, **options).isfinite().all())
 
 
@@ -158,18 +161,18 @@ def test_gradcheck(repeats, device):
     given, options = inputs((2, 6, 2, 3, 5, 2), device=device, repeats=repeats)
     leaves = [given[0].requires_grad_(), given[2].requires_grad_()]
 
-    def function(series: Tensor, correlation: Tensor) -> Tensor:
-        return innovation_moments(series, given[1], correlation, given[3], **options)
+    def function(series: Tensor, coefficients: Tensor) -> Tensor:
+        return innovation_moments(series, given[1], coefficients, given[3], **options)
 
     assert torch.autograd.gradcheck(function, leaves)
 
 
 @pytest.mark.parametrize("repeats", [False, True], ids=["in order", "repeats"])
 def test_opcheck(repeats, device):
-    (series, transitions, correlation, observation), options = inputs(
+    (series, transitions, coefficients, observation), options = inputs(
         (2, 6, 2, 3, 5, 2), torch.float32, device, repeats
     )
-    arguments = series.requires_grad_(), transitions, correlation.requires_grad_(), observation
+    arguments = series.requires_grad_(), transitions, coefficients.requires_grad_(), observation
     torch.library.opcheck(
         torch.ops.mg2l.innovation_moments.default, (*arguments, options["places"])
     )
@@ -199,7 +202,10 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "transition axes": ({"transitions": torch.zeros(2, 3, 5)}, "transitions must have shape"),
     "dtype": ({"transitions": torch.zeros(2, 3, 2, 5).double()}, "transitions must be float32"),
-    "correlation": ({"correlation": torch.zeros(1)}, r"correlation must have shape \[\] = \[\]"),
+    "coefficients": (
+        {"coefficients": torch.zeros(2)},
+        r"coefficients must have shape \[3\] = \[3\], got \[2\]",
+    ),
     "observation": ({"observation": 6}, r"observation must be in \[1, F\] with F = 5, got 6"),
     "no observation": ({"observation": 0}, r"observation must be in \[1, F\] with F = 5, got 0"),
     "places axes": ({**ROWS, "places": torch.zeros(3).long()}, r"places must have shape \[B, T\]"),
@@ -225,7 +231,7 @@ def test_refuses(case):
     arguments: dict[str, Any] = {
         "series": torch.zeros(2, 3, 2, 4),
         "transitions": torch.zeros(2, 3, 2, 5),
-        "correlation": torch.tensor(0.5),
+        "coefficients": torch.zeros(3),
         "observation": 2,
         **change,
     }

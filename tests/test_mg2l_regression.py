@@ -41,14 +41,19 @@ def by_least_squares(network, rows, began=(0,), seen=None):
 
     They stand for as many as were ``seen``.
     """
-    width, rho, precision = 5, float(network.correlation), network.precision
+    width, precision = 5, network.precision
+    one, two = network.roots.tolist()
     now = network.regressand(rows)
     assert torch.equal(now.reward[:, -1], torch.ones(len(rows)))
     torch.testing.assert_close(now.reward[:, 0], rows[:, 5])
-    # Covariance of the errors of an autoregressive process.
+    # Covariance of the errors of an autoregressive process (Yule and Walker).
     steps = torch.arange(len(rows))
     which = sum((steps >= t).long() for t in began)
-    covariance = rho ** (steps - steps[:, None]).abs().double()
+    correlations = [1.0, (one + two) / (1 + one * two)]
+    while len(correlations) < len(rows):
+        correlations.append((one + two) * correlations[-1] - one * two * correlations[-2])
+    lags = (steps - steps[:, None]).abs()
+    covariance = torch.tensor(correlations, dtype=torch.float64)[lags]
     covariance *= which == which[:, None]
     root = torch.linalg.inv(torch.linalg.cholesky(covariance))
     reward = (root @ now.reward.double()) * precision[0].sqrt()
@@ -62,7 +67,7 @@ def by_least_squares(network, rows, began=(0,), seen=None):
 
 def test_coefficients_are_those_of_generalised_least_squares():
     network = regression()
-    torch.nn.init.constant_(network.correlation_logit, 0.7)
+    torch.nn.init.constant_(network.root_logits, 0.7)
     rows = torch.cat([episode(3, 12), episode(3, 8)], 1)
     found = network(rows)
     for env in range(3):
@@ -130,15 +135,18 @@ def test_contexts_are_drawn_in_runs(monkeypatch):
 
 
 def test_errors_that_persist_are_expected():
-    """The error of a transition is what the one before did not let expect."""
+    """The error of a transition is what the two before did not let expect."""
     network, rows = regression(), episode(1, 9)
-    torch.nn.init.constant_(network.correlation_logit, 100.0)  # 1
+    torch.nn.init.constant_(network.root_logits, 100.0)  # 1: errors go on along a line
     x = torch.randn(1, 2, 5)
     features = network.regressand(rows).reward[..., 1:]
-    rows[..., 5] = (features * x.unsqueeze(1)).sum(-1) + torch.tensor([3.0, -1.0])
+    line = torch.tensor([3.0, -1.0]) + torch.arange(9).unsqueeze(1) * torch.tensor([0.5, 2.0])
+    rows[..., 5] = (features * x.unsqueeze(1)).sum(-1) + line
+    wanted = torch.tensor([9.0, 1.0])
     for steps in (1, 2, 9):
         found = network.squared_errors(x, rows[:, :steps])[:, 0] * steps
-        torch.testing.assert_close(found, torch.tensor([9.0, 1.0]))
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        wanted = torch.tensor([9.25, 5.0])
 
 
 def test_rewards_linear_in_the_features_are_predicted():
@@ -257,20 +265,22 @@ def test_the_reward_is_no_feature():
     assert torch.equal(before.change, after.change)
 
 
-def test_the_correlation_of_errors_is_learned():
+def test_the_roots_of_errors_are_learned():
     torch.manual_seed(0)
     network = regression()
-    optimiser = torch.optim.Adam([network.correlation_logit], 0.05)
-    rows = episode(20, 50)
-    error = torch.randn(20, 50, 2)
-    for t in range(1, 50):
-        error[:, t] = 0.9 * error[:, t - 1] + 0.19**0.5 * error[:, t]
+    optimiser = torch.optim.Adam([network.root_logits], 0.05)
+    rows = episode(20, 200)
+    error = torch.randn(20, 200, 2)
+    for t in range(1, 200):
+        error[:, t] += 1.4 * error[:, t - 1] - (0.45 * error[:, t - 2] if t > 1 else 0)
     rows[..., 5] = error
-    for _ in range(100):
+    for _ in range(200):
         optimiser.zero_grad()
         network.squared_errors(network(rows), rows)[:, 0].mean().backward()
         optimiser.step()
-    assert 0.8 < network.correlation.item() < 0.95
+    one, two = network.roots.tolist()
+    assert abs(one + two - 1.4) < 0.06
+    assert abs(one * two - 0.45) < 0.06
 
 
 def test_gradients():

@@ -24,7 +24,7 @@ InnovationArgs<scalar_t> arguments(const InnovationSizes& sizes, const Innovatio
   args.series = data<scalar_t>(tensors.series);
   args.transitions = data<scalar_t>(tensors.transitions);
   args.places = data_or_null<int64_t>(tensors.places);
-  args.correlation = data<scalar_t>(tensors.correlation);
+  args.coefficients = data<scalar_t>(tensors.coefficients);
   return args;
 }
 
@@ -39,15 +39,15 @@ void check_grid(const InnovationSizes& sizes) {
 }  // namespace
 
 Tensor innovation_moments_cuda(const Tensor& series, const Tensor& transitions,
-                               const Tensor& correlation, int64_t observation,
+                               const Tensor& coefficients, int64_t observation,
                                const std::optional<Tensor>& places) {
   const InnovationSizes sizes =
-      check_innovation_moments(series, transitions, correlation, observation, places);
+      check_innovation_moments(series, transitions, coefficients, observation, places);
   check_grid(sizes);
   const auto device = series.get_device_index();
   const DeviceGuard guard(device);
-  const InnovationTensors tensors(series, transitions, correlation, places);
-  Tensor moments = allocate(series, {sizes.contexts, 2, sizes.agents, sizes.width, sizes.width},
+  const InnovationTensors tensors(series, transitions, coefficients, places);
+  Tensor moments = allocate(series, {sizes.contexts, kInnovationKinds, sizes.agents, sizes.width, sizes.width},
                             ScalarType::Double);
   for_launcher(series.scalar_type(), mg2l_innovation_moments_float, mg2l_innovation_moments_double,
                [&](auto launcher, auto zero) {
@@ -59,27 +59,27 @@ Tensor innovation_moments_cuda(const Tensor& series, const Tensor& transitions,
 }
 
 std::tuple<Tensor, Tensor> innovation_moments_backward_cuda(
-    const Tensor& grad_, const Tensor& series, const Tensor& transitions, const Tensor& correlation,
+    const Tensor& grad_, const Tensor& series, const Tensor& transitions, const Tensor& coefficients,
     int64_t observation, const std::optional<Tensor>& places) {
   const InnovationSizes sizes = check_innovation_moments_backward(grad_, series, transitions,
-                                                                  correlation, observation, places);
+                                                                  coefficients, observation, places);
   check_grid(sizes);
   const auto device = series.get_device_index();
   const DeviceGuard guard(device);
-  const InnovationTensors tensors(series, transitions, correlation, places);
+  const InnovationTensors tensors(series, transitions, coefficients, places);
   const Tensor grad = as_contiguous(grad_);
   Tensor grad_series = allocate(series, sizes_of(series), ScalarType::Double);
-  Tensor grad_correlation = allocate(series, {sizes.contexts, sizes.agents}, ScalarType::Double);
+  Tensor grad_coefficients = allocate(series, {sizes.contexts, sizes.agents, kInnovationKinds}, ScalarType::Double);
   for_launcher(series.scalar_type(), mg2l_innovation_moments_backward_float,
                mg2l_innovation_moments_backward_double, [&](auto launcher, auto zero) {
                  auto args = arguments<decltype(zero)>(sizes, tensors);
                  args.grad = data<double>(grad);
                  args.grad_series = data<double>(grad_series);
-                 args.grad_correlation = data<double>(grad_correlation);
+                 args.grad_coefficients = data<double>(grad_coefficients);
                  check_launch("innovation_moments_backward",
                               launcher(&args, current_stream(device)));
                });
-  return {grad_series, grad_correlation};
+  return {grad_series, grad_coefficients};
 }
 
 }  // namespace mg2l

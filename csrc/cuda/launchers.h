@@ -471,14 +471,14 @@ struct InnovationArgs {
   int64_t features;
   int64_t observation;
   int64_t rows;
-  const scalar_t* series;       // [rows, A, D]
-  const scalar_t* transitions;  // [rows, A, F]
-  const int64_t* places;        // [B, T], or null where rows are in order
-  const scalar_t* correlation;  // one number
-  double* moments;              // [B, 2, A, D, D], or null in the backward pass
-  const double* grad;           // of these, or null in the forward pass
-  double* grad_series;          // [rows, A, D], or null in the forward pass
-  double* grad_correlation;     // [B, A], or null in the forward pass
+  const scalar_t* series;        // [rows, A, D]
+  const scalar_t* transitions;   // [rows, A, F]
+  const int64_t* places;         // [B, T], or null where rows are in order
+  const scalar_t* coefficients;  // [3]
+  double* moments;               // [B, 3, A, D, D], or null in the backward pass
+  const double* grad;            // of these, or null in the forward pass
+  double* grad_series;           // [rows, A, D], or null in the forward pass
+  double* grad_coefficients;     // [B, A, 3], or null in the forward pass
 };
 
 MG2L_API int mg2l_innovation_moments_float(const InnovationArgs<float>* args, void* stream);

@@ -352,7 +352,7 @@ def gelu_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> 
 def innovation_moments(
     series: Tensor,
     transitions: Tensor,
-    correlation: Tensor,
+    coefficients: Tensor,
     observation: int,
     *,
     places: Tensor | None = None,
@@ -361,15 +361,21 @@ def innovation_moments(
     if places is not None:
         series, transitions = series[places], transitions[places]
     steps = torch.arange(series.shape[1], device=series.device)
-    earlier = (steps - 1).clamp(min=0)
-    ended = transitions[:, earlier][..., transitions.shape[-1] - observation :]
+    one, two = (steps - 1).clamp(min=0), (steps - 2).clamp(min=0)
+    ended = transitions[:, one][..., transitions.shape[-1] - observation :]
     began = transitions[..., :observation]
     follows = (began == ended).all(-1) & (steps > 0).unsqueeze(-1)
+    follows_two = follows & follows[:, one] & (steps > 1).unsqueeze(-1)
+    kinds = torch.stack([~follows, follows & ~follows_two, follows_two], 1)
     series = series.double()
     # What is not used may be anything, and has no gradient.
-    before = torch.where(follows.unsqueeze(-1), series[:, earlier], 0.0)
-    part = torch.where(follows, correlation.double(), 0.0).unsqueeze(-1)
-    innovations = series - part * before
-    kinds = torch.stack([~follows, follows], 1).transpose(2, 3).unsqueeze(-1)
-    each = torch.where(kinds, innovations.transpose(1, 2).unsqueeze(1), 0.0)
+    before = torch.where(follows.unsqueeze(-1), series[:, one], 0.0)
+    earlier = torch.where(follows_two.unsqueeze(-1), series[:, two], 0.0)
+    alone, first, second = coefficients.double()
+    nothing = series.new_zeros(())
+    of_before = torch.where(follows_two, first, torch.where(follows, alone, nothing))
+    of_earlier = torch.where(follows_two, second, nothing)
+    expected = of_before.unsqueeze(-1) * before + of_earlier.unsqueeze(-1) * earlier
+    kinds = kinds.transpose(2, 3).unsqueeze(-1)
+    each = torch.where(kinds, (series - expected).transpose(1, 2).unsqueeze(1), 0.0)
     return each.mT @ each / max(series.shape[1], 1)

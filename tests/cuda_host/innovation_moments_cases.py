@@ -33,16 +33,15 @@ def case(
     places = np.arange(contexts)[:, None] * kept + np.sort(
         rng.integers(max(kept, 1), size=(contexts, steps)), 1
     )
-    grad = rng.normal(size=(contexts, 2, agents, width, width))
-    correlation = np.full(1, 0.6, dtype)
+    grad = rng.normal(size=(contexts, 3, agents, width, width))
+    coefficients = np.array([0.6, 1.1, -0.3], dtype)
     flat = [series, behind.reshape(transitions.shape)]
     if repeats:
         flat = [series.reshape(rows, agents, width), behind]
 
     def define() -> dict[str, Array]:
         x, given = (torch.from_numpy(part) for part in flat)
-        rho = torch.tensor(correlation[0])
-        leaves = [x.double().requires_grad_(), rho.double().requires_grad_()]
+        leaves = [y.double().requires_grad_() for y in (x, torch.from_numpy(coefficients))]
         moments = reference.innovation_moments(
             leaves[0],
             given.double(),
@@ -57,16 +56,16 @@ def case(
         # Of each context and agent alone.
         parts = (moments * to).sum((1, 3, 4)).flatten()
         each = [torch.autograd.grad(part, leaves[1], retain_graph=True)[0] for part in parts]
-        to_rho = torch.stack(each) if each else parts
+        to_coefficients = torch.stack(each) if each else parts.new_zeros(0, 3)
         return {
             "grad_series": to_series.numpy(),
-            "grad_correlation": to_rho.detach().view(contexts, agents).numpy(),
+            "grad_coefficients": to_coefficients.view(contexts, agents, 3).numpy(),
         }
 
     exact = define()
     inputs: dict[str, Any] = {"contexts": contexts, "steps": steps, "agents": agents}
     inputs |= {"width": width, "features": features, "observation": observation, "rows": rows}
-    inputs |= {"series": flat[0], "transitions": flat[1], "correlation": correlation}
+    inputs |= {"series": flat[0], "transitions": flat[1], "coefficients": coefficients}
     if repeats:
         inputs["places"] = places
     if backward:

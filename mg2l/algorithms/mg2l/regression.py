@@ -46,9 +46,21 @@ class Regressand(NamedTuple):
         """What belongs to the first rows, and to the others."""
         return Regressand(*(x[:rows] for x in self)), Regressand(*(x[rows:] for x in self))
 
-    def follows(self, before: Regressand) -> Tensor:
-        """``[*]``, 1 of a transition that begins where the one before ended, else 0."""
-        return (self.began == before.ended).all(-1).to(self.reward.dtype)
+
+class Latest(NamedTuple):
+    """What is kept of the latest transition of agents ``[*]``."""
+
+    reward: Tensor
+    """``[*, 1 + D]``, see `Regressand`."""
+
+    earlier: Tensor
+    """``[*, 1 + D]``, that of the transition before."""
+
+    followed: Tensor
+    """``[*]`` bool, whether it followed that one."""
+
+    ended: Tensor
+    """``[*, O]``, observation afterwards."""
 
 
 class ChangeMoments(TransitionMoments):
@@ -84,10 +96,11 @@ class TransitionRegression(nn.Module):
 
     ``x^i = argmin_x sum_t (e_t^2 / sigma^2 + sum_p d_tp^2 / sigma_p^2) + |x|^2``.
 
-    Errors of rewards are those of an autoregressive process of first order,
-    ``e_t = rho e_{t-1} + u_t`` (Cochrane and Orcutt, 1949): what an agent cannot explain of its
-    rewards, such as what its team-mates do where they share a reward, changes slowly. From each
-    transition ``rho`` times the one before is subtracted, in features and reward. ``rho`` is
+    Errors of rewards are those of an autoregressive process of second order with two roots,
+    ``e_t = (rho_1 + rho_2) e_{t-1} - rho_1 rho_2 e_{t-2} + u_t`` (generalised least squares:
+    Cochrane and Orcutt, 1949): what an agent cannot explain of its rewards, such as where its
+    team-mates are where they share a reward, changes slowly, and goes on as it began. From each
+    transition what the two before let expect is subtracted, in features and reward. The roots are
     learned. Transitions follow each other if one ends where the other begins. The last feature of
     rewards is the constant. Shared by all agents; no agent's transitions reach another agent's
     ``x^i``.
@@ -123,14 +136,28 @@ class TransitionRegression(nn.Module):
             draws = torch.Generator().manual_seed(0)
             mixture = torch.randn(self.observation, self.changes, generator=draws)
             self.register_buffer("mixture", mixture / self.observation**0.5, persistent=False)
-        self.correlation_logit = nn.Parameter(torch.zeros(()))
+        self.root_logits = nn.Parameter(torch.tensor([0.0, -1.0]))
         # Changes are not explained at first, so that they do not disturb where they say nothing.
         self.log_noise = nn.Parameter(torch.tensor([math.log(NOISE), *[0.0] * self.changes]))
 
     @property
-    def correlation(self) -> Tensor:
-        """``rho`` between the errors of consecutive rewards, in ``(0, 1)``."""
-        return self.correlation_logit.sigmoid()
+    def roots(self) -> Tensor:
+        """``rho_1`` and ``rho_2`` of the errors of rewards, ``[2]`` in ``(0, 1)``."""
+        return self.root_logits.sigmoid()
+
+    def _expected(self) -> tuple[Tensor, Tensor]:
+        """What errors of rewards let expect, of variance 1 by themselves.
+
+        Returns:
+            Coefficients ``[3]`` of the error before, for an error of which only that is known, and
+            of the two before; and the variances ``[3]`` of an error, given none, one and two.
+        """
+        one, two = self.roots.unbind()
+        total, product = one + two, one * two
+        alone = total / (1 + product)
+        given_two = (1 - product) / (1 + product) * ((1 - one**2) * (1 - two**2))
+        variances = torch.stack([torch.ones_like(total), 1 - alone**2, given_two])
+        return torch.stack([alone, total, -product]), variances
 
     @property
     def precision(self) -> Tensor:
@@ -215,8 +242,8 @@ class TransitionRegression(nn.Module):
 
     def _pooled(self, now: Regressand, drawn: Distinct) -> Tensor:
         """Means of `_products` over the transitions of B contexts, ``[B, A, D, 1 + D]``."""
-        first, following = self._moments(now, drawn).unbind(1)
-        rewards = first + following / (1 - self.correlation.double().square())
+        variances = self._expected()[1].double()
+        rewards = (self._moments(now, drawn) / variances.view(-1, 1, 1, 1)).sum(1)
         own, of_changes = self.precision[0], self.precision[1:].sqrt().to(now.change.dtype)
         change = now.change if drawn.places is None else now.change[drawn.places]
         each = (change * of_changes.unsqueeze(-1)).transpose(1, 2).flatten(2, 3)
@@ -236,17 +263,29 @@ class TransitionRegression(nn.Module):
         """Second moments of the innovations of rewards and features in B contexts.
 
         Returns:
-            ``[B, 2, A, 1 + D, 1 + D]``, see `mg2l.ops.innovation_moments`.
+            ``[B, 3, A, 1 + D, 1 + D]``, see `mg2l.ops.innovation_moments`.
         """
+        coefficients = self._expected()[0]
         return self.backend.innovation_moments(
-            now.reward, drawn.rows, self.correlation, self.observation, places=drawn.places
+            now.reward, drawn.rows, coefficients, self.observation, places=drawn.places
         )
 
-    def _whitened(self, now: Regressand, before: Regressand, follows: Tensor) -> Tensor:
-        """Innovations of rewards and features ``[*, 1 + D]``, all of the same variance."""
-        part = self.correlation * follows
-        scale = torch.where(follows > 0, (1 - self.correlation**2).rsqrt(), 1.0)
-        return (now.reward - part.unsqueeze(-1) * before.reward) * scale.unsqueeze(-1)
+    def _whitened(self, now: Regressand, latest: Latest, follows: Tensor) -> Tensor:
+        """Innovations of rewards and features ``[*, 1 + D]``, all of the same variance.
+
+        Args:
+            now: what is regressed.
+            latest: of the transitions before.
+            follows: ``[*]`` bool, whether these follow them.
+        """
+        (alone, first, second), variances = self._expected()
+        both = (follows & latest.followed).unsqueeze(-1)
+        follows = follows.unsqueeze(-1)
+        before = torch.where(both, first, alone) * latest.reward
+        expected = torch.where(follows, before, 0.0)
+        expected = expected + torch.where(both, second * latest.earlier, 0.0)
+        none, one, two = variances.rsqrt()
+        return (now.reward - expected) * torch.where(both, two, torch.where(follows, one, none))
 
     def _products(self, reward: Tensor, change: Tensor) -> Tensor:
         """Features times targets and features, weighed by the precision of the targets' errors.
@@ -268,23 +307,34 @@ class TransitionRegression(nn.Module):
     def begin(self, rows: Tensor, weight: Tensor) -> RunningPool:
         """Pool transitions ``[N, T, A, F]``, each of which counts ``weight`` ``[N]`` times.
 
-        Pooled are the means of `_products`; kept is what is regressed of the latest transition.
+        Pooled are the means of `_products`; kept is the `Latest`.
         """
         mass = (weight * rows.shape[1]).unsqueeze(1).expand(-1, rows.shape[2])
         products = self._pooled(self.regressand(rows), Distinct(rows))
-        return RunningPool(products, mass, self.regressand(rows[:, -1]))
+        before = self._latest(self.regressand(rows[:, max(rows.shape[1] - 2, 0)]))
+        latest = self._latest(self.regressand(rows[:, -1]), before if rows.shape[1] > 1 else None)
+        return RunningPool(products, mass, latest)
 
     def extend(self, pool: RunningPool | None, rows: Tensor, alive: Tensor) -> RunningPool:
         """Add a transition ``[N, A, F]`` of each agent that is ``alive`` ``[N, A]``."""
         now = self.regressand(rows)
-        before = now if pool is None else Regressand(*pool.kept)
-        follows = torch.zeros_like(alive) if pool is None else now.follows(before)
-        products = self._products(self._whitened(now, before, follows), now.change)
+        latest = self._latest(now, None if pool is None else Latest(*pool.kept))
+        before = latest if pool is None else Latest(*pool.kept)
+        products = self._products(self._whitened(now, before, latest.followed), now.change)
         if pool is None:
-            return RunningPool(products, alive, now)
+            return RunningPool(products, alive, latest)
         mass = pool.mass + alive
         part = (alive / mass.clamp(min=1))[..., None, None].to(products.dtype)
-        return RunningPool(torch.lerp(pool.pooled, products, part), mass, now)
+        return RunningPool(torch.lerp(pool.pooled, products, part), mass, latest)
+
+    @staticmethod
+    def _latest(now: Regressand, before: Latest | None = None) -> Latest:
+        """What is kept of transitions, which may follow others."""
+        if before is None:
+            nothing = torch.zeros_like(now.ended[..., 0], dtype=torch.bool)
+            return Latest(now.reward, torch.zeros_like(now.reward), nothing, now.ended)
+        follows = (now.began == before.ended).all(-1)
+        return Latest(now.reward, before.reward, follows, now.ended)
 
     def read_out(self, pool: RunningPool) -> Tensor:
         """``x``, ``[N, A, D]``, of all transitions in a pool."""
