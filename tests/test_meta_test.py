@@ -51,11 +51,14 @@ def test_an_agent_infers_from_its_own_transitions_alone(learner, sampling):
 
 
 def test_exploring_teams_always_sample(learner):
-    explored, acted = [], []
+    explored: list[torch.Tensor] = []
+    acted: list[torch.Tensor] = []
     for deterministic in (False, True):
         test = build(learner, deterministic=deterministic)
         with learner.isolated_rng(0):
-            explored.append(test.explore(SHOTS))
+            experience = test.explore(SHOTS)
+            assert experience is not None
+            explored.append(experience)
             acted.append(test.act(test.infer(explored[-1], "uniform")).actions)
         test.close()
     assert torch.equal(*explored)

@@ -220,7 +220,7 @@ class MetaTest:
     def explore_once(self, shot: int, experience: Tensor | None = None) -> Rollout:
         """An exploration episode of every sub-environment, after others ``[N, S, A, F]``."""
         inference = self._context_inference()
-        latent: Tensor | LatentStream
+        latent: Tensor | LatentStream | None
         if inference.explores_on_context:
             latent = self._growing(experience, "uniform")
         else:
