@@ -250,14 +250,15 @@ Tensor innovation_moments_cpu(const Tensor& series, const Tensor& transitions,
 }
 
 std::tuple<Tensor, Tensor> innovation_moments_backward_cpu(
-    const Tensor& grad_, const Tensor& series, const Tensor& transitions, const Tensor& coefficients,
-    int64_t observation, const std::optional<Tensor>& places) {
-  const InnovationSizes sizes = check_innovation_moments_backward(grad_, series, transitions,
-                                                                  coefficients, observation, places);
+    const Tensor& grad_, const Tensor& series, const Tensor& transitions,
+    const Tensor& coefficients, int64_t observation, const std::optional<Tensor>& places) {
+  const InnovationSizes sizes = check_innovation_moments_backward(
+      grad_, series, transitions, coefficients, observation, places);
   const InnovationTensors tensors(series, transitions, coefficients, places);
   const Tensor grad = as_contiguous(grad_);
   Tensor grad_series = allocate(series, sizes_of(series), ScalarType::Double);
-  Tensor grad_coefficients = allocate(series, {sizes.contexts, sizes.agents, kKinds}, ScalarType::Double);
+  Tensor grad_coefficients =
+      allocate(series, {sizes.contexts, sizes.agents, kKinds}, ScalarType::Double);
   std::fill_n(data<double>(grad_series), grad_series.numel(), 0.0);
   for_floating(series.scalar_type(), [&](auto zero) {
     const auto arrays = arrays_of<decltype(zero)>(sizes, tensors);

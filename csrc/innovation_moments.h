@@ -64,8 +64,7 @@ inline InnovationSizes check_innovation_moments_backward(const Tensor& grad, con
       check_innovation_moments(series, transitions, coefficients, observation, places);
   check_like("innovation_moments_backward", "grad", grad, "series", series,
              {sizes.contexts, kInnovationKinds, sizes.agents, sizes.width, sizes.width},
-             "[B, 3, A, D, D]",
-             ScalarType::Double);
+             "[B, 3, A, D, D]", ScalarType::Double);
   return sizes;
 }
 

@@ -25,17 +25,19 @@ struct InnovationChunk {
   int followed[kInnovationThreads];
 };
 
-// Coefficients of the transition before, and of the one before that, by how many are followed.
+// The coefficients, in registers: nothing is indexed by what is known at run time alone.
 struct InnovationWeights {
-  double of[kInnovationCases][2];
+  double alone, first, second;
+
+  // Of the transition before one that follows so many.
+  __device__ double of_before(int followed) const { return followed == 1 ? alone : first; }
 };
 
 template <typename scalar_t>
 __device__ InnovationWeights weights_of(const InnovationArgs<scalar_t>& args) {
   const scalar_t* given = args.coefficients;
-  return {{{0, 0},
-           {static_cast<double>(given[0]), 0},
-           {static_cast<double>(given[1]), static_cast<double>(given[2])}}};
+  return {static_cast<double>(given[0]), static_cast<double>(given[1]),
+          static_cast<double>(given[2])};
 }
 
 // Looks up transitions from `first` on. Begins and ends with a barrier.
@@ -45,20 +47,20 @@ __device__ void look_up(const InnovationArgs<scalar_t>& args, int64_t context, i
   __syncthreads();
   const int64_t t = first + threadIdx.x;
   if (t < args.steps) {
-    int64_t at[3];
     for (int lag = 0; lag < 3; ++lag) {
       const int64_t i = context * args.steps + t - lag;
       int64_t row = -1;
       if (t >= lag) row = args.places == nullptr ? i : args.places[i];
-      at[lag] = row >= 0 && row < args.rows ? row * args.agents + agent : -1;
-      chunk.at[lag][threadIdx.x] = at[lag];
+      row = row >= 0 && row < args.rows ? row * args.agents + agent : -1;
+      chunk.at[lag][threadIdx.x] = row;
     }
     int followed = 0;
     for (bool follows = true; follows && followed < 2; followed += follows) {
-      follows = at[followed] >= 0 && at[followed + 1] >= 0;
-      const scalar_t* began = args.transitions + at[followed] * args.features;
-      const scalar_t* ended =
-          args.transitions + (at[followed + 1] + 1) * args.features - args.observation;
+      const int64_t now = chunk.at[followed][threadIdx.x];
+      const int64_t before = chunk.at[followed + 1][threadIdx.x];
+      follows = now >= 0 && before >= 0;
+      const scalar_t* began = args.transitions + now * args.features;
+      const scalar_t* ended = args.transitions + (before + 1) * args.features - args.observation;
       for (int64_t o = 0; follows && o < args.observation; ++o) follows = began[o] == ended[o];
     }
     chunk.followed[threadIdx.x] = followed;
@@ -73,9 +75,13 @@ __device__ double innovation(const InnovationArgs<scalar_t>& args, const Innovat
   if (chunk.at[0][t] < 0) return NAN;
   double x = static_cast<double>(args.series[chunk.at[0][t] * args.width + column]);
   const int followed = chunk.followed[t];
-  for (int lag = 1; lag <= followed; ++lag) {
-    const int64_t before = chunk.at[lag][t] * args.width + column;
-    x -= weights.of[followed][lag - 1] * static_cast<double>(args.series[before]);
+  if (followed > 0) {
+    const int64_t before = chunk.at[1][t] * args.width + column;
+    x -= weights.of_before(followed) * static_cast<double>(args.series[before]);
+  }
+  if (followed > 1) {
+    const int64_t earlier = chunk.at[2][t] * args.width + column;
+    x -= weights.second * static_cast<double>(args.series[earlier]);
   }
   return x;
 }
@@ -89,22 +95,28 @@ __global__ void innovation_moments_kernel(InnovationArgs<scalar_t> args) {
   const InnovationWeights weights = weights_of(args);
   for (int64_t start = 0; start < entries; start += kInnovationThreads) {
     const int64_t entry = start + threadIdx.x;
-    double sums[kInnovationCases] = {0, 0, 0};
+    double none = 0, one = 0, two = 0;
     for (int64_t first = 0; first < args.steps; first += kInnovationThreads) {
       look_up(args, context, agent, first, chunk);
       const int64_t left = args.steps - first;
       const int count = static_cast<int>(left < kInnovationThreads ? left : kInnovationThreads);
       for (int t = 0; entry < entries && t < count; ++t) {
-        sums[chunk.followed[t]] += innovation(args, chunk, t, entry / args.width, weights) *
-                                   innovation(args, chunk, t, entry % args.width, weights);
+        const double product = innovation(args, chunk, t, entry / args.width, weights) *
+                               innovation(args, chunk, t, entry % args.width, weights);
+        const int followed = chunk.followed[t];
+        none += followed == 0 ? product : 0;
+        one += followed == 1 ? product : 0;
+        two += followed == 2 ? product : 0;
       }
     }
     if (entry >= entries) continue;
     const double steps = static_cast<double>(args.steps > 0 ? args.steps : 1);
-    for (int kind = 0; kind < kInnovationCases; ++kind) {
-      const int64_t matrix = (context * kInnovationCases + kind) * args.agents + agent;
-      args.moments[matrix * entries + entry] = sums[kind] / steps;
-    }
+    const int64_t between = args.agents * entries;
+    double* to =
+        args.moments + (context * kInnovationCases * args.agents + agent) * entries + entry;
+    to[0] = none / steps;
+    to[between] = one / steps;
+    to[2 * between] = two / steps;
   }
 }
 
@@ -124,7 +136,7 @@ __global__ void innovation_moments_backward_kernel(InnovationArgs<scalar_t> args
   const int64_t context = blockIdx.x / args.agents, agent = blockIdx.x % args.agents;
   const int64_t width = args.width, entries = width * width;
   const InnovationWeights weights = weights_of(args);
-  double sums[kInnovationCases] = {0, 0, 0};  // of the coefficients
+  double alone = 0, first_of_two = 0, second = 0;  // gradients of the coefficients
   for (int64_t start = 0; start < width; start += kInnovationThreads) {
     const int64_t column = start + threadIdx.x;
     for (int64_t first = 0; first < args.steps; first += kInnovationThreads) {
@@ -142,16 +154,24 @@ __global__ void innovation_moments_backward_kernel(InnovationArgs<scalar_t> args
         }
         slope /= static_cast<double>(args.steps);
         if (chunk.at[0][t] >= 0) args.grad_series[chunk.at[0][t] * width + column] += slope;
-        for (int lag = 1; lag <= followed; ++lag) {
-          const int64_t before = chunk.at[lag][t] * width + column;
-          args.grad_series[before] -= weights.of[followed][lag - 1] * slope;
-          const int coefficient = followed == 1 ? 0 : lag;
-          sums[coefficient] -= slope * static_cast<double>(args.series[before]);
+        if (followed > 0) {
+          const int64_t before = chunk.at[1][t] * width + column;
+          args.grad_series[before] -= weights.of_before(followed) * slope;
+          const double change = slope * static_cast<double>(args.series[before]);
+          alone -= followed == 1 ? change : 0;
+          first_of_two -= followed == 2 ? change : 0;
+        }
+        if (followed > 1) {
+          const int64_t earlier = chunk.at[2][t] * width + column;
+          args.grad_series[earlier] -= weights.second * slope;
+          second -= slope * static_cast<double>(args.series[earlier]);
         }
       }
     }
   }
-  for (int i = 0; i < kInnovationCases; ++i) along[i][threadIdx.x] = sums[i];
+  along[0][threadIdx.x] = alone;
+  along[1][threadIdx.x] = first_of_two;
+  along[2][threadIdx.x] = second;
   __syncthreads();
   if (threadIdx.x >= kInnovationCases) return;
   double total = 0;

@@ -47,8 +47,9 @@ Tensor innovation_moments_cuda(const Tensor& series, const Tensor& transitions,
   const auto device = series.get_device_index();
   const DeviceGuard guard(device);
   const InnovationTensors tensors(series, transitions, coefficients, places);
-  Tensor moments = allocate(series, {sizes.contexts, kInnovationKinds, sizes.agents, sizes.width, sizes.width},
-                            ScalarType::Double);
+  Tensor moments =
+      allocate(series, {sizes.contexts, kInnovationKinds, sizes.agents, sizes.width, sizes.width},
+               ScalarType::Double);
   for_launcher(series.scalar_type(), mg2l_innovation_moments_float, mg2l_innovation_moments_double,
                [&](auto launcher, auto zero) {
                  auto args = arguments<decltype(zero)>(sizes, tensors);
@@ -59,17 +60,18 @@ Tensor innovation_moments_cuda(const Tensor& series, const Tensor& transitions,
 }
 
 std::tuple<Tensor, Tensor> innovation_moments_backward_cuda(
-    const Tensor& grad_, const Tensor& series, const Tensor& transitions, const Tensor& coefficients,
-    int64_t observation, const std::optional<Tensor>& places) {
-  const InnovationSizes sizes = check_innovation_moments_backward(grad_, series, transitions,
-                                                                  coefficients, observation, places);
+    const Tensor& grad_, const Tensor& series, const Tensor& transitions,
+    const Tensor& coefficients, int64_t observation, const std::optional<Tensor>& places) {
+  const InnovationSizes sizes = check_innovation_moments_backward(
+      grad_, series, transitions, coefficients, observation, places);
   check_grid(sizes);
   const auto device = series.get_device_index();
   const DeviceGuard guard(device);
   const InnovationTensors tensors(series, transitions, coefficients, places);
   const Tensor grad = as_contiguous(grad_);
   Tensor grad_series = allocate(series, sizes_of(series), ScalarType::Double);
-  Tensor grad_coefficients = allocate(series, {sizes.contexts, sizes.agents, kInnovationKinds}, ScalarType::Double);
+  Tensor grad_coefficients =
+      allocate(series, {sizes.contexts, sizes.agents, kInnovationKinds}, ScalarType::Double);
   for_launcher(series.scalar_type(), mg2l_innovation_moments_backward_float,
                mg2l_innovation_moments_backward_double, [&](auto launcher, auto zero) {
                  auto args = arguments<decltype(zero)>(sizes, tensors);
