@@ -83,6 +83,15 @@ def test_what_an_episode_is_worth():
     assert found.gain("nobody", "0", "1") is None
 
 
+def test_gains_are_of_runs_tested_in_both_ways():
+    before = [*rows("mine", [-30, -30, 0], "0", seed=2), *rows("mine", [0, 0, 0], "0", seed=1)]
+    after = rows("mine", [-20, -25, 0], "1", seed=2)
+    found = only(adaptation([*REFERENCES, *before, *after], [BOUND]))
+    np.testing.assert_allclose(found.gains("mine", "0", "1"), [[0.5, 0.25]])
+    other = rows("mine", [-20, -25, 0], "1", seed=3)
+    assert only(adaptation([*REFERENCES, *before, *other], [BOUND])).gain("mine", "0", "1") is None
+
+
 @pytest.mark.parametrize("missing", ["mappo", "oracle"])
 def test_no_scores_without_both_references(missing):
     some = [row for row in REFERENCES if row.algo != missing] + rows("mine", [1, 2, 3])

@@ -153,6 +153,7 @@ class Adaptation:
         random: mean return of random actions, NaN where they were not played.
         returns: by algorithm and shots, ``[R, K]``.
         scores: by algorithm and shots, ``[R, K']`` of `Scale.tasks`.
+        seeds: by algorithm and shots, of these R runs: not all need be tested in every way.
     """
 
     env: str
@@ -162,6 +163,7 @@ class Adaptation:
     random: float
     returns: dict[str, dict[str, statistics.Scores]]
     scores: dict[str, dict[str, statistics.Scores]] = field(default_factory=dict)
+    seeds: dict[str, dict[str, list[int]]] = field(default_factory=dict)
 
     @property
     def shots(self) -> list[str]:
@@ -173,12 +175,27 @@ class Adaptation:
         held = self.scores.get(algo, {}).get(shots)
         return None if held is None else statistics.nested_bootstrap([held])
 
-    def gain(self, algo: str, before: str, after: str) -> statistics.Interval | None:
-        """Interquartile mean of what scores gain from one number of shots to another, in pairs."""
-        held = self.scores.get(algo, {})
-        if not {before, after} <= held.keys() or held[before].shape != held[after].shape:
+    def gains(self, algo: str, before: str, after: str) -> statistics.Scores | None:
+        """``[R, K']``, what scores gain from one number of shots to another, task by task.
+
+        Of the runs that were tested in both; None where there is none.
+        """
+        held, seeds = self.scores.get(algo, {}), self.seeds.get(algo, {})
+        if not {before, after} <= held.keys():
             return None
-        return statistics.nested_bootstrap([held[after] - held[before]])
+        both = [seed for seed in seeds[before] if seed in seeds[after]]
+        if not both:
+            return None
+        one, other = (
+            held[shots][[seeds[shots].index(seed) for seed in both]] for shots in (before, after)
+        )
+        gains: statistics.Scores = other - one
+        return gains
+
+    def gain(self, algo: str, before: str, after: str) -> statistics.Interval | None:
+        """Interquartile mean of `gains`."""
+        held = self.gains(algo, before, after)
+        return None if held is None else statistics.nested_bootstrap([held])
 
     @property
     def notes(self) -> list[str]:
@@ -263,7 +280,11 @@ def _of_part(rows: Sequence[TaskReturn], bound: Bound | None) -> Adaptation:
                 for algo, by_shots in returns.items()
             }
     about = (rows[0].env, rows[0].part)
-    return Adaptation(*about, scale, bound, random, returns, scores)
+    seeds = {
+        algo: {shots: [*table] for shots, table in by_shots.items()}
+        for algo, by_shots in tables.items()
+    }
+    return Adaptation(*about, scale, bound, random, returns, scores, seeds)
 
 
 def _reference(

@@ -205,11 +205,8 @@ def _gains(parts: Sequence[Adaptation]) -> list[str]:
     steps = list(itertools.pairwise(shots))
 
     def gain(algo: str, before: str, after: str) -> Interval | None:
-        held = [
-            x.scores[algo][after] - x.scores[algo][before]
-            for x in parts
-            if {before, after} <= x.scores.get(algo, {}).keys()
-        ]
+        found = [x.gains(algo, before, after) for x in parts]
+        held = [x for x in found if x is not None]
         return statistics.nested_bootstrap(held) if held else None
 
     if not steps:
