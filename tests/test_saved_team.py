@@ -109,7 +109,7 @@ def test_a_learner_that_goes_on_is_another(run, tmp_path):
     ("name", "least"),
     [
         ("mpe-goals", (-10.5, -8.5)),
-        ("mpe-goals-joint", (-19.0, -14.5)),
+        ("mpe-goals-joint", (-16.0, -11.0)),
         ("mpe-weights", (12.0, 13.0)),
         ("mpe-hunting-4", (1.0, 4.0)),
     ],
