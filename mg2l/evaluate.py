@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument(
         "--deterministic",
         action="store_true",
-        help="act on the most likely action, but while exploring",
+        help="act on the most likely action, except while exploring",
     )
     parser.add_argument(
         "--video",

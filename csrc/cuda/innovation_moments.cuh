@@ -16,7 +16,7 @@
 namespace mg2l {
 
 constexpr int kInnovationThreads = 128;  // of a block, and transitions of a chunk
-constexpr int kInnovationCases = 3;      // transitions that follow none, one, and two
+constexpr int kInnovationKinds = 3;      // transitions that follow none, one, and two
 
 // Where transitions of a chunk, and the two before each, lie, of rows times agents; -1 where a
 // place is no row. And how many of those two each follows.
@@ -113,7 +113,7 @@ __global__ void innovation_moments_kernel(InnovationArgs<scalar_t> args) {
     const double steps = static_cast<double>(args.steps > 0 ? args.steps : 1);
     const int64_t between = args.agents * entries;
     double* to =
-        args.moments + (context * kInnovationCases * args.agents + agent) * entries + entry;
+        args.moments + (context * kInnovationKinds * args.agents + agent) * entries + entry;
     to[0] = none / steps;
     to[between] = one / steps;
     to[2 * between] = two / steps;
@@ -132,7 +132,7 @@ __global__ void innovation_moments_zero_kernel(InnovationArgs<scalar_t> args) {
 template <typename scalar_t>
 __global__ void innovation_moments_backward_kernel(InnovationArgs<scalar_t> args) {
   __shared__ InnovationChunk chunk;
-  __shared__ double along[kInnovationCases][kInnovationThreads];
+  __shared__ double along[kInnovationKinds][kInnovationThreads];
   const int64_t context = blockIdx.x / args.agents, agent = blockIdx.x % args.agents;
   const int64_t width = args.width, entries = width * width;
   const InnovationWeights weights = weights_of(args);
@@ -145,7 +145,7 @@ __global__ void innovation_moments_backward_kernel(InnovationArgs<scalar_t> args
       const int count = static_cast<int>(left < kInnovationThreads ? left : kInnovationThreads);
       for (int t = 0; column < width && t < count; ++t) {
         const int followed = chunk.followed[t];
-        const int64_t matrix = (context * kInnovationCases + followed) * args.agents + agent;
+        const int64_t matrix = (context * kInnovationKinds + followed) * args.agents + agent;
         const double* grad = args.grad + matrix * entries;
         double slope = 0;
         for (int64_t i = 0; i < width; ++i) {
@@ -173,11 +173,11 @@ __global__ void innovation_moments_backward_kernel(InnovationArgs<scalar_t> args
   along[1][threadIdx.x] = first_of_two;
   along[2][threadIdx.x] = second;
   __syncthreads();
-  if (threadIdx.x >= kInnovationCases) return;
+  if (threadIdx.x >= kInnovationKinds) return;
   double total = 0;
   for (int thread = 0; thread < kInnovationThreads; ++thread) total += along[threadIdx.x][thread];
   const int64_t pair = context * args.agents + agent;
-  args.grad_coefficients[pair * kInnovationCases + threadIdx.x] = total;
+  args.grad_coefficients[pair * kInnovationKinds + threadIdx.x] = total;
 }
 
 }  // namespace mg2l

@@ -345,7 +345,8 @@ class Team:
             shots: episodes of exploration before acting.
             episodes: per task.
             seed: random seed.
-            deterministic: act on the most likely action instead of a sample, but while exploring.
+            deterministic: act on the most likely action instead of a sample, except while
+                exploring.
 
         Returns:
             Content of ``evaluation.json``; ``results`` has a row per part of the tasks and way of

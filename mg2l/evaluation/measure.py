@@ -207,7 +207,7 @@ def evaluate(
         shots: episodes of exploration before acting.
         episodes: per task.
         seed: random seed; all ways of acting meet the same episodes.
-        deterministic: act on the most likely action instead of a sample, but while exploring.
+        deterministic: act on the most likely action instead of a sample, except while exploring.
         report: see `Report`.
         mappo: learner of a run that ignores the task, with ``oracle`` for adaptation scores.
 

@@ -58,7 +58,7 @@ class MetaTest:
         task_ids: tasks to test on.
         episodes: sub-environments per task, which play one episode each.
         seed: the random seed.
-        deterministic: act on the most likely action instead of a sample, but while exploring.
+        deterministic: act on the most likely action instead of a sample, except while exploring.
     """
 
     def __init__(

@@ -72,7 +72,7 @@ class VideoRenderer:
     Args:
         learner: learner of the team.
         seed: the random seed; the videos of all tasks begin alike.
-        deterministic: act on the most likely action instead of a sample, but while exploring.
+        deterministic: act on the most likely action instead of a sample, except while exploring.
     """
 
     def __init__(self, learner: Learner, seed: int, deterministic: bool = False) -> None:
@@ -181,7 +181,7 @@ def write_videos(
         folder: where each video is written as its task's number and name.
         kind: ``gif``, ``mp4`` or ``webp``.
         seed: the random seed.
-        deterministic: act on the most likely action instead of a sample, but while exploring.
+        deterministic: act on the most likely action instead of a sample, except while exploring.
 
     Yields:
         Each video's path when it is written.

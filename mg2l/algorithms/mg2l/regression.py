@@ -106,7 +106,8 @@ class TransitionRegression(nn.Module):
     ``x^i``.
 
     Args:
-        hidden: widths of the hidden layers of ``phi``; that of ``f`` and ``psi`` has the last.
+        hidden: widths of the hidden layers of ``phi``. ``f`` and ``psi`` are one network with a
+            single hidden layer, as wide as the last of these.
         transition: width F of a transition.
         reward: the reward's column in it.
         width: D, number of features.
