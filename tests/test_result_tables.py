@@ -118,6 +118,65 @@ def test_tables_are_read_as_they_were_written(tables, tmp_path):
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_tables_of_two_machines_become_one(tables, tmp_path):
+    def run(row):
+        return row.env, row.algo, row.seed
+
+    mine = ("mpe-goals", "mg2l", 0)
+
+    def part(first):
+        records = [
+            record._replace(state="done" if (run(record) == mine) != first else "waiting")
+            for record in tables.records
+            if record.state == "done"
+        ]
+        of_runs = (tables.returns, tables.points, tables.probes)
+        returns, points, probes = (
+            [x for x in rows if (run(x) == mine) != first] for rows in of_runs
+        )
+        bounds = [bound for bound in tables.bounds if (bound.env == "mpe-goals") != first]
+        return frames.Frames(records, returns, bounds, points, probes)
+
+    here, there = part(False), part(True)
+    for kept, added in ((here, there), (there, here)):
+        both = frames.merge(kept, added)
+        assert sorted(both.returns) == sorted(tables.returns)
+        assert sorted(both.points) == sorted(tables.points)
+        assert sorted(both.probes) == sorted(tables.probes)
+        assert sorted(both.bounds) == sorted(tables.bounds)
+        assert sorted(both.records) == sorted(x for x in tables.records if x.state == "done")
+
+
+def test_a_run_that_is_done_again_replaces_what_it_was(tables):
+    again = tables.returns[0]
+    higher = [row._replace(value=row.value + 1) for row in tables.returns if row[:4] == again[:4]]
+    about = (again.env, again.algo, again.role, again.seed)
+    record = next(x for x in tables.records if x[:4] == about)
+    both = frames.merge(tables, frames.Frames([record._replace(iterations=7)], higher, [], [], []))
+    assert len(both.records) == len(tables.records)
+    assert len(both.returns) == len(tables.returns)
+    assert {row.value for row in both.returns if row[:4] == again[:4]} == {x.value for x in higher}
+    assert [x.iterations for x in both.records].count(7) == 1
+    # What failed here does not displace what is done elsewhere.
+    failed = frames.Frames([record._replace(state="failed", error="x")], [], [], [], [])
+    assert sorted(frames.merge(tables, failed).records) == sorted(tables.records)
+
+
+def test_the_command_adds_to_tables(sweep, tables, tmp_path):
+    from mg2l.report.__main__ import write_frames
+
+    write_frames([sweep / "mpe-goals"], tmp_path / "out")
+    few = frames.read(tmp_path / "out")
+    assert {record.env for record in few.records} == {"mpe-goals"}
+    write_frames([sweep], tmp_path / "out")
+    assert sorted(frames.read(tmp_path / "out").returns) == sorted(tables.returns)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="--frames writes what --results reads"):
+        write_frames([sweep], tmp_path / "other")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
+
+
 def test_records_of_runs_and_of_what_failed(tables):
     done = [record for record in tables.records if record.state == "done"]
     assert len(done) == 2 * 2 * len(LEVELS)

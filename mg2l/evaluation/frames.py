@@ -1,7 +1,8 @@
 """Results of runs as a few small tables: enough to draw every figure without the runs.
 
-`write` makes them of runs, `read` takes them up again. They are CSV files, the first line with the
-names of their columns.
+`collect` makes them of runs, `write` writes them, `read` takes them up again, and `merge` adds
+those of one machine to those of others. They are CSV files, the first line with the names of their
+columns.
 """
 
 from __future__ import annotations
@@ -115,6 +116,35 @@ def collect(groups: Sequence[Group], folders: Sequence[Path] = ()) -> Frames:
     for (env, algo, seed), (state, error) in failed.items():
         records.append(Record(env, algo, "", seed, state, 0, 0.0, 0.0, error))
     return Frames(records, tested(groups), bounds(groups), points, probes)
+
+
+def merge(kept: Frames, added: Frames) -> Frames:
+    """Tables of runs from two places; of a run that both have done, what is added counts.
+
+    A run is known by its environment, algorithm and seed. One that has come to nothing where it
+    was added last does not displace one that is done.
+    """
+    done = {_run(record) for record in added.records if record.state == "done"}
+    others = [record for record in kept.records if _run(record) not in done]
+    held = {_run(record) for record in others if record.state == "done"}
+    news = [record for record in added.records if _run(record) not in held]
+    said = {_run(record) for record in news}
+
+    def both(old: Sequence[Any], new: Sequence[Any]) -> list[Any]:
+        return [row for row in old if _run(row) not in done] + [*new]
+
+    scripted = {(bound.env, bound.part) for bound in added.bounds}
+    return Frames(
+        [record for record in others if _run(record) not in said] + news,
+        both(kept.returns, added.returns),
+        [bound for bound in kept.bounds if (bound.env, bound.part) not in scripted] + added.bounds,
+        both(kept.points, added.points),
+        both(kept.probes, added.probes),
+    )
+
+
+def _run(row: Any) -> tuple[str, str, int]:
+    return row.env, row.algo, row.seed
 
 
 def _unfinished(folders: Sequence[Path]) -> dict[tuple[str, str, int], tuple[str, str]]:

@@ -7,8 +7,9 @@ Measurements of ``mg2l.evaluate`` and ``mg2l.probe`` are shown where there are a
 
 ``--watch`` serves the page to this machine, and follows runs that are still training.
 
-``--frames FOLDER`` writes what the runs have shown as a few small tables instead, and ``--results
-FOLDER`` makes of these the results of a suite, a page of Markdown with pictures beside it.
+``--frames FOLDER`` writes what the runs have shown as a few small tables instead, beside what the
+tables in that folder hold of other runs, such as those of another machine; and ``--results FOLDER``
+makes of these the results of a suite, a page of Markdown with pictures beside it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def parser() -> cli.Parser:
         type=Path,
         help="page to write (default: FOLDER/report.html; of --results FOLDER/results.md)",
     )
-    words.add_argument("--frames", type=Path, help="folder of tables to write instead of a page")
+    words.add_argument(
+        "--frames", type=Path, help="folder of tables to write into instead of a page"
+    )
     words.add_argument(
         "--results", type=Path, help="folder of such tables to make a page of Markdown of"
     )
@@ -66,9 +69,12 @@ def parser() -> cli.Parser:
 
 
 def write_frames(folders: Sequence[Path], out: Path) -> None:
-    """Write the tables of all runs below folders, and say how large they are."""
+    """Write the tables of all runs below folders into those that are there, and say their sizes."""
     groups, notes = groups_below(folders, measured=True)
-    for path in frames.write(out, frames.collect(groups, folders)):
+    tables = frames.collect(groups, folders)
+    if out.is_dir() and any(out.iterdir()):
+        tables = frames.merge(frames.read(out), tables)
+    for path in frames.write(out, tables):
         print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
     for line in notes:
         print(printable(line))
