@@ -7,8 +7,16 @@ from method_helpers import inference_of, tiny_learner
 from torch.func import functional_call
 
 from mg2l.algorithms.growing import PooledContexts
-from mg2l.algorithms.mg2l.prediction import CHANGE_WEIGHT
-from mg2l.algorithms.mg2l.regression import CHANGES, NOISE, RUN, TransitionRegression, _eliminate
+from mg2l.algorithms.mg2l.prediction import CHANGE_WEIGHT, RECOGNITION_WEIGHT
+from mg2l.algorithms.mg2l.regression import (
+    CHANGES,
+    LOG_SCALE,
+    NOISE,
+    RUN,
+    SIZE,
+    TransitionRegression,
+    _eliminate,
+)
 from mg2l.core.schema import ConfigError
 from mg2l.deploy import export
 from mg2l.deploy.agent import Agent
@@ -23,8 +31,16 @@ def regression(width=5):
     """Of observations of three numbers and actions of two."""
     torch.manual_seed(0)
     network = TransitionRegression([6, 6], 9, 5, width)
+    network.mean_square.fill_(SIZE**2)
     with torch.no_grad():
         network.log_noise.copy_(torch.linspace(-3, 0.5, 4))
+    return network
+
+
+def without_scales(network):
+    """All errors of rewards are of the same scale."""
+    with torch.no_grad():
+        network.of_rewards[-1].weight[-1] = network.of_rewards[-1].bias[-1] = 0.0
     return network
 
 
@@ -44,8 +60,9 @@ def by_least_squares(network, rows, began=(0,), seen=None):
     width, precision = 5, network.precision
     one, two = network.roots.tolist()
     now = network.regressand(rows)
-    assert torch.equal(now.reward[:, -1], torch.ones(len(rows)))
-    torch.testing.assert_close(now.reward[:, 0], rows[:, 5])
+    torch.testing.assert_close(now.reward[:, -1], (-now.log_scale).exp())
+    torch.testing.assert_close(now.reward[:, 0], rows[:, 5] / now.log_scale.exp())
+    assert now.log_scale.std() > 0
     # Covariance of the errors of an autoregressive process (Yule and Walker).
     steps = torch.arange(len(rows))
     which = sum((steps >= t).long() for t in began)
@@ -136,7 +153,7 @@ def test_contexts_are_drawn_in_runs(monkeypatch):
 
 def test_errors_that_persist_are_expected():
     """The error of a transition is what the two before did not let expect."""
-    network, rows = regression(), episode(1, 9)
+    network, rows = without_scales(regression()), episode(1, 9)
     torch.nn.init.constant_(network.root_logits, 100.0)  # 1: errors go on along a line
     x = torch.randn(1, 2, 5)
     features = network.regressand(rows).reward[..., 1:]
@@ -149,8 +166,109 @@ def test_errors_that_persist_are_expected():
         wanted = torch.tensor([9.25, 5.0])
 
 
+def test_errors_count_over_their_scales():
+    """Which count as 1 in the geometric mean."""
+    network, rows = regression(), torch.randn(2, 7, 2, 9)  # none follows another
+    x, now = torch.randn(2, 2, 5), network.regressand(rows)
+    paid, features = now.reward[..., 0], now.reward[..., 1:]
+    errors = (paid - (features * x.unsqueeze(1)).sum(-1)).square().mean((0, 1))
+    wanted = errors * (2 * now.log_scale.mean((0, 1))).exp()
+    torch.testing.assert_close(network.squared_errors(x, rows)[:, 0], wanted)
+    with torch.no_grad():
+        before = network.squared_errors(x, rows)
+        network.of_rewards[-1].weight[-1] = 0.0
+        every = [network.of_rewards[-1].bias[-1].fill_(scale) and
+                 network.squared_errors(x, rows) for scale in (-1.0, 0.5, 50.0)]  # fmt: skip
+    for other in every:
+        torch.testing.assert_close(other, every[0])
+        assert not torch.allclose(other, before)
+    assert now.log_scale.abs().max() < LOG_SCALE
+
+
+def test_the_scale_of_errors_is_learned():
+    """A reward is its task's where the first number observed is negative, and noise elsewhere."""
+    torch.manual_seed(0)
+    task = torch.randn(100, 1, 1)
+
+    def episodes():
+        rows = torch.randn(100, 8, 1, 6)
+        known = rows[..., 0] < 0
+        rows[..., 3] = torch.where(known, task, 3 * torch.randn(rows.shape[:-1]))
+        return rows
+
+    network = TransitionRegression([16, 16], 6, 3, 4)
+    network.moments.update(episodes())
+    optimiser = torch.optim.Adam(network.parameters(), 0.01)
+    for _ in range(200):
+        optimiser.zero_grad()
+        network.squared_errors(network(episodes()), episodes())[:, 0].mean().backward()
+        optimiser.step()
+    rows = episodes()
+    scale, known = network.regressand(rows).log_scale, rows[..., 0] < 0
+    assert scale[~known].mean() - scale[known].mean() > 1
+
+
+def test_a_context_recognises_itself_among_those_of_other_tasks():
+    network = regression()
+    known, asked = torch.randn(2, 4, 9, 2, 9)
+    tasks = torch.tensor([1, 0, 1, 2])
+    found = network.regress(known, asked, tasks)
+    network.mean_square.fill_(SIZE**2)
+    now, precision = network.regressand(asked), network.precision.float()
+    shares, hits = torch.zeros(2), torch.zeros(2)
+    for agent in range(2):
+        for b in range(4):
+            likely = []
+            for k in (b, *(k for k in range(4) if tasks[k] != tasks[b])):
+                x = network(known)[k, agent]
+                paid, changed = now.reward[b, :, agent], now.change[b, :, agent]
+                of_reward = paid[:, 0] - paid[:, 1:] @ x
+                of_changes = changed[..., 0] - changed[..., 1:] @ x
+                squares = of_reward.square() * precision[0]
+                squares = squares + (of_changes.square() * precision[1:]).sum(-1)
+                likely.append(-squares.mean() / 2)
+            likely = torch.stack(likely)
+            shares[agent] += likely.log_softmax(0)[0] / 4
+            hits[agent] += float(likely.argmax() == 0) / 4
+    torch.testing.assert_close(found.log_share, shares, rtol=1e-3, atol=1e-4)
+    assert torch.equal(found.accuracy, hits)
+    alone = network.regress(known, asked, torch.zeros(4, dtype=torch.int64))
+    assert torch.equal(alone.log_share, torch.zeros(2))
+
+
+def test_policies_read_coefficients_of_one_size():
+    learner = learner_of()
+    inference = inference_of(learner)
+    network, slow = inference.encoder.aggregator, inference.target.aggregator
+    batch = inference._draw()
+    with torch.no_grad():
+        network.mean_square.fill_(1.0)
+        x = network(batch["queries"])
+        network.mean_square.fill_(4.0)
+        torch.testing.assert_close(network(batch["queries"]), x / 2)
+        pool = network.begin(batch["queries"].gather(), torch.ones(len(x)))
+        halved = network.read_out(pool)
+        network.mean_square.fill_(1.0)
+        torch.testing.assert_close(halved, network.read_out(pool) / 2)
+        network.mean_square.zero_()  # all were 0: of rewards that never differ
+        assert network(batch["queries"]).isfinite().all()
+    network.mean_square.fill_(1.0)
+    inference._update_once()
+    assert network.mean_square != 1
+    assert torch.equal(slow.mean_square, network.mean_square)
+    learner.close()
+
+
+def test_metrics_are_of_what_is_trained():
+    learner = learner_of()
+    metrics = inference_of(learner).update()
+    assert {"predict/accuracy", "predict/changes", "predict/local"} < metrics.keys()
+    assert not {"mi/local", "accuracy/local"} & metrics.keys()  # no keys are trained
+    learner.close()
+
+
 def test_rewards_linear_in_the_features_are_predicted():
-    network, rows = regression(), episode(4, 400)
+    network, rows = without_scales(regression()), episode(4, 400)
     coefficients, other = torch.randn(4, 1, 2, 5), torch.randn(4, 50, 2, 9)
     with torch.no_grad():
         network.log_noise[1:] = 20.0  # changes say nothing
@@ -176,7 +294,7 @@ def test_changes_alone_identify_a_task():
     network.moments.update(episodes())
     optimiser = torch.optim.Adam(network.parameters(), 0.01)
     for _ in range(200):
-        _, errors = network.regress(episodes(), episodes())
+        errors = network.regress(episodes(), episodes(), torch.arange(200)).errors
         optimiser.zero_grad()
         errors.sum(-1).mean().backward()
         optimiser.step()
@@ -210,12 +328,19 @@ def test_errors_of_changes_weigh_less_than_those_of_rewards():
     all_alike = torch.ones(inference.agents, 3)
     rewards = torch.zeros_like(all_alike)
     rewards[:, 0] = 1.0
+    found = inference.encoder.aggregator.regress(
+        batch["queries"], batch["predicted"], batch["tasks"]
+    )
+    found = found._replace(log_share=torch.zeros(inference.agents))
     none, own, both = (
-        prediction(encoding, drawn, errors)[0]
+        prediction(encoding, drawn, found._replace(errors=errors))[0]
         for errors in (torch.zeros_like(rewards), rewards, all_alike)
     )
     ratio = (both - own) / (own - none)
     torch.testing.assert_close(ratio, torch.tensor(CHANGE_WEIGHT), rtol=1e-3, atol=1e-4)
+    ahead = found._replace(errors=rewards, log_share=-torch.ones(inference.agents))
+    ratio = (prediction(encoding, drawn, ahead)[0] - own) / (own - none)
+    torch.testing.assert_close(ratio, torch.tensor(RECOGNITION_WEIGHT), rtol=1e-3, atol=1e-4)
     learner.close()
 
 
@@ -267,7 +392,7 @@ def test_the_reward_is_no_feature():
 
 def test_the_roots_of_errors_are_learned():
     torch.manual_seed(0)
-    network = regression()
+    network = without_scales(regression())
     optimiser = torch.optim.Adam([network.root_logits], 0.05)
     rows = episode(20, 200)
     error = torch.randn(20, 200, 2)

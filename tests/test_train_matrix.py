@@ -18,7 +18,8 @@ from mg2l.training.metrics import read_metrics
 
 SMALL = {**TINY, "log_tensorboard": False, "save_interval": 1}
 EVERYWHERE = ("return", "loss/policy", "loss/value", "kl", "clip_fraction", "time/iteration")
-LOCAL = ("mi/local", "loss/local", "loss/global", "grad_norm/encoder")
+LOSSES = ("loss/local", "loss/global", "grad_norm/encoder")
+LOCAL = ("mi/local", *LOSSES)
 MG2L = ("mi/global", *LOCAL)
 BELIEF = ("loss/belief", "belief/observation_error", "belief/reward_error", "belief/kl")
 OWN: dict[str, tuple[str, ...]] = {
@@ -40,7 +41,7 @@ OWN: dict[str, tuple[str, ...]] = {
     "mg2l-local-only": LOCAL,
     **dict.fromkeys(
         ("mg2l-adapt", "mg2l-online", "mg2l-regression"),
-        (*LOCAL, "predict/local", "predict/global"),
+        (*LOSSES, "predict/local", "predict/global"),
     ),
 }
 """Metrics that an algorithm adds to ``EVERYWHERE``; else those of ``mg2l``."""

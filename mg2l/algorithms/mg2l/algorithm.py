@@ -24,7 +24,7 @@ from mg2l.algorithms.mg2l.config import MG2LConfig
 from mg2l.algorithms.mg2l.encoder import RawEncoding, TaskEncoder, TransitionAggregator
 from mg2l.algorithms.mg2l.objective import Objective
 from mg2l.algorithms.mg2l.prediction import RewardPrediction
-from mg2l.algorithms.mg2l.regression import RUN, TransitionRegression
+from mg2l.algorithms.mg2l.regression import RUN, Regressed, TransitionRegression
 from mg2l.algorithms.transition_encoder import TransitionMoments
 from mg2l.core.distributed import world
 from mg2l.core.schema import ConfigError
@@ -227,8 +227,10 @@ class MG2L(ContextInference):
     def loss(self, measure_gap: bool) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
         batch, aggregator = self._draw(), self.encoder.aggregator
         if isinstance(aggregator, TransitionRegression):
-            x, errors = aggregator.regress(batch["queries"], batch["predicted"])
-            return self._loss_of(self.encoder.raw_of(x), batch, measure_gap, errors)
+            own = aggregator.regress(batch["queries"], batch["predicted"], batch["tasks"])
+            return self._loss_of(
+                self.encoder.raw_of(aggregator.units(own.x)), batch, measure_gap, own
+            )
         return self._loss_of(self.encoder.raw(batch["queries"]), batch, measure_gap)
 
     def _draw(self) -> dict[str, Any]:
@@ -247,18 +249,17 @@ class MG2L(ContextInference):
         raw: RawEncoding,
         batch: dict[str, Any],
         measure_gap: bool,
-        own_errors: Tensor | None = None,
+        own: Regressed | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
         """What `loss` returns, given what the encoder makes of the queries.
 
-        With ``own_errors``, ``[A, 1 + P]``, the mean squared errors of what a regression predicts
-        of each agent's transitions.
+        With ``own``, how well a regression predicts each agent's transitions.
         """
         loss, metrics = self.objective(raw, batch["tasks"], batch["keys"], self.acting, measure_gap)
         if self.prediction is not None:
             drawn, moments = batch["predicted"].distinct, self.encoder.aggregator.moments
             drawn = replace(drawn, rows=moments.standardise(drawn.rows))
-            error, errors = self.prediction(self.encoder.gaussians(raw), drawn, own_errors)
+            error, errors = self.prediction(self.encoder.gaussians(raw), drawn, own)
             loss = loss + self.options.prediction_weight * error
             metrics = metrics | errors
         return loss, metrics, batch
@@ -298,6 +299,11 @@ class MG2L(ContextInference):
             with torch.no_grad():
                 target, encoder = self._followed
                 torch._foreach_lerp_(target, encoder, 1 - self.options.target_decay)
+                slow, fast = self.target.aggregator, self.encoder.aggregator
+                if isinstance(slow, TransitionRegression) and isinstance(
+                    fast, TransitionRegression
+                ):
+                    slow.mean_square.copy_(fast.mean_square)
         return metrics
 
     @torch.no_grad()

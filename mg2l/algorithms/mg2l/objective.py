@@ -107,7 +107,7 @@ class Objective(nn.Module):
         local, local_metrics = self.local_losses(query, key, z.detach(), positive)
         metrics |= local_metrics
         if measure_gap and config.dist == "gaussian":
-            metrics |= self._gap(query.task, local_metrics["mi/local"])
+            metrics |= self._gap(query.task, local_metrics.get("mi/local"))
         return loss + local, metrics
 
     @property
@@ -188,12 +188,12 @@ class Objective(nn.Module):
         return task.loss[0] + own, metrics
 
     @torch.no_grad()
-    def _gap(self, task: Gaussian, local: Tensor) -> dict[str, Tensor]:
+    def _gap(self, task: Gaussian, local: Tensor | None) -> dict[str, Tensor]:
         """The leave-one-out bound of more than one context, and how far the local one is below."""
         if len(task.mean) < 2:
             return {}
         upper = leave_one_out(task, task.sample(self.noise), self.backend)
-        return {"mi/l1out": upper, "mi/gap": upper - local}
+        return {"mi/l1out": upper} | ({} if local is None else {"mi/gap": upper - local})
 
     def local_losses(
         self, query: Encoding, key: Encoding | None, z: Tensor, positive: Tensor
@@ -204,6 +204,9 @@ class Objective(nn.Module):
         where all train one.
         """
         config = self.config
+        if "none" == config.local_objective == config.global_objective:
+            nothing = z.new_zeros(())  # also trains keys, whose scores would mean nothing
+            return nothing, {"loss/local": nothing}
         total = torch.mean if self.share else torch.sum
         own = self._pick(query.local).transpose(0, 1)
         with torch.set_grad_enabled(config.local_objective in ("conditional_mi", "mi")):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mg2l.algorithms.base import Encoding
 from mg2l.algorithms.mg2l.config import MG2LConfig
+from mg2l.algorithms.mg2l.regression import Regressed
 from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import Distinct
 from mg2l.experience.transitions import Transitions
@@ -14,6 +15,9 @@ from mg2l.nn.decoder import Decoder
 
 CHANGE_WEIGHT = 0.1
 """Weight of the errors of changes of observations against those of rewards, which matter more."""
+
+RECOGNITION_WEIGHT = 0.1
+"""Weight of the contrast with what coefficients of other tasks predict."""
 
 
 class RewardPrediction(nn.Module):
@@ -41,26 +45,27 @@ class RewardPrediction(nn.Module):
         self.joint = Decoder(1, spec.agents * own + width, sizes, spec.agents)
 
     def forward(
-        self, encoding: Encoding, drawn: Distinct, own_errors: Tensor | None = None
+        self, encoding: Encoding, drawn: Distinct, regressed: Regressed | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics.
 
         Args:
             encoding: encoding of B contexts.
             drawn: standardised transitions of other contexts of the same tasks.
-            own_errors: ``[A, 1 + P]``, mean squared errors of each agent's reward, and of changes
-                of its observation, as a regression predicts them.
+            regressed: what a regression predicts of each agent's transitions.
         """
         observations, actions, rewards, finals = self.transitions.split(drawn.rows.flatten(0, -3))
         happened = torch.cat([observations, actions, finals], -1)
         rewards = rewards.squeeze(-1)
         metrics: dict[str, Tensor] = {}
-        if own_errors is None:
+        if regressed is None:
             own = self._own(drawn.repeat(encoding.local.mean), happened)
             errors = local = drawn.mean((own - rewards).square())
         else:
-            local, changes = own_errors[:, 0], own_errors[:, 1:].mean(1)
-            errors, metrics["predict/changes"] = local + CHANGE_WEIGHT * changes, changes.mean()
+            local, changes = regressed.errors[:, 0], regressed.errors[:, 1:].mean(1)
+            errors = local + CHANGE_WEIGHT * changes - RECOGNITION_WEIGHT * regressed.log_share
+            metrics["predict/changes"] = changes.mean()
+            metrics["predict/accuracy"] = regressed.accuracy.mean()
         task = drawn.repeat(encoding.task.mean)
         joint = self.joint(torch.cat([happened.flatten(1), task], -1).unsqueeze(0)).squeeze(0)
         joint_errors = drawn.mean((joint - rewards).square())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mg2l.algorithms.transition_encoder import TransitionMoments
+from mg2l.core.distributed import world
 from mg2l.experience.replay import Context, Distinct, as_context
 from mg2l.nn.aggregators import RunningPool
 from mg2l.nn.moments import RunningMoments
@@ -25,12 +26,26 @@ CHANGES = 4
 RUN = 10
 """Consecutive transitions that are drawn together."""
 
+LOG_SCALE = 3.0
+"""Bound on the logarithm of the scale of a reward's error, up and down."""
+
+
+SIZE = 0.5
+"""Root mean square of coefficients as policies read them."""
+
+SIZE_RATE = 0.01
+"""How much of the mean square of coefficients each update renews."""
+
 
 class Regressand(NamedTuple):
     """What is regressed of transitions ``[*, F]``: targets, each beside its features."""
 
     reward: Tensor
-    """``[*, 1 + D]``: the standardised reward and its features, the last of which is constant."""
+    """``[*, 1 + D]``: the standardised reward and its features, the last of which is constant, all
+    in units of the scale of the reward's error."""
+
+    log_scale: Tensor
+    """``[*]``, the logarithm of that scale."""
 
     change: Tensor
     """``[*, P, 1 + D]``: changes of the observation less what is expected in all tasks, and their
@@ -45,6 +60,23 @@ class Regressand(NamedTuple):
     def split(self, rows: int) -> tuple[Regressand, Regressand]:
         """What belongs to the first rows, and to the others."""
         return Regressand(*(x[:rows] for x in self)), Regressand(*(x[rows:] for x in self))
+
+
+class Regressed(NamedTuple):
+    """What is known of A agents in B contexts, and how well it predicts others of their tasks."""
+
+    x: Tensor
+    """``[B, A, D]``, coefficients."""
+
+    errors: Tensor
+    """``[A, 1 + P]``, see `TransitionRegression.squared_errors`."""
+
+    log_share: Tensor
+    """``[A]``, mean logarithm of the share that a context's own coefficients have of the likelihood
+    of what they predict, among all of other tasks."""
+
+    accuracy: Tensor
+    """``[A]``, fraction of contexts whose own coefficients predict best."""
 
 
 class Latest(NamedTuple):
@@ -96,7 +128,9 @@ class TransitionRegression(nn.Module):
 
     ``x^i = argmin_x sum_t (e_t^2 / sigma^2 + sum_p d_tp^2 / sigma_p^2) + |x|^2``.
 
-    Errors of rewards are those of an autoregressive process of second order with two roots,
+    Errors of rewards, each over a scale that is learned as a function of the transition (what can
+    be computed from an observation is known well, a collision is not), are those of an
+    autoregressive process of second order with two roots,
     ``e_t = (rho_1 + rho_2) e_{t-1} - rho_1 rho_2 e_{t-2} + u_t`` (generalised least squares:
     Cochrane and Orcutt, 1949): what an agent cannot explain of its rewards, such as where its
     team-mates are where they share a reward, changes slowly, and goes on as it began. From each
@@ -117,6 +151,9 @@ class TransitionRegression(nn.Module):
     mixture: Tensor
     """``[O, P]``, where observations are mixed."""
 
+    mean_square: Tensor
+    """``[]``, of the coefficients of the latest updates."""
+
     def __init__(
         self,
         hidden: list[int],
@@ -131,12 +168,13 @@ class TransitionRegression(nn.Module):
         self.width = width
         self.moments = ChangeMoments(transition, self.observation)
         self.changes = min(self.observation, CHANGES)
-        self.of_rewards = _layers([transition - 1, *hidden, width - 1])
+        self.of_rewards = _layers([transition - 1, *hidden, width])
         self.of_changes = _layers([reward, hidden[-1], self.changes * (1 + width)])
         if self.changes < self.observation:
             draws = torch.Generator().manual_seed(0)
             mixture = torch.randn(self.observation, self.changes, generator=draws)
             self.register_buffer("mixture", mixture / self.observation**0.5, persistent=False)
+        self.register_buffer("mean_square", torch.ones(()))
         self.root_logits = nn.Parameter(torch.tensor([0.0, -1.0]))
         # Changes are not explained at first, so that they do not disturb where they say nothing.
         self.log_noise = nn.Parameter(torch.tensor([math.log(NOISE), *[0.0] * self.changes]))
@@ -166,36 +204,47 @@ class TransitionRegression(nn.Module):
         return (-self.log_noise.double()).exp()
 
     def forward(self, context: Context | Tensor) -> Tensor:
-        """``x`` of B contexts: ``[B, A, D]``."""
+        """``x`` of B contexts in `units`: ``[B, A, D]``."""
         context = as_context(context)
-        return self._coefficients(self.regressand(context.distinct.rows), context)
+        return self.units(self._coefficients(self.regressand(context.distinct.rows), context))
 
-    def regress(self, known: Context | Tensor, asked: Context | Tensor) -> tuple[Tensor, Tensor]:
-        """Coefficients, and how well they predict.
+    def units(self, x: Tensor) -> Tensor:
+        """Coefficients as policies read them, the latest of training with a mean square of SIZE^2.
+
+        How large they are depends on how large features are, which changes while these are learned.
+        """
+        return x * SIZE * self.mean_square.clamp(min=1e-8).rsqrt()
+
+    def regress(self, known: Context | Tensor, asked: Context | Tensor, tasks: Tensor) -> Regressed:
+        """Coefficients, and how well they predict; their mean square is noted for `units`.
 
         Args:
             known: B contexts from which they are inferred.
             asked: B contexts that they predict.
-
-        Returns:
-            `forward` of those known, ``[B, A, D]``, and `squared_errors` on those asked,
-            ``[A, 1 + P]``.
+            tasks: ``[B]`` int64, of both.
         """
         known, asked = as_context(known), as_context(asked)
         both, first = known.distinct.join(asked.distinct), len(known.distinct.rows)
         of_known, of_asked = self.regressand(both.rows).split(first)
         x = self._coefficients(of_known, known)
-        return x, self._squared_errors(x, of_asked, asked.distinct)
+        with torch.no_grad():
+            self.mean_square.lerp_(world.gather(x).square().mean(), SIZE_RATE)
+        moments = self._moments(of_asked, asked.distinct)
+        errors = self._squared_errors(x, of_asked, asked.distinct, moments)
+        products = self._pooled(of_asked, asked.distinct, moments)
+        return Regressed(x, errors, *self._recognised(x, products, tasks))
 
     def squared_errors(self, x: Tensor, context: Context | Tensor) -> Tensor:
         """Errors of predictions by ``x`` ``[B, A, D]`` of the transitions of B contexts.
 
         Returns:
             ``[A, 1 + P]``, mean squares over B and T of errors of standardised rewards and changes;
-            of a reward that follows another, given the error of that one.
+            of a reward that follows another, given the error of that one. Those of rewards are over
+            their scales, the geometric mean of which counts as 1.
         """
         drawn = as_context(context).distinct
-        return self._squared_errors(x, self.regressand(drawn.rows), drawn)
+        now = self.regressand(drawn.rows)
+        return self._squared_errors(x, now, drawn, self._moments(now, drawn))
 
     def regressand(self, rows: Tensor) -> Regressand:
         """What is regressed of transitions ``[*, F]``."""
@@ -205,16 +254,17 @@ class TransitionRegression(nn.Module):
             changed = changed @ self.mixture
         rows = self.moments.standardise(rows)
         paid, chosen = rows[..., self.reward, None], rows[..., : self.reward]
-        features = self._features(
+        features, scale = self._features(
             torch.cat([chosen, rows[..., self.reward + 1 :]], -1), self.of_rewards
-        )
-        reward = torch.cat([paid, features, torch.ones_like(paid)], -1)
+        ).split([self.width - 1, 1], -1)
+        scale = LOG_SCALE * (scale / LOG_SCALE).tanh()
+        reward = torch.cat([paid, features, torch.ones_like(paid)], -1) * (-scale).exp()
         # Less those of the mean action: what happens whatever an agent does is no task of its own.
         usual = F.pad(chosen[..., : self.observation], (0, self.reward - self.observation))
         both = self._features(torch.stack([chosen, usual]), self.of_changes)
         expected, features = both.unflatten(-1, (self.changes, -1)).split([1, self.width], -1)
         change = torch.cat([changed.unsqueeze(-1) - expected[0], features[0] - features[1]], -1)
-        return Regressand(reward, change, began, ended)
+        return Regressand(reward, scale.squeeze(-1), change, began, ended)
 
     def _features(self, x: Tensor, layers: nn.ModuleList) -> Tensor:
         weights, biases = zip(*((y.weight, y.bias) for y in layers), strict=True)
@@ -237,28 +287,55 @@ class TransitionRegression(nn.Module):
 
     def _coefficients(self, now: Regressand, context: Context) -> Tensor:
         """Those ``[B, A, D]`` of B contexts, given what is regressed of their rows."""
-        products = self._pooled(now, context.distinct)
+        drawn = context.distinct
+        products = self._pooled(now, drawn, self._moments(now, drawn))[..., 1:, :]
         seen = context.stands_for.unsqueeze(1).expand(products.shape[:2])
         return self.solve(products, seen).to(self.log_noise.dtype)
 
-    def _pooled(self, now: Regressand, drawn: Distinct) -> Tensor:
-        """Means of `_products` over the transitions of B contexts, ``[B, A, D, 1 + D]``."""
+    def _pooled(self, now: Regressand, drawn: Distinct, moments: Tensor) -> Tensor:
+        """Means of `_products` over the transitions of B contexts, ``[B, A, 1 + D, 1 + D]``.
+
+        The first row is that of the targets themselves. ``moments``: see `_moments`.
+        """
         variances = self._expected()[1].double()
-        rewards = (self._moments(now, drawn) / variances.view(-1, 1, 1, 1)).sum(1)
+        rewards = (moments / variances.view(-1, 1, 1, 1)).sum(1)
         own, of_changes = self.precision[0], self.precision[1:].sqrt().to(now.change.dtype)
         change = now.change if drawn.places is None else now.change[drawn.places]
         each = (change * of_changes.unsqueeze(-1)).transpose(1, 2).flatten(2, 3)
-        changes = each[..., 1:].mT @ each / change.shape[1]
-        products: Tensor = own * rewards[..., 1:, :] + changes
+        products: Tensor = own * rewards + each.mT @ each / change.shape[1]
         return products
 
-    def _squared_errors(self, x: Tensor, now: Regressand, drawn: Distinct) -> Tensor:
-        error = torch.cat([torch.ones_like(x[..., :1]), -x], -1)
+    def _squared_errors(
+        self, x: Tensor, now: Regressand, drawn: Distinct, moments: Tensor
+    ) -> Tensor:
+        error = _error_of(x)
         column = error.double().unsqueeze(-1)
-        of_rewards = (column * (self._moments(now, drawn).sum(1) @ column)).sum((-2, -1)).mean(0)
+        of_rewards = (column * (moments.sum(1) @ column)).sum((-2, -1)).mean(0).to(x.dtype)
+        of_rewards = of_rewards * (2 * drawn.mean(now.log_scale.flatten(0, -2))).exp()
         change = now.change.flatten(0, -4)
         of_changes = (change @ drawn.repeat(error).unsqueeze(-1)).squeeze(-1).square()
-        return torch.cat([of_rewards.to(x.dtype).unsqueeze(-1), drawn.mean(of_changes)], -1)
+        return torch.cat([of_rewards.unsqueeze(-1), drawn.mean(of_changes)], -1)
+
+    def _recognised(self, x: Tensor, products: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
+        """By whose coefficients the transitions of B contexts are most likely.
+
+        Candidates are those ``x`` ``[B, A, D]`` of a context's own and of all contexts of other
+        tasks, of all processes. ``products``: what is asked, see `_pooled`.
+
+        Returns:
+            ``log_share`` and ``accuracy`` of `Regressed`.
+        """
+        own = torch.arange(len(x), device=x.device) + world.rank * len(x)
+        tasks = tasks.to(x.device)
+        other = tasks.unsqueeze(1) != world.gather(tasks)
+        other[torch.arange(len(x), device=x.device), own] = True
+        error = _error_of(world.gather(x)).double().transpose(0, 1)  # [A, K, 1 + D]
+        squares = (error.unsqueeze(-1) * error.unsqueeze(-2)).flatten(2)
+        scores = -products.transpose(0, 1).flatten(2) @ squares.mT / 2  # [A, B, K]
+        scores = scores.masked_fill(~other, -torch.inf)
+        of_own = scores.log_softmax(-1).gather(-1, own.view(1, -1, 1).expand(len(scores), -1, 1))
+        accuracy = (scores.argmax(-1) == own).to(x.dtype).mean(-1)
+        return of_own.mean((1, 2)).to(x.dtype), accuracy
 
     def _moments(self, now: Regressand, drawn: Distinct) -> Tensor:
         """Second moments of the innovations of rewards and features in B contexts.
@@ -311,7 +388,8 @@ class TransitionRegression(nn.Module):
         Pooled are the means of `_products`; kept is the `Latest`.
         """
         mass = (weight * rows.shape[1]).unsqueeze(1).expand(-1, rows.shape[2])
-        products = self._pooled(self.regressand(rows), Distinct(rows))
+        now, drawn = self.regressand(rows), Distinct(rows)
+        products = self._pooled(now, drawn, self._moments(now, drawn))[..., 1:, :]
         before = self._latest(self.regressand(rows[:, max(rows.shape[1] - 2, 0)]))
         latest = self._latest(self.regressand(rows[:, -1]), before if rows.shape[1] > 1 else None)
         return RunningPool(products, mass, latest)
@@ -338,8 +416,13 @@ class TransitionRegression(nn.Module):
         return Latest(now.reward, before.reward, follows, now.ended)
 
     def read_out(self, pool: RunningPool) -> Tensor:
-        """``x``, ``[N, A, D]``, of all transitions in a pool."""
-        return self.solve(pool.pooled, pool.mass).float()
+        """``x`` in `units`, ``[N, A, D]``, of all transitions in a pool."""
+        return self.units(self.solve(pool.pooled, pool.mass).float())
+
+
+def _error_of(x: Tensor) -> Tensor:
+    """``[*, 1 + D]``, which times targets and features is the error of ``x`` ``[*, D]``."""
+    return torch.cat([torch.ones_like(x[..., :1]), -x], -1)
 
 
 def _layers(sizes: list[int]) -> nn.ModuleList:
