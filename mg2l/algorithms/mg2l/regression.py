@@ -311,7 +311,9 @@ class TransitionRegression(nn.Module):
         error = _error_of(x)
         column = error.double().unsqueeze(-1)
         of_rewards = (column * (moments.sum(1) @ column)).sum((-2, -1)).mean(0).to(x.dtype)
-        of_rewards = of_rewards * (2 * drawn.mean(now.log_scale.flatten(0, -2))).exp()
+        log_scale = drawn.mean(now.log_scale.flatten(0, -2))
+        log_scale = world.gather(log_scale.unsqueeze(0)).mean(0)  # of the contexts of all processes
+        of_rewards = of_rewards * (2 * log_scale).exp()
         change = now.change.flatten(0, -4)
         of_changes = (change @ drawn.repeat(error).unsqueeze(-1)).squeeze(-1).square()
         return torch.cat([of_rewards.unsqueeze(-1), drawn.mean(of_changes)], -1)
