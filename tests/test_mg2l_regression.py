@@ -227,9 +227,9 @@ def test_a_context_recognises_itself_among_those_of_other_tasks():
                 squares = of_reward.square() * precision[0]
                 squares = squares + (of_changes.square() * precision[1:]).sum(-1)
                 likely.append(-squares.mean() / 2)
-            likely = torch.stack(likely)
-            shares[agent] += likely.log_softmax(0)[0] / 4
-            hits[agent] += float(likely.argmax() == 0) / 4
+            scores = torch.stack(likely)
+            shares[agent] += scores.log_softmax(0)[0] / 4
+            hits[agent] += float(scores.argmax() == 0) / 4
     torch.testing.assert_close(found.log_share, shares, rtol=1e-3, atol=1e-4)
     assert torch.equal(found.accuracy, hits)
     alone = network.regress(known, asked, torch.zeros(4, dtype=torch.int64))
@@ -239,7 +239,10 @@ def test_a_context_recognises_itself_among_those_of_other_tasks():
 def test_policies_read_coefficients_of_one_size():
     learner = learner_of()
     inference = inference_of(learner)
+    assert inference.target is not None
     network, slow = inference.encoder.aggregator, inference.target.aggregator
+    assert isinstance(network, TransitionRegression)
+    assert isinstance(slow, TransitionRegression)
     batch = inference._draw()
     with torch.no_grad():
         network.mean_square.fill_(1.0)
@@ -328,9 +331,9 @@ def test_errors_of_changes_weigh_less_than_those_of_rewards():
     all_alike = torch.ones(inference.agents, 3)
     rewards = torch.zeros_like(all_alike)
     rewards[:, 0] = 1.0
-    found = inference.encoder.aggregator.regress(
-        batch["queries"], batch["predicted"], batch["tasks"]
-    )
+    network = inference.encoder.aggregator
+    assert isinstance(network, TransitionRegression)
+    found = network.regress(batch["queries"], batch["predicted"], batch["tasks"])
     found = found._replace(log_share=torch.zeros(inference.agents))
     none, own, both = (
         prediction(encoding, drawn, found._replace(errors=errors))[0]

@@ -229,7 +229,7 @@ class MG2L(ContextInference):
         if isinstance(aggregator, TransitionRegression):
             own = aggregator.regress(batch["queries"], batch["predicted"], batch["tasks"])
             return self._loss_of(
-                self.encoder.raw_of(aggregator.units(own.x)), batch, measure_gap, own
+                self.encoder.raw_of(aggregator.scaled(own.x)), batch, measure_gap, own
             )
         return self._loss_of(self.encoder.raw(batch["queries"]), batch, measure_gap)
 

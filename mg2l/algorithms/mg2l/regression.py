@@ -66,7 +66,7 @@ class Regressed(NamedTuple):
     """What is known of A agents in B contexts, and how well it predicts others of their tasks."""
 
     x: Tensor
-    """``[B, A, D]``, coefficients."""
+    """``[B, A, D]``, coefficients, which are not `TransitionRegression.scaled`."""
 
     errors: Tensor
     """``[A, 1 + P]``, see `TransitionRegression.squared_errors`."""
@@ -204,19 +204,19 @@ class TransitionRegression(nn.Module):
         return (-self.log_noise.double()).exp()
 
     def forward(self, context: Context | Tensor) -> Tensor:
-        """``x`` of B contexts in `units`: ``[B, A, D]``."""
+        """``x`` of B contexts as `scaled`: ``[B, A, D]``."""
         context = as_context(context)
-        return self.units(self._coefficients(self.regressand(context.distinct.rows), context))
+        return self.scaled(self._coefficients(self.regressand(context.distinct.rows), context))
 
-    def units(self, x: Tensor) -> Tensor:
-        """Coefficients as policies read them, the latest of training with a mean square of SIZE^2.
+    def scaled(self, x: Tensor) -> Tensor:
+        """Coefficients as policies read them: of size `SIZE` in the latest updates.
 
         How large they are depends on how large features are, which changes while these are learned.
         """
         return x * SIZE * self.mean_square.clamp(min=1e-8).rsqrt()
 
     def regress(self, known: Context | Tensor, asked: Context | Tensor, tasks: Tensor) -> Regressed:
-        """Coefficients, and how well they predict; their mean square is noted for `units`.
+        """Coefficients, and how well they predict; their mean square is noted for `scaled`.
 
         Args:
             known: B contexts from which they are inferred.
@@ -418,8 +418,8 @@ class TransitionRegression(nn.Module):
         return Latest(now.reward, before.reward, follows, now.ended)
 
     def read_out(self, pool: RunningPool) -> Tensor:
-        """``x`` in `units`, ``[N, A, D]``, of all transitions in a pool."""
-        return self.units(self.solve(pool.pooled, pool.mass).float())
+        """``x`` as `scaled`, ``[N, A, D]``, of all transitions in a pool."""
+        return self.scaled(self.solve(pool.pooled, pool.mass).float())
 
 
 def _error_of(x: Tensor) -> Tensor:
