@@ -134,8 +134,9 @@ def merge(kept: Frames, added: Frames) -> Frames:
         return [row for row in old if _run(row) not in done] + [*new]
 
     scripted = {(bound.env, bound.part) for bound in added.bounds}
+    records = [record for record in others if _run(record) not in said] + news
     return Frames(
-        [record for record in others if _run(record) not in said] + news,
+        sorted(records, key=lambda record: (record.state != "done", _run(record))),
         both(kept.returns, added.returns),
         [bound for bound in kept.bounds if (bound.env, bound.part) not in scripted] + added.bounds,
         both(kept.points, added.points),
