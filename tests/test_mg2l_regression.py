@@ -176,12 +176,11 @@ def test_errors_count_over_their_scales():
     torch.testing.assert_close(network.squared_errors(x, rows)[:, 0], wanted)
     with torch.no_grad():
         before = network.squared_errors(x, rows)
-        network.of_rewards[-1].weight[-1] = 0.0
-        every = [network.of_rewards[-1].bias[-1].fill_(scale) and
-                 network.squared_errors(x, rows) for scale in (-1.0, 0.5, 50.0)]  # fmt: skip
-    for other in every:
-        torch.testing.assert_close(other, every[0])
-        assert not torch.allclose(other, before)
+        wanted = without_scales(network).squared_errors(x, rows)
+        assert not torch.allclose(wanted, before)
+        for scale in (-1.0, 0.5, 50.0):  # the same for all
+            network.of_rewards[-1].bias[-1] = scale
+            torch.testing.assert_close(network.squared_errors(x, rows), wanted)
     assert now.log_scale.abs().max() < LOG_SCALE
 
 

@@ -118,7 +118,7 @@ def test_tables_are_read_as_they_were_written(tables, tmp_path):
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_tables_of_two_machines_become_one(tables, tmp_path):
+def test_tables_of_two_machines_become_one(tables):
     def run(row):
         return row.env, row.algo, row.seed
 

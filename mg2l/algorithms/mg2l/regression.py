@@ -227,12 +227,12 @@ class TransitionRegression(nn.Module):
         both, first = known.distinct.join(asked.distinct), len(known.distinct.rows)
         of_known, of_asked = self.regressand(both.rows).split(first)
         x = self._coefficients(of_known, known)
-        with torch.no_grad():
-            self.mean_square.lerp_(world.gather(x).square().mean(), SIZE_RATE)
+        every = world.gather(x)
+        self.mean_square.lerp_(every.detach().square().mean(), SIZE_RATE)
         moments = self._moments(of_asked, asked.distinct)
         errors = self._squared_errors(x, of_asked, asked.distinct, moments)
         products = self._pooled(of_asked, asked.distinct, moments)
-        return Regressed(x, errors, *self._recognised(x, products, tasks))
+        return Regressed(x, errors, *self._recognised(every, products, tasks))
 
     def squared_errors(self, x: Tensor, context: Context | Tensor) -> Tensor:
         """Errors of predictions by ``x`` ``[B, A, D]`` of the transitions of B contexts.
@@ -321,23 +321,27 @@ class TransitionRegression(nn.Module):
     def _recognised(self, x: Tensor, products: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
         """By whose coefficients the transitions of B contexts are most likely.
 
-        Candidates are those ``x`` ``[B, A, D]`` of a context's own and of all contexts of other
-        tasks, of all processes. ``products``: what is asked, see `_pooled`.
+        Candidates are a context's own coefficients and those of all contexts of other tasks.
+
+        Args:
+            x: ``[K, A, D]``, of the contexts of all processes.
+            products: of what is asked, see `_pooled`.
+            tasks: ``[B]``.
 
         Returns:
             ``log_share`` and ``accuracy`` of `Regressed`.
         """
-        own = torch.arange(len(x), device=x.device) + world.rank * len(x)
-        tasks = tasks.to(x.device)
-        other = tasks.unsqueeze(1) != world.gather(tasks)
-        other[torch.arange(len(x), device=x.device), own] = True
-        error = _error_of(world.gather(x)).double().transpose(0, 1)  # [A, K, 1 + D]
+        rows, tasks = torch.arange(len(products), device=x.device), tasks.to(x.device)
+        own = rows + world.rank * len(rows)
+        candidates = tasks.unsqueeze(1) != world.gather(tasks)
+        candidates[rows, own] = True
+        error = _error_of(x).double().transpose(0, 1)  # [A, K, 1 + D]
         squares = (error.unsqueeze(-1) * error.unsqueeze(-2)).flatten(2)
         scores = -products.transpose(0, 1).flatten(2) @ squares.mT / 2  # [A, B, K]
-        scores = scores.masked_fill(~other, -torch.inf)
-        of_own = scores.log_softmax(-1).gather(-1, own.view(1, -1, 1).expand(len(scores), -1, 1))
+        scores = scores.masked_fill(~candidates, -torch.inf)
+        of_own = scores.log_softmax(-1)[:, rows, own]
         accuracy = (scores.argmax(-1) == own).to(x.dtype).mean(-1)
-        return of_own.mean((1, 2)).to(x.dtype), accuracy
+        return of_own.mean(1).to(x.dtype), accuracy
 
     def _moments(self, now: Regressand, drawn: Distinct) -> Tensor:
         """Second moments of the innovations of rewards and features in B contexts.
