@@ -49,6 +49,9 @@ class ContextInference(LearnedInference):
     latent_source: LatentSource = "context"
     explores = True
 
+    learns_from_whole_episodes = False
+    """Whether updates learn from whole episodes also where contexts grow."""
+
     prior: Literal["normal", "sphere"] = "normal"
     """Whether draws of the prior are projected to the sphere of radius sqrt(D)."""
 
@@ -134,19 +137,20 @@ class ContextInference(LearnedInference):
             drawn = draw(tasks)
         return drawn.own()
 
-    def short_contexts(self, tasks: Tensor, whole: bool = False) -> Context:
-        """Contexts to train the encoder on.
+    def short_contexts(self, tasks: Tensor) -> Context:
+        """Contexts of the tasks ``[B]`` to train the encoder on.
 
-        Args:
-            tasks: ``[B]`` int64.
-            whole: those of growing contexts, too, are of all transitions of their episodes.
+        Where contexts grow, they stand for all transitions of ``update_episodes``, or for the first
+        of them, one to all (log-uniform).
         """
         options = self.options
         seen: Tensor | None = None
-        if options.grow_contexts and not whole:
+        if options.grow_contexts:
             most = options.update_episodes * self.replay.data.shape[2]
-            fewest = min(self.run, most)
-            seen = (fewest * (most / fewest) ** self._uniform(len(tasks), 1)[:, 0]).long()
+            if self.learns_from_whole_episodes:
+                seen = torch.full((len(tasks),), most, device=self.draws.device)
+            else:
+                seen = (most ** self._uniform(len(tasks), 1)[:, 0]).long()
         return self.replay.sample(
             tasks,
             options.update_transitions,

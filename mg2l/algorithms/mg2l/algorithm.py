@@ -57,7 +57,9 @@ class MG2L(ContextInference):
                 "aggregator=regression reads observations as numbers, and these are images; choose "
                 "another aggregator"
             )
-        self.run = RUN if options.aggregator == "regression" else 1
+        if options.aggregator == "regression":
+            # What few transitions say of a task, features need not learn: the regression knows it.
+            self.run, self.learns_from_whole_episodes = RUN, True
         reward = spec.observation + spec.action
         self.encoder = TaskEncoder(
             options, self.agents, spec.transition, backend, share, spec.vision, reward
@@ -239,9 +241,7 @@ class MG2L(ContextInference):
         batch: dict[str, Any] = {"queries": self.short_contexts(tasks), "tasks": tasks}
         batch["keys"] = self._keys(self.short_contexts, tasks)
         if self.prediction is not None:
-            # How a regression errs shows all over an episode, not where contexts have just begun.
-            whole = isinstance(self.encoder.aggregator, TransitionRegression)
-            batch["predicted"] = self.short_contexts(tasks, whole)
+            batch["predicted"] = self.short_contexts(tasks)
         return batch
 
     def _loss_of(

@@ -16,7 +16,7 @@ from mg2l.nn.decoder import Decoder
 CHANGE_WEIGHT = 0.1
 """Weight of the errors of changes of observations against those of rewards, which matter more."""
 
-RECOGNITION_WEIGHT = 0.1
+RECOGNITION_WEIGHT = 0.3
 """Weight of the contrast with what coefficients of other tasks predict."""
 
 
