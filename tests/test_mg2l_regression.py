@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from method_helpers import inference_of, tiny_learner
+from method_helpers import collect, inference_of, tiny_learner
 from torch.func import functional_call
 
 from mg2l.algorithms.growing import PooledContexts
@@ -109,9 +109,10 @@ def test_the_first_transition_follows_none():
     torch.testing.assert_close(network.read_out(pool), network(rows[:, :1]), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("algo", ["mg2l-regression", "mg2l-online"])
-def test_updates_of_growing_contexts(monkeypatch, algo):
-    """Features are learned from whole episodes, networks that infer from contexts that grow."""
+@pytest.mark.parametrize(
+    ("algo", "fewest", "whole"), [("mg2l-regression", RUN, 0.5), ("mg2l-online", 1, 0.0)]
+)
+def test_updates_infer_from_growing_contexts(monkeypatch, algo, fewest, whole):
     learner = tiny_learner(algo, max_ep_len=RUN, update_contexts=300)
     inference = inference_of(learner)
     sample, drawn = inference.replay.sample, []
@@ -124,9 +125,23 @@ def test_updates_of_growing_contexts(monkeypatch, algo):
     inference._draw()
     known, asked = drawn
     most = inference.options.update_episodes * RUN
-    for seen in (known, asked):
-        assert seen.max() > most / 2
-        assert seen.min() == most if algo == "mg2l-regression" else seen.min() < 2
+    assert fewest <= known.min() < 2 * fewest
+    assert known.max() > most / 2
+    assert abs((known == most).float().mean() - whole) < 0.1
+    # A regression predicts what happens all over the episodes.
+    assert asked is None if algo == "mg2l-regression" else asked.min() < 2
+    learner.close()
+
+
+def test_critics_read_joint_experience_alone_and_train_no_features():
+    learner = learner_of()
+    inference = inference_of(learner)
+    _, critic_latent = collect(learner)
+    latent = critic_latent()
+    assert latent is not None
+    assert latent.shape == (4, inference.options.context_dim)  # one for each environment
+    assert not latent.requires_grad
+    assert inference.trained_by_critic() == []
     learner.close()
 
 

@@ -49,8 +49,8 @@ class ContextInference(LearnedInference):
     latent_source: LatentSource = "context"
     explores = True
 
-    learns_from_whole_episodes = False
-    """Whether updates learn from whole episodes also where contexts grow."""
+    whole_contexts: float = 0.0
+    """Fraction of the growing contexts of updates that hold all of their episodes."""
 
     prior: Literal["normal", "sphere"] = "normal"
     """Whether draws of the prior are projected to the sphere of radius sqrt(D)."""
@@ -137,20 +137,22 @@ class ContextInference(LearnedInference):
             drawn = draw(tasks)
         return drawn.own()
 
-    def short_contexts(self, tasks: Tensor) -> Context:
-        """Contexts of the tasks ``[B]`` to train the encoder on.
+    def short_contexts(self, tasks: Tensor, whole: bool = False) -> Context:
+        """Contexts to train the encoder on.
 
-        Where contexts grow, they stand for all transitions of ``update_episodes``, or for the first
-        of them, one to all (log-uniform).
+        Args:
+            tasks: ``[B]`` int64.
+            whole: those of growing contexts, too, are of all transitions of their episodes.
         """
         options = self.options
         seen: Tensor | None = None
-        if options.grow_contexts:
+        if options.grow_contexts and not whole:
             most = options.update_episodes * self.replay.data.shape[2]
-            if self.learns_from_whole_episodes:
-                seen = torch.full((len(tasks),), most, device=self.draws.device)
-            else:
-                seen = (most ** self._uniform(len(tasks), 1)[:, 0]).long()
+            fewest = min(self.run, most)
+            seen = (fewest * (most / fewest) ** self._uniform(len(tasks), 1)[:, 0]).long()
+            if self.whole_contexts:
+                all_of_them = self._uniform(len(tasks), 1)[:, 0] < self.whole_contexts
+                seen = torch.where(all_of_them, most, seen)
         return self.replay.sample(
             tasks,
             options.update_transitions,

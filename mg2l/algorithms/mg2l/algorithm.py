@@ -58,8 +58,8 @@ class MG2L(ContextInference):
                 "another aggregator"
             )
         if options.aggregator == "regression":
-            # What few transitions say of a task, features need not learn: the regression knows it.
-            self.run, self.learns_from_whole_episodes = RUN, True
+            # Features are learned fast from all transitions, and from few how sure to be of these.
+            self.run, self.whole_contexts = RUN, 0.5
         reward = spec.observation + spec.action
         self.encoder = TaskEncoder(
             options, self.agents, spec.transition, backend, share, spec.vision, reward
@@ -241,7 +241,9 @@ class MG2L(ContextInference):
         batch: dict[str, Any] = {"queries": self.short_contexts(tasks), "tasks": tasks}
         batch["keys"] = self._keys(self.short_contexts, tasks)
         if self.prediction is not None:
-            batch["predicted"] = self.short_contexts(tasks)
+            # How a regression errs shows all over an episode, not where contexts have just begun.
+            whole = isinstance(self.encoder.aggregator, TransitionRegression)
+            batch["predicted"] = self.short_contexts(tasks, whole)
         return batch
 
     def _loss_of(
