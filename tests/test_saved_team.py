@@ -110,7 +110,7 @@ def test_a_learner_that_goes_on_is_another(run, tmp_path):
     [
         ("mpe-goals", (-10.5, -8.0)),
         ("mpe-goals-joint", (-15.0, -9.5)),
-        ("mpe-weights", (12.0, 13.0)),
+        ("mpe-weights", (15.0, 15.0)),
         ("mpe-hunting-4", (6.0, 8.5)),
     ],
 )
