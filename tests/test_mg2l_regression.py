@@ -14,6 +14,7 @@ from mg2l.algorithms.mg2l.regression import (
     NOISE,
     RUN,
     SIZE,
+    WHOLE,
     TransitionRegression,
     _eliminate,
 )
@@ -110,7 +111,7 @@ def test_the_first_transition_follows_none():
 
 
 @pytest.mark.parametrize(
-    ("algo", "fewest", "whole"), [("mg2l-regression", RUN, 0.5), ("mg2l-online", 1, 0.0)]
+    ("algo", "fewest", "whole"), [("mg2l-regression", RUN, WHOLE), ("mg2l-online", 1, 0.0)]
 )
 def test_updates_infer_from_growing_contexts(monkeypatch, algo, fewest, whole):
     learner = tiny_learner(algo, max_ep_len=RUN, update_contexts=300)

@@ -55,7 +55,7 @@ class ContextConfig(LearnedConfig):
     """Contexts grow with every step in which agents act on them, also in the episode that counts.
     Policies are trained as at meta-test: from no context in half of the sub-environments, in the
     others from 1 to ``context_episodes`` of the replay (log-uniform). Encoder updates learn from
-    the first transitions of ``update_episodes``, from one (a regression's: ten) to all of them."""
+    the first transitions of ``update_episodes``, from one to all (half of a regression's: all)."""
 
     replay_rollouts: bool = False
     """Keep the rollouts that policies are trained on in the context replay, beside explored ones:

@@ -24,7 +24,7 @@ from mg2l.algorithms.mg2l.config import MG2LConfig
 from mg2l.algorithms.mg2l.encoder import RawEncoding, TaskEncoder, TransitionAggregator
 from mg2l.algorithms.mg2l.objective import Objective
 from mg2l.algorithms.mg2l.prediction import RewardPrediction
-from mg2l.algorithms.mg2l.regression import RUN, Regressed, TransitionRegression
+from mg2l.algorithms.mg2l.regression import RUN, WHOLE, Regressed, TransitionRegression
 from mg2l.algorithms.transition_encoder import TransitionMoments
 from mg2l.core.distributed import world
 from mg2l.core.schema import ConfigError
@@ -58,8 +58,7 @@ class MG2L(ContextInference):
                 "another aggregator"
             )
         if options.aggregator == "regression":
-            # Features are learned fast from all transitions, and from few how sure to be of these.
-            self.run, self.whole_contexts = RUN, 0.5
+            self.run, self.whole_contexts = RUN, WHOLE
         reward = spec.observation + spec.action
         self.encoder = TaskEncoder(
             options, self.agents, spec.transition, backend, share, spec.vision, reward

@@ -26,9 +26,12 @@ CHANGES = 4
 RUN = 10
 """Consecutive transitions that are drawn together."""
 
+WHOLE = 0.5
+"""Fraction of the contexts of updates that hold all of their episodes. By these features are
+learned fast, by the others how sure to be of few transitions."""
+
 LOG_SCALE = 3.0
 """Bound on the logarithm of the scale of a reward's error, up and down."""
-
 
 SIZE = 0.5
 """Root mean square of coefficients as policies read them."""
