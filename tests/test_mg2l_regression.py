@@ -7,7 +7,7 @@ from method_helpers import collect, inference_of, tiny_learner
 
 from mg2l.algorithms.growing import PooledContexts
 from mg2l.algorithms.mg2l.prediction import CHANGE_WEIGHT, RECOGNITION_WEIGHT
-from mg2l.algorithms.mg2l.regression import RUN, WHOLE, TransitionRegression
+from mg2l.algorithms.mg2l.regression import RUN, SIZE, WHOLE, TransitionRegression
 from mg2l.core.schema import ConfigError
 from mg2l.deploy import export
 from mg2l.deploy.agent import Agent
@@ -84,14 +84,11 @@ def test_policies_read_coefficients_of_one_size():
     assert isinstance(slow, TransitionRegression)
     batch = inference._draw()
     with torch.no_grad():
-        network.mean_square.fill_(1.0)
-        x = network(batch["queries"])
         network.mean_square.fill_(4.0)
-        torch.testing.assert_close(network(batch["queries"]), x / 2)
-        pool = network.begin(batch["queries"].gather(), torch.ones(len(x)))
-        halved = network.read_out(pool)
-        network.mean_square.fill_(1.0)
-        torch.testing.assert_close(halved, network.read_out(pool) / 2)
+        torch.testing.assert_close(network.scaled(torch.ones(3)), torch.full((3,), SIZE / 2))
+        pool = network.begin(batch["queries"].gather(), torch.ones(len(batch["tasks"])))
+        solved = network.solve(pool.pooled, pool.mass).float()
+        torch.testing.assert_close(network.read_out(pool), solved * SIZE / 2)
         network.mean_square.zero_()  # all were 0: of rewards that never differ
         assert network(batch["queries"]).isfinite().all()
     network.mean_square.fill_(1.0)

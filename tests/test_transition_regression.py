@@ -64,7 +64,8 @@ def by_least_squares(network, rows, began=(0,), seen=None):
     change = (now.change.double() * precision[1:, None].sqrt()).flatten(0, 1)
     both = torch.cat([reward, change]) * ((seen or len(rows)) / len(rows)) ** 0.5
     # Rows of the prior below those of the data.
-    left = torch.cat([both[:, 1:], torch.eye(width, dtype=torch.float64)])
+    prior = torch.eye(width, dtype=torch.float64) / network.mean_square.sqrt()
+    left = torch.cat([both[:, 1:], prior])
     right = torch.cat([both[:, 0], torch.zeros(width, dtype=torch.float64)])
     return torch.linalg.lstsq(left, right.unsqueeze(1)).solution[:, 0].float()
 
@@ -255,6 +256,19 @@ def test_contexts_count_as_what_they_were_drawn_from():
     torch.testing.assert_close(found[0, 0], wanted, rtol=1e-3, atol=1e-4)
     pool = network.begin(rows, torch.tensor([10.0, 1.0]))
     torch.testing.assert_close(network.read_out(pool), found, rtol=1e-3, atol=1e-4)
+
+
+def test_how_large_features_are_does_not_matter():
+    """Their coefficients are as much smaller, and so is what is expected of them."""
+    network = regression()
+    pool = network.begin(episode(3, 4), torch.ones(3))
+    larger = pool.pooled * torch.tensor([3.0, *[9.0] * 5], dtype=torch.float64)
+    x = network.solve(pool.pooled, pool.mass)
+    policies_read = network.scaled(x)
+    network.mean_square /= 9
+    found = network.solve(larger, pool.mass)
+    torch.testing.assert_close(found, x / 3)
+    torch.testing.assert_close(network.scaled(found), policies_read)
 
 
 def test_the_reward_is_no_feature():

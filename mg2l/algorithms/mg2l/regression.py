@@ -127,9 +127,13 @@ class TransitionRegression(nn.Module):
     action, for which it is 0: else coefficients would hold what team-mates do, which changes while
     they learn. These are the mean of their posterior by Bayesian linear regression (Harrison et
     al., 2018, *Meta-Learning Priors for Efficient Online Bayesian Regression*, arXiv:1807.08912),
-    for the prior ``N(0, I)`` and errors of learned variances,
+    for errors of learned variances and the prior ``N(0, s^2 I)``,
 
-    ``x^i = argmin_x sum_t (e_t^2 / sigma^2 + sum_p d_tp^2 / sigma_p^2) + |x|^2``.
+    ``x^i = argmin_x sum_t (e_t^2 / sigma^2 + sum_p d_tp^2 / sigma_p^2) + |x|^2 / s^2``.
+
+    ``s^2`` is the mean square of the coefficients of the latest updates (empirical Bayes: Efron and
+    Morris, 1973, JASA 68): as features are learned, coefficients become larger or smaller, and a
+    variance that stays would trust the first transitions of a task too much or too little.
 
     Errors of rewards, each over a scale that is learned as a function of the transition (what can
     be computed from an observation is known well, a collision is not), are those of an
@@ -155,7 +159,7 @@ class TransitionRegression(nn.Module):
     """``[O, P]``, where observations are mixed."""
 
     mean_square: Tensor
-    """``[]``, of the coefficients of the latest updates."""
+    """``[]``, of the coefficients of the latest updates, and their variance a priori."""
 
     def __init__(
         self,
@@ -216,10 +220,15 @@ class TransitionRegression(nn.Module):
 
         How large they are depends on how large features are, which changes while these are learned.
         """
-        return x * SIZE * self.mean_square.clamp(min=1e-8).rsqrt()
+        return x * SIZE * self._variance.rsqrt()
+
+    @property
+    def _variance(self) -> Tensor:
+        """Of coefficients, a priori."""
+        return self.mean_square.clamp(min=1e-8)
 
     def regress(self, known: Context | Tensor, asked: Context | Tensor, tasks: Tensor) -> Regressed:
-        """Coefficients, and how well they predict; their mean square is noted for `scaled`.
+        """Coefficients, and how well they predict; their mean square becomes that of the prior.
 
         Args:
             known: B contexts from which they are inferred.
@@ -281,7 +290,7 @@ class TransitionRegression(nn.Module):
             seen: ``[*]``, how many transitions these stand for.
         """
         wanted, gram = products[..., :1], products[..., 1:]
-        prior = 1 / seen.clamp(min=1).to(gram.dtype)
+        prior = 1 / (seen.clamp(min=1).to(gram.dtype) * self._variance)
         matrix = gram + torch.diag_embed(prior.unsqueeze(-1).expand(gram.shape[:-1]))
         if torch.compiler.is_exporting():  # ONNX has no factorisation
             return _eliminate(matrix, wanted)
