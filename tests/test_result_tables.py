@@ -215,6 +215,9 @@ def test_results_say_what_the_tables_hold(tables):
     (mine,) = [row for row in pooled if "`mg2l`" in row]
     values = re.findall(r"(-?\d\.\d\d) \[", mine)
     assert values == ["0.25", "0.25", "0.75"]
+    at_a_glance = section(text, "Family by family, held-out tasks").splitlines()
+    assert at_a_glance[2] == "| family: online, K = 1 | `mg2l` | `ma-pearl` |"
+    assert "| `mpe-goals` | 0.25, 0.75 (2) |" in at_a_glance[4]
     episode = section(text, "What one episode is worth")
     assert "| `mg2l` | 2 | 0.50 [0.50, 0.50] |" in episode
     assert "0.80 / 0.50" in section(text, "What representations say about the task")

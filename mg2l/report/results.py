@@ -12,7 +12,7 @@ import numpy as np
 from mg2l.core.files import read_text, write_text
 from mg2l.core.schema import ConfigError
 from mg2l.evaluation import statistics
-from mg2l.evaluation.adaptation import PARTS, Adaptation, adaptation, in_order
+from mg2l.evaluation.adaptation import NO_SHOTS, PARTS, Adaptation, adaptation, in_order
 from mg2l.evaluation.frames import Frames, Record
 from mg2l.evaluation.statistics import Interval
 from mg2l.evaluation.tables import row as _row
@@ -69,6 +69,14 @@ def markdown(
         _intro(frames),
         *(f"![{_alt(picture)}]({picture.name})" for picture in pictures),
         _section("What there is to gain", _families(found)),
+        *(
+            _section(
+                f"Family by family, {PARTS[part]}",
+                _by_family(frames, [x for x in found if x.part == part]),
+                "Scores online, and after episodes of exploration; in parentheses: seeds.",
+            )
+            for part in PARTS
+        ),
         *(
             _section(
                 f"{title}, {PARTS[part]}",
@@ -198,6 +206,27 @@ def _pooled(parts: Sequence[Adaptation]) -> list[str]:
     ]
     names = [f"K = {name}" if name.isdigit() else name for name in shots]
     return _table(["algorithm", "families", *names], rows)
+
+
+def _by_family(frames: Frames, parts: Sequence[Adaptation]) -> list[str]:
+    """Scores of algorithms that infer the task, best first, as far as each was tested."""
+    shots = [name for name in in_order(s for x in parts for s in x.shots) if name != NO_SHOTS]
+    references = {found.algo for found in frames.returns if found.role}
+    ranked = _ranked(parts, lambda algo: _over(parts, algo, shots[-1])) if shots else []
+    algos = [algo for algo, _ in ranked if algo not in references]
+    if not algos:
+        return []
+
+    def cell(part: Adaptation, algo: str) -> str:
+        held = part.scores.get(algo, {})
+        found = [part.interval(algo, name) for name in shots if name in held]
+        values = [f"{interval.value:.2f}" for interval in found if interval]
+        seeds = max((len(x) for x in held.values()), default=0)
+        return f"{', '.join(values)} ({seeds})" if values else ""
+
+    rows = [[f"`{x.env}`", *(cell(x, algo) for algo in algos)] for x in parts if x.scores]
+    names = ", ".join(f"K = {name}" if name.isdigit() else name for name in shots)
+    return _table([f"family: {names}", *(f"`{algo}`" for algo in algos)], rows)
 
 
 def _gains(parts: Sequence[Adaptation]) -> list[str]:
