@@ -204,8 +204,11 @@ def _pooled(parts: Sequence[Adaptation]) -> list[str]:
         [f"`{algo}`", str(count), *(_shown(_over(parts, algo, name)) for name in shots)]
         for algo, count in _ranked(parts, lambda algo: _over(parts, algo, shots[-1]))
     ]
-    names = [f"K = {name}" if name.isdigit() else name for name in shots]
-    return _table(["algorithm", "families", *names], rows)
+    return _table(["algorithm", "families", *_named(shots)], rows)
+
+
+def _named(shots: Sequence[str]) -> list[str]:
+    return [f"K = {name}" if name.isdigit() else name for name in shots]
 
 
 def _by_family(frames: Frames, parts: Sequence[Adaptation]) -> list[str]:
@@ -225,8 +228,7 @@ def _by_family(frames: Frames, parts: Sequence[Adaptation]) -> list[str]:
         return f"{', '.join(values)} ({seeds})" if values else ""
 
     rows = [[f"`{x.env}`", *(cell(x, algo) for algo in algos)] for x in parts if x.scores]
-    names = ", ".join(f"K = {name}" if name.isdigit() else name for name in shots)
-    return _table([f"family: {names}", *(f"`{algo}`" for algo in algos)], rows)
+    return _table([f"family: {', '.join(_named(shots))}", *(f"`{algo}`" for algo in algos)], rows)
 
 
 def _gains(parts: Sequence[Adaptation]) -> list[str]:

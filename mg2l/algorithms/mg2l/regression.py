@@ -127,13 +127,13 @@ class TransitionRegression(nn.Module):
     action, for which it is 0: else coefficients would hold what team-mates do, which changes while
     they learn. These are the mean of their posterior by Bayesian linear regression (Harrison et
     al., 2018, *Meta-Learning Priors for Efficient Online Bayesian Regression*, arXiv:1807.08912),
-    for errors of learned variances and the prior ``N(0, s^2 I)``,
+    for errors of learned variances and the prior ``N(0, tau^2 I)``,
 
-    ``x^i = argmin_x sum_t (e_t^2 / sigma^2 + sum_p d_tp^2 / sigma_p^2) + |x|^2 / s^2``.
+    ``x^i = argmin_x sum_t (e_t^2 / sigma^2 + sum_p d_tp^2 / sigma_p^2) + |x|^2 / tau^2``.
 
-    ``s^2`` is the mean square of the coefficients of the latest updates (empirical Bayes: Efron and
-    Morris, 1973, JASA 68): as features are learned, coefficients become larger or smaller, and a
-    variance that stays would trust the first transitions of a task too much or too little.
+    ``tau^2`` is the mean square of the coefficients of the latest updates (empirical Bayes: Efron
+    and Morris, 1973, JASA 68): as features are learned, coefficients become larger or smaller, and
+    a variance that stays would trust the first transitions of a task too much or too little.
 
     Errors of rewards, each over a scale that is learned as a function of the transition (what can
     be computed from an observation is known well, a collision is not), are those of an
