@@ -234,6 +234,22 @@ def test_results_say_what_the_tables_hold(tables):
     assert "tasks beyond the training distribution: 2 of 3 tasks have a score" in failures
 
 
+def test_algorithms_are_compared_by_how_all_were_tested(tables):
+    more = [x._replace(shots="2") for x in tables.returns if (x.algo, x.shots) == ("mg2l", "1")]
+    assert more
+    wider = dataclasses.replace(tables, returns=[*tables.returns, *more])
+    text, before = (results.markdown("mine", held) for held in (wider, tables))
+    for title in (
+        "Family by family, held-out tasks",
+        "All families, held-out tasks",
+        "What one episode is worth",
+    ):
+        assert section(text, title) == section(before, title)
+    family = "mpe-goals, held-out tasks"
+    assert "K = 2" in section(text, family)
+    assert "K = 2" not in section(before, family)
+
+
 def test_runs_that_have_not_begun_are_one_line(tables):
     waiting = [
         tables.records[0]._replace(state="waiting", iterations=0, error="", seed=s) for s in (7, 8)

@@ -196,8 +196,14 @@ def _over(parts: Sequence[Adaptation], algo: str, shots: str) -> Interval | None
     return statistics.nested_bootstrap(held) if held else None
 
 
+def _shots(parts: Iterable[Adaptation]) -> list[str]:
+    """How every algorithm was tested in all of these, in order: only that can be compared."""
+    tested = [{*by_shots} for part in parts for by_shots in part.scores.values()]
+    return in_order(set[str].intersection(*tested)) if tested else []
+
+
 def _pooled(parts: Sequence[Adaptation]) -> list[str]:
-    shots = in_order(name for part in parts for name in part.shots)
+    shots = _shots(parts)
     if not shots:
         return []
     rows = [
@@ -212,8 +218,8 @@ def _named(shots: Sequence[str]) -> list[str]:
 
 
 def _by_family(frames: Frames, parts: Sequence[Adaptation]) -> list[str]:
-    """Scores of algorithms that infer the task, best first, as far as each was tested."""
-    shots = [name for name in in_order(s for x in parts for s in x.shots) if name != NO_SHOTS]
+    """Scores of algorithms that infer the task, best first."""
+    shots = [name for name in _shots(parts) if name != NO_SHOTS]
     references = {found.algo for found in frames.returns if found.role}
     ranked = _ranked(parts, lambda algo: _over(parts, algo, shots[-1])) if shots else []
     algos = [algo for algo, _ in ranked if algo not in references]
@@ -221,10 +227,9 @@ def _by_family(frames: Frames, parts: Sequence[Adaptation]) -> list[str]:
         return []
 
     def cell(part: Adaptation, algo: str) -> str:
-        held = part.scores.get(algo, {})
-        found = [part.interval(algo, name) for name in shots if name in held]
+        found = [part.interval(algo, name) for name in shots]
         values = [f"{interval.value:.2f}" for interval in found if interval]
-        seeds = max((len(x) for x in held.values()), default=0)
+        seeds = max((len(x) for x in part.scores.get(algo, {}).values()), default=0)
         return f"{', '.join(values)} ({seeds})" if values else ""
 
     rows = [[f"`{x.env}`", *(cell(x, algo) for algo in algos)] for x in parts if x.scores]
@@ -232,7 +237,7 @@ def _by_family(frames: Frames, parts: Sequence[Adaptation]) -> list[str]:
 
 
 def _gains(parts: Sequence[Adaptation]) -> list[str]:
-    shots = [name for name in in_order(s for part in parts for s in part.shots) if name.isdigit()]
+    shots = [name for name in _shots(parts) if name.isdigit()]
     steps = list(itertools.pairwise(shots))
 
     def gain(algo: str, before: str, after: str) -> Interval | None:
