@@ -234,6 +234,16 @@ def test_results_say_what_the_tables_hold(tables):
     assert "tasks beyond the training distribution: 2 of 3 tasks have a score" in failures
 
 
+def test_families_are_in_the_order_of_a_suite(tables):
+    arranged = frames.arrange(tables, ["mpe-weights", "not run"])
+    for title in ("Family by family, held-out tasks", "Runs"):
+        before, after = (
+            section(results.markdown("mine", held), title) for held in (tables, arranged)
+        )
+        assert before.index("`mpe-goals`") < before.index("`mpe-weights`")
+        assert after.index("`mpe-weights`") < after.index("`mpe-goals`")
+
+
 def test_algorithms_are_compared_by_how_all_were_tested(tables):
     more = [x._replace(shots="2") for x in tables.returns if (x.algo, x.shots) == ("mg2l", "1")]
     assert more

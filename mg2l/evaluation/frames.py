@@ -1,8 +1,8 @@
 """Results of runs as a few small tables: enough to draw every figure without the runs.
 
-`collect` makes them of runs, `write` writes them, `read` takes them up again, and `merge` adds
-those of one machine to those of others. They are CSV files, the first line with the names of their
-columns.
+`collect` makes them of runs, `write` writes them, `read` takes them up again, `merge` adds those of
+one machine to those of others, and `arrange` puts environments in order. They are CSV files, the
+first line with the names of their columns.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
@@ -142,6 +142,13 @@ def merge(kept: Frames, added: Frames) -> Frames:
         both(kept.points, added.points),
         both(kept.probes, added.probes),
     )
+
+
+def arrange(frames: Frames, envs: Sequence[str]) -> Frames:
+    """Tables in the order of these environments; others follow as they are."""
+    places = {env: place for place, env in enumerate(dict.fromkeys(envs))}
+    tables = (getattr(frames, table.name) for table in fields(frames))
+    return Frames(*(sorted(x, key=lambda row: places.get(row.env, len(places))) for x in tables))
 
 
 def _run(row: Any) -> tuple[str, str, int]:

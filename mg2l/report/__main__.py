@@ -46,7 +46,7 @@ def parser() -> cli.Parser:
     words.add_argument(
         "--results", type=Path, help="folder of such tables to make a page of Markdown of"
     )
-    words.add_argument("--suite", help="whose groups of families --results sums up, too")
+    words.add_argument("--suite", help="whose order of families, and groups of them, --results has")
     words.add_argument(
         "--last", type=number(1), default=20, help="iterations at the end (default: 20)"
     )
@@ -80,15 +80,17 @@ def write_frames(folders: Sequence[Path], out: Path) -> None:
         print(printable(line))
 
 
-def write_results(tables: Path, out: Path, groups: results.Groups) -> None:
+def write_results(tables: Path, out: Path, suite: suites.Suite | None = None) -> None:
     """Write the results of a folder of tables as Markdown, with pictures beside the page."""
     plots.check("--results", out.with_suffix(".png"))
     from mg2l.report import charts
 
     found = frames.read(tables)
+    if suite is not None:
+        found = frames.arrange(found, [cell.env for cell in suite.cells])
     name = tables.resolve().name
     pictures = charts.draw(out.parent, name, found)
-    results.write(out, name, found, pictures, groups)
+    results.write(out, name, found, pictures, None if suite is None else suite.groups)
     for path in (out, *pictures):
         print(path)
 
@@ -100,9 +102,9 @@ def main() -> None:
     if arguments.results is not None:
         if arguments.folders or arguments.frames is not None:
             raise ConfigError("--results reads tables alone: give neither runs nor --frames")
-        families = {} if arguments.suite is None else suites.read(arguments.suite).groups
+        suite = None if arguments.suite is None else suites.read(arguments.suite)
         out = arguments.out or arguments.results / "results.md"
-        write_results(arguments.results, out, families)
+        write_results(arguments.results, out, suite)
         return
     if arguments.suite is not None:
         raise ConfigError(f"--suite={arguments.suite}: needs --results")
