@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from method_helpers import inference_of, tiny_learner
 from torch import nn
 
 from mg2l.algorithms.base import Encoding
@@ -335,21 +334,3 @@ def test_temperature_divides_scores():
     scores = z @ encoder.project(objective.task_keys).t() / 0.5
     wanted = math.log(TASKS) + scores.log_softmax(1)[torch.arange(len(ORDER)), ORDER].mean()
     torch.testing.assert_close(found, wanted)
-
-
-def test_updates_become_fewer(monkeypatch):
-    learner = tiny_learner(n_iters=5, ae_updates_per_iter=10, decay_ae_updates=True)
-    inference = inference_of(learner)
-    once = inference._update_once
-    counts: list[int] = []
-
-    def counted(measure_gap=False):
-        counts[-1] += 1
-        return once(measure_gap)
-
-    monkeypatch.setattr(inference, "_update_once", counted)
-    for iteration in range(5):
-        counts.append(0)
-        learner.begin(iteration)
-        assert "loss/global" in learner.update_inference()
-    assert counts == [18, 14, 10, 6, 2]

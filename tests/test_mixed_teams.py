@@ -323,7 +323,7 @@ def test_a_team_learns_its_goal(tmp_path, yard):
     rewards = []
     for iteration in range(12):
         tasks = team.draw_tasks()
-        team.begin(iteration)
+        team.decay_learning_rates(iteration)
         rollout = team.collect(tasks)
         team.update_policy(rollout, tasks)
         rewards.append(rollout.rewards.mean((0, 1)))

@@ -67,7 +67,6 @@ ENCODER: list[dict[str, Any]] = [
     {"context_refresh": "episode"},
     {"train_ae_interval": 2},
     {"ae_updates_per_iter": 0},
-    {"decay_ae_updates": True},
     {"update_contexts": 2},
 ]
 POLICY: list[dict[str, Any]] = [

@@ -80,9 +80,6 @@ class TaskInference(nn.Module):
     run: int = 1
     """How many consecutive transitions are drawn together for a context."""
 
-    progress: float = 0.0
-    """How much of the run is over: set for each iteration, to its middle, in ``(0, 1)``."""
-
     optimiser: Adam | None = None
     """Trains the inference networks, if there are any."""
 
@@ -367,7 +364,7 @@ class LearnedInference(TaskInference):
 
     def update(self) -> dict[str, Any]:
         history: dict[str, list[Tensor]] = {}
-        for left in reversed(range(self._updates())):
+        for left in reversed(range(self.options.ae_updates_per_iter)):
             for name, value in self._update_once(measure_gap=left == 0).items():
                 history.setdefault(name, []).append(value.detach())
         means = [torch.stack(values).mean().double() for values in history.values()]
@@ -375,13 +372,6 @@ class LearnedInference(TaskInference):
             return {}
         totals = world.sum(torch.stack(means)) / world.size
         return dict(zip(history, totals.tolist(), strict=True))
-
-    def _updates(self) -> int:
-        """How many there are in this iteration."""
-        count: int = self.options.ae_updates_per_iter
-        if not (count and self.options.decay_ae_updates):
-            return count
-        return max(1, round(2 * count * (1 - self.progress)))
 
     def _update_once(self, measure_gap: bool = False) -> dict[str, Tensor]:
         return self._step(*self.gradients(measure_gap))

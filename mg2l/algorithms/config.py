@@ -29,11 +29,6 @@ class LearnedConfig(AlgorithmConfig):
     ae_updates_per_iter: int = bounded(50, ge=0, le=1_000_000)
     """Encoder updates per iteration."""
 
-    decay_ae_updates: bool = False
-    """Whether encoder updates become fewer: linearly from twice ``ae_updates_per_iter`` to one, as
-    many in all. What is learned late serves few iterations, and changes what policies have learned
-    to read."""
-
     train_ae_interval: int = bounded(1, ge=1)
     """Iterations between two rounds of encoder updates."""
 

@@ -157,9 +157,8 @@ class Learner:
 
     # The phases of an iteration, in the order of `mg2l.train`.
 
-    def begin(self, iteration: int) -> dict[str, float]:
+    def decay_learning_rates(self, iteration: int) -> dict[str, float]:
         """Set every learning rate for this iteration; returns them as ``lr/*``."""
-        self.inference.progress = (iteration + 0.5) / self.n_iters
         left = 1.0
         if self.config.ppo.use_linear_lr_decay:
             left = 1 - (1 - LR_FLOOR) * iteration / self.n_iters
