@@ -80,7 +80,7 @@ def write_frames(folders: Sequence[Path], out: Path) -> None:
         print(printable(line))
 
 
-def write_results(tables: Path, out: Path, suite: suites.Suite | None = None) -> None:
+def write_results(tables: Path, out: Path, suite: suites.Suite | None) -> None:
     """Write the results of a folder of tables as Markdown, with pictures beside the page."""
     plots.check("--results", out.with_suffix(".png"))
     from mg2l.report import charts

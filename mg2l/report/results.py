@@ -177,7 +177,7 @@ def _families(found: Sequence[Adaptation]) -> list[str]:
 def _ranked(
     parts: Sequence[Adaptation], value: Callable[[str], Interval | None]
 ) -> list[tuple[str, int]]:
-    """Algorithms and the number of families with scores of them, best first."""
+    """Algorithms and the number of families with scores of them: most first, then the best."""
     counts: dict[str, int] = {}
     for part in parts:
         for algo in part.scores:
@@ -218,7 +218,7 @@ def _named(shots: Sequence[str]) -> list[str]:
 
 
 def _by_family(frames: Frames, parts: Sequence[Adaptation]) -> list[str]:
-    """Scores of algorithms that infer the task, best first."""
+    """Scores of algorithms that infer the task, in the order of `_ranked`."""
     shots = [name for name in _shots(parts) if name != NO_SHOTS]
     references = {found.algo for found in frames.returns if found.role}
     ranked = _ranked(parts, lambda algo: _over(parts, algo, shots[-1])) if shots else []
