@@ -10,8 +10,8 @@ Three libraries, none of which uses Python, so that one wheel serves every versi
 Environment variables:
 
 - ``MG2L_CUDA``: ``auto`` (default: build CUDA kernels when nvcc is found), ``0`` or ``1``.
-- ``MG2L_CUDA_ARCHS``: compute capabilities, e.g. ``"80 90"``. PTX of the last one is kept as well,
-  for GPUs that are newer. By default all that nvcc knows of those below.
+- ``MG2L_CUDA_ARCHS``: compute capabilities, e.g. ``"80 90"``. PTX is kept as well, for GPUs that
+  are newer. By default all that nvcc knows of those below.
 - ``MG2L_NATIVE``: ``auto`` (default: compile if a C++ compiler works), ``0`` (install without
   compiled operators; everything is computed by its definition) or ``1`` (fail without a compiler).
 - ``MG2L_WERROR``: ``1`` makes warnings errors (CI); newer compilers warn of more.
@@ -145,14 +145,34 @@ def cuda_archs(cuda: Path) -> list[str]:
     return archs
 
 
+def targets(archs: list[str]) -> list[str]:
+    """What nvcc compiles for: machine code of each, and the PTX that the last is made from.
+
+    All below 10.0 are made from the PTX of the oldest of them, and all others from the oldest of
+    these: that is most of the time saved, and byte for byte the code that each makes of its own PTX
+    (``tests/test_build.py``), as no kernel asks which it is compiled for. Variants such as ``90a``
+    stand alone.
+    """
+    families: dict[str, list[str]] = {}
+    for arch in archs:
+        family = ("before 10.0" if int(arch) < 100 else "since") if arch.isdigit() else arch
+        families.setdefault(family, []).append(arch)
+    flags = []
+    for members in families.values():
+        source = f"compute_{min(members, key=lambda arch: int(arch.rstrip('af')))}"
+        codes = [f"sm_{arch}" for arch in members]
+        codes += [source] if archs[-1] in members else []
+        flags.append(f"-gencode=arch={source},code=[{','.join(codes)}]")
+    return flags
+
+
 def nvcc_flags(archs: list[str]) -> list[str]:
     """Warns of register spills too."""
     return [
         "-std=c++17",
         "-O3",
         "--threads=2",
-        *(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs),
-        f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}",
+        *targets(archs),
         "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
         "-Xptxas=-v,--warn-on-spills",
         *(["-Werror=all-warnings"] if WERROR else []),

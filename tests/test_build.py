@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
@@ -198,6 +200,46 @@ def test_a_bad_kernel_fails_the_build(kernel: str, complaint: str, tmp_path: Pat
     assert done.returncode != 0
     assert complaint in done.stdout
     assert "nvcc failed" in done.stderr
+
+
+def machine_code(cubin: Path) -> dict[str, bytes]:
+    """Each kernel's, of an ELF file of 64 bits."""
+    file = cubin.read_bytes()
+    (start,) = struct.unpack_from("<Q", file, 0x28)
+    size, count, names = struct.unpack_from("<HHH", file, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQ", file, start + size * i) for i in range(count)]
+    code = {}
+    for name, _, _, _, offset, length in sections:
+        begin = sections[names][4] + name
+        label = file[begin : file.index(b"\0", begin)].decode()
+        if label.startswith(".text."):
+            code[label] = file[offset : offset + length]
+    return code
+
+
+@pytest.mark.skipif(not CUDA_LIBRARY.exists(), reason="built without nvcc")
+def test_older_ptx_gives_the_same_machine_code(tmp_path: Path) -> None:
+    rule = (ROOT / "build" / "cuda" / "build.ninja").read_text()
+    made = re.findall(r"arch=compute_(\w+),code=\[([\w,]+)\]", rule)
+    assert made
+    nvcc = shlex.split(next(line for line in rule.splitlines() if "command = " in line))[2]
+
+    def compiled(source: str, arch: str) -> dict[str, bytes]:
+        cubin = tmp_path / f"{source}-{arch}.cubin"
+        done = run(
+            nvcc, "-std=c++17", "-O3", f"-gencode=arch=compute_{source},code=sm_{arch}", "-cubin",
+            str(ROOT / "csrc" / "cuda" / "gae.cu"), "-o", str(cubin),
+            cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return machine_code(cubin)
+
+    for source, codes in made:
+        newest = [code.removeprefix("sm_") for code in codes.split(",") if code[:3] == "sm_"][-1]
+        if newest != source:
+            by_its_own = compiled(newest, newest)
+            assert by_its_own
+            assert compiled(source, newest) == by_its_own
 
 
 @pytest.mark.parametrize(
