@@ -145,7 +145,7 @@ def test_a_meta_test_begins_with_every_transition_of_earlier_episodes():
 
 def test_drawn_contexts_come_from_all_earlier_transitions():
     """By the numbers that they stand for, next to the steps since."""
-    learner = online(aggregator="mean", ae_batch_size=400, n_rollout_threads=2)
+    learner = online(aggregator="mean", ae_batch_size=400, context_episodes=40, n_rollout_threads=2)
     inference = inference_of(learner)
     _, rows = seen_so_far(learner, np.array([0, 1]))
     stream = inference.growing_latent(2, rows[:, :3], torch.tensor([6, 0]))

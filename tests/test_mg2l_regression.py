@@ -7,7 +7,7 @@ from method_helpers import collect, inference_of, tiny_learner
 
 from mg2l.algorithms.growing import PooledContexts
 from mg2l.algorithms.mg2l.prediction import CHANGE_WEIGHT, RECOGNITION_WEIGHT
-from mg2l.algorithms.mg2l.regression import RUN, SIZE, WHOLE, TransitionRegression
+from mg2l.algorithms.mg2l.regression import AGENTS, RUN, SIZE, WHOLE, TransitionRegression
 from mg2l.core.schema import ConfigError
 from mg2l.deploy import export
 from mg2l.deploy.agent import Agent
@@ -133,11 +133,39 @@ def test_errors_of_changes_weigh_less_than_those_of_rewards():
     learner.close()
 
 
+def test_an_update_learns_from_some_of_the_agents_that_have_one_policy():
+    team = {"env": "mpe-goals", "n_agents": AGENTS + 3}
+    learner = learner_of(**team, share_policy=True)
+    inference = inference_of(learner)
+    drawn = set()
+    for _ in range(10):
+        batch = inference._draw()
+        some = batch["queries"].agents
+        assert torch.equal(some, batch["predicted"].agents)
+        assert batch["queries"].gather().shape[2] == len(some.unique()) == AGENTS
+        drawn.update(some.tolist())
+    assert len(drawn) == inference.agents
+    inference._update_once()
+    assert inference.infer(inference.contexts(torch.tensor([0]))).local.mean.shape[1] == AGENTS + 3
+    learner.close()
+    learner = learner_of(**team)
+    assert inference_of(learner)._draw()["queries"].agents is None
+    learner.close()
+
+
+def test_contexts_hold_no_more_transitions_than_there_are():
+    learner = learner_of(ae_batch_size=200, context_episodes=3)
+    inference = inference_of(learner)
+    assert inference.context_length == 30
+    assert inference.contexts(torch.tensor([0])).gather().shape[1] == 30
+    learner.close()
+
+
 def test_metrics_of_many_tasks_are_of_fewer_contexts_each(monkeypatch):
     learner = learner_of()
     inference = inference_of(learner)
     assert inference.measured == 16
-    for tasks, wanted in ((40, 16), (160, 4), (1000, 2)):
+    for tasks, wanted in ((10, 16), (40, 4), (1000, 2)):
         monkeypatch.setattr(inference, "tasks", tasks)
         assert inference.measured == wanted
     learner.close()

@@ -230,6 +230,21 @@ def test_transitions_without_an_index_are_all_distinct():
     assert both.places is None
 
 
+def test_contexts_of_some_agents():
+    torch.manual_seed(0)
+    rows, some = torch.randn(6, 3, 2), torch.tensor([2, 0])
+    index = torch.tensor([[4, 1, 4], [1, 0, 5]])
+    wanted = rows[index][:, :, some]
+    drawn, whole = Context(rows, index, agents=some), Context(rows[index], agents=some)
+    for context in (drawn, whole):
+        assert torch.equal(context.gather(), wanted)
+        assert torch.equal(context.own().gather(), wanted)
+        assert torch.equal(torch.cat([half.gather() for half in context.halves()]), wanted)
+    assert drawn.distinct.places is not None
+    assert torch.equal(drawn.distinct.rows[drawn.distinct.places], wanted)
+    assert torch.equal(whole.distinct.rows, wanted)
+
+
 def test_contexts_know_how_many_transitions_they_stand_for():
     rows, index = torch.randn(20, 2, 3), torch.arange(12).view(4, 3)
     assert Context(rows, index).stands_for.tolist() == [3] * 4

@@ -29,8 +29,8 @@ from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import Context, ContextReplay
 from mg2l.experience.rollout import Rollout
 
-MEASURED_CONTEXTS = 640
-"""Contexts of all tasks from which metrics of representations are taken."""
+MEASURED_CONTEXTS = 320
+"""Contexts of all agents and tasks from which metrics of representations are taken."""
 
 INFERRED_CONTEXTS = 4096
 """Contexts that are inferred at a time by all processes, of whole steps: what their indices and
@@ -85,8 +85,8 @@ class ContextInference(LearnedInference):
 
     @property
     def measured(self) -> int:
-        """Contexts per task from which metrics are taken: 16, fewer of more than 40 tasks."""
-        return max(2, min(16, MEASURED_CONTEXTS // self.tasks))
+        """Contexts per task from which metrics are taken: 16, fewer of many tasks and agents."""
+        return max(2, min(16, MEASURED_CONTEXTS // (self.tasks * self.agents)))
 
     def recognise(self, context: Context, tasks: Tensor) -> dict[str, float]:
         """Fraction of the contexts whose task is recognised, ``accuracy/global`` and ``/local``.
@@ -119,7 +119,7 @@ class ContextInference(LearnedInference):
         options = self.options
         return self.replay.sample(
             tasks,
-            options.ae_batch_size,
+            self.context_length,
             options.context_episodes,
             self.draws,
             options.min_context_episodes,
@@ -185,7 +185,10 @@ class ContextInference(LearnedInference):
 
     @property
     def context_length(self) -> int:
-        return self.options.ae_batch_size
+        """That of the key, or all transitions of a context's episodes if they are fewer."""
+        options = self.options
+        held = options.context_episodes * self.replay.data.shape[2]
+        return min(options.ae_batch_size, held)
 
     def agent_manifest(self) -> dict[str, Any]:
         context = {
@@ -215,7 +218,7 @@ class ContextInference(LearnedInference):
         seen = (most**size).round().long() * (some < 0.5) * self.replay.data.shape[2]
         earlier = self.replay.sample(
             tasks,
-            self.options.ae_batch_size,
+            self.context_length,
             most,
             self.draws,
             seen=seen.clamp(min=1),
@@ -336,7 +339,7 @@ class ContextInference(LearnedInference):
         ids = torch.as_tensor(np.unique(tasks)).repeat_interleave(self.measured)
         context = fresh.sample(
             ids,
-            self.options.ae_batch_size,
+            self.context_length,
             self.options.context_episodes,
             self.draws,
             run=self.run,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -75,6 +75,9 @@ class Context:
     seen: Tensor | None = None
     """``[B]`` int64, how many transitions each was drawn from; None is T."""
 
+    agents: Tensor | None = None
+    """``[A]`` int64, the agents of the rows whose transitions these are; None is all."""
+
     @property
     def stands_for(self) -> Tensor:
         """``[B]``, how many transitions each context stands for."""
@@ -85,7 +88,17 @@ class Context:
 
     def gather(self) -> Tensor:
         """The transitions, ``[B, T, A, F]``."""
-        return self.rows if self.index is None else self.rows[self.index]
+        return self._rows(self.index)
+
+    def _rows(self, index: Tensor | None) -> Tensor:
+        """Rows ``[*]`` of an index, or all, of the agents whose transitions these are."""
+        if self.agents is None:
+            return self.rows if index is None else self.rows[index]
+        return (
+            self.rows[..., self.agents, :]
+            if index is None
+            else self.rows[index.unsqueeze(-1), self.agents]
+        )
 
     @functools.cached_property
     def distinct(self) -> Distinct:
@@ -94,7 +107,7 @@ class Context:
             return Distinct(self.gather())
         keys = self.index + (torch.arange(len(self.index)) * len(self.rows)).unsqueeze(1)
         distinct, places, counts = keys.unique(return_inverse=True, return_counts=True)
-        rows = self.rows[distinct % len(self.rows)]
+        rows = self._rows(distinct % len(self.rows))
         return Distinct(rows, distinct // len(self.rows), places, counts)
 
     def halves(self) -> list[Context]:
@@ -102,15 +115,15 @@ class Context:
         halves = (self.rows if self.index is None else self.index).tensor_split(2)
         seen = [None, None] if self.seen is None else self.seen.tensor_split(2)
         if self.index is None:
-            return [Context(x, None, n) for x, n in zip(halves, seen, strict=True)]
-        return [Context(self.rows, x, n) for x, n in zip(halves, seen, strict=True)]
+            return [replace(self, rows=x, seen=n) for x, n in zip(halves, seen, strict=True)]
+        return [replace(self, index=x, seen=n) for x, n in zip(halves, seen, strict=True)]
 
     def own(self) -> Context:
         """This process's part of contexts that are the same in all processes."""
         seen = None if self.seen is None else world.own(self.seen)
         if self.index is None:
-            return Context(world.own(self.rows), None, seen)
-        return Context(self.rows, world.own(self.index), seen)
+            return replace(self, rows=world.own(self.rows), seen=seen)
+        return replace(self, index=world.own(self.index), seen=seen)
 
 
 def as_context(context: Context | Tensor) -> Context:

@@ -24,7 +24,7 @@ from mg2l.algorithms.mg2l.config import MG2LConfig
 from mg2l.algorithms.mg2l.encoder import RawEncoding, TaskEncoder, TransitionAggregator
 from mg2l.algorithms.mg2l.objective import Objective
 from mg2l.algorithms.mg2l.prediction import RewardPrediction
-from mg2l.algorithms.mg2l.regression import RUN, WHOLE, Regressed, TransitionRegression
+from mg2l.algorithms.mg2l.regression import AGENTS, RUN, WHOLE, Regressed, TransitionRegression
 from mg2l.algorithms.transition_encoder import TransitionMoments
 from mg2l.core.distributed import world
 from mg2l.core.schema import ConfigError
@@ -35,6 +35,9 @@ from mg2l.experience.problem import ProblemSpec
 from mg2l.experience.replay import Context
 from mg2l.experience.rollout import Rollout
 from mg2l.nn.vjp import Both, Pull
+
+EXPLORING_CONTEXTS = 640
+"""Contexts of all tasks whose mean representations agents explore with."""
 
 
 class MG2L(ContextInference):
@@ -57,8 +60,10 @@ class MG2L(ContextInference):
                 "aggregator=regression reads observations as numbers, and these are images; choose "
                 "another aggregator"
             )
+        self.update_agents = self.agents
         if options.aggregator == "regression":
             self.run, self.whole_contexts = RUN, WHOLE
+            self.update_agents = min(self.agents, AGENTS) if share else self.agents
         reward = spec.observation + spec.action
         self.encoder = TaskEncoder(
             options, self.agents, spec.transition, backend, share, spec.vision, reward
@@ -76,7 +81,7 @@ class MG2L(ContextInference):
         trained: list[nn.Module] = [self.objective]
         self.prediction: RewardPrediction | None = None
         if options.prediction_weight > 0:
-            self.prediction = RewardPrediction(options, spec, share).to(device)
+            self.prediction = RewardPrediction(options, spec, self.update_agents, share).to(device)
             trained.append(self.prediction)
         self.train_with([p for part in trained for p in part.parameters() if p.requires_grad])
         if options.critic_latent == "local":
@@ -166,6 +171,12 @@ class MG2L(ContextInference):
         bounds = self.objective(context, tasks, keys, self.acting)[1]
         return {name: float(bound) for name, bound in bounds.items() if name.startswith("mi/")}
 
+    @property
+    def measured(self) -> int:
+        if self.options.explore_with != "tasks":
+            return super().measured
+        return max(2, min(16, EXPLORING_CONTEXTS // self.tasks))  # agents act on their means
+
     # Decentralised execution.
 
     @property
@@ -243,6 +254,10 @@ class MG2L(ContextInference):
             # How a regression errs shows all over an episode, not where contexts have just begun.
             whole = isinstance(self.encoder.aggregator, TransitionRegression)
             batch["predicted"] = self.short_contexts(tasks, whole)
+        if self.update_agents < self.agents:
+            some = torch.randperm(self.agents, generator=self.draws, device=self.draws.device)
+            for name in ("queries", "predicted"):
+                batch[name] = replace(batch[name], agents=some[: self.update_agents])
         return batch
 
     def _loss_of(

@@ -31,18 +31,19 @@ class RewardPrediction(nn.Module):
     Args:
         options: sizes and weight.
         spec: the sizes of the problem.
+        agents: whose rewards are predicted together.
         share: all agents have one network.
     """
 
-    def __init__(self, options: MG2LConfig, spec: ProblemSpec, share: bool) -> None:
+    def __init__(self, options: MG2LConfig, spec: ProblemSpec, agents: int, share: bool) -> None:
         super().__init__()
         self.transitions, self.share = Transitions(spec), share
         own = 2 * spec.observation + spec.action
         sizes, width = options.prediction_sizes_mlp, options.context_dim
         self.local: Decoder | None = None
         if options.aggregator != "regression":  # which predicts an agent's rewards itself
-            self.local = Decoder(1 if share else spec.agents, own + width, sizes, 1)
-        self.joint = Decoder(1, spec.agents * own + width, sizes, spec.agents)
+            self.local = Decoder(1 if share else agents, own + width, sizes, 1)
+        self.joint = Decoder(1, agents * own + width, sizes, agents)
 
     def forward(
         self, encoding: Encoding, drawn: Distinct, regressed: Regressed | None = None

@@ -30,6 +30,9 @@ WHOLE = 0.5
 """Fraction of the contexts of updates that hold all of their episodes. By these features are
 learned fast, by the others how sure to be of few transitions."""
 
+AGENTS = 2
+"""Agents that an update learns from, others in each, where there are more with one policy."""
+
 LOG_SCALE = 3.0
 """Bound on the logarithm of the scale of a reward's error, up and down."""
 
