@@ -10,11 +10,11 @@ from torch import Tensor
 from mg2l.core.distributed import world
 from mg2l.experience.replay import Context
 from mg2l.experience.rollout import Step
+from mg2l.nn.aggregators import RunningPool
 
 if TYPE_CHECKING:
     from mg2l.algorithms.context import ContextInference
     from mg2l.algorithms.mg2l.encoder import TaskEncoder
-    from mg2l.nn.aggregators import RunningPool
 
 
 class GrowingContexts:
@@ -123,9 +123,21 @@ class PooledContexts(GrowingContexts):
         self.encoder = encoder
         self.pool: RunningPool | None = None
         if self.earlier is not None:
-            weight = self.seen / self.earlier.shape[1]
-            with torch.no_grad():
-                self.pool = encoder.aggregator.begin(self.earlier, weight)
+            self.pool = self._begin(self.earlier)
+
+    @torch.no_grad()
+    def _begin(self, earlier: Tensor) -> RunningPool | None:
+        """What was seen before, pooled; where nothing was, it counts nothing."""
+        aggregator, weight = self.encoder.aggregator, self.seen / earlier.shape[1]
+        if self.seen.device.type != "cpu":  # a GPU would wait for the number of those who have
+            return aggregator.begin(earlier, weight)
+        some = self.seen > 0
+        if not some.any():
+            return None
+        pooled, mass, kept = aggregator.begin(earlier[some], weight[some])
+        place = (some.cumsum(0) - 1).clamp(min=0)
+        mass = mass[place] * some.unsqueeze(1)
+        return RunningPool(pooled[place], mass, tuple(x[place] for x in kept))
 
     @torch.no_grad()
     def current(self) -> Tensor:
