@@ -5,6 +5,7 @@ from torch.func import functional_call
 
 from mg2l.algorithms.mg2l.regression import (
     CHANGES,
+    FORMER_LOG_SCALE,
     LOG_SCALE,
     NOISE,
     SIZE,
@@ -150,7 +151,26 @@ def test_the_scale_of_errors_is_learned():
         optimiser.step()
     rows = episodes()
     scale, known = network.regressand(rows).log_scale, rows[..., 0] < 0
-    assert scale[~known].mean() - scale[known].mean() > 1
+    assert scale[~known].mean() - scale[known].mean() > 1.8 * LOG_SCALE
+
+
+def test_scales_stay_as_they_were_trained():
+    """Of a regression that was saved before its bound was."""
+    torch.manual_seed(0)
+    trained, rows = regression(), torch.randn(2, 7, 2, 9)
+    with torch.no_grad():
+        trained.of_rewards[-1].weight[-1] *= 20
+        trained.log_scale_bound.fill_(FORMER_LOG_SCALE)
+    state = {f"encoder.aggregator.{name}": x for name, x in trained.state_dict().items()}
+    then = dict(state)
+    del then["encoder.aggregator.log_scale_bound"]
+    for saved in (state, then):
+        loaded = regression()
+        scale = loaded.regressand(rows).log_scale
+        assert not torch.allclose(scale, trained.regressand(rows).log_scale)
+        found = TransitionRegression.upgrade(saved)
+        loaded.load_state_dict({name.rpartition("aggregator.")[2]: x for name, x in found.items()})
+        assert torch.equal(loaded.regressand(rows).log_scale, trained.regressand(rows).log_scale)
 
 
 def test_a_context_recognises_itself_among_those_of_other_tasks():

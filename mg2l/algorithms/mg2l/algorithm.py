@@ -94,6 +94,10 @@ class MG2L(ContextInference):
         shape = (self.tasks, 1 + self.agents, options.context_dim)
         self.register_buffer("means", torch.zeros(shape, device=device))
 
+    @classmethod
+    def upgrade(cls, networks: dict[str, Tensor], written: int) -> dict[str, Tensor]:
+        return TransitionRegression.upgrade(networks)
+
     # Conditioning.
 
     @property

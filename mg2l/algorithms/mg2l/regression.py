@@ -33,8 +33,9 @@ learned fast, by the others how sure to be of few transitions."""
 AGENTS = 2
 """Agents that an update learns from, others in each, where there are more with one policy."""
 
-LOG_SCALE = 3.0
-"""Bound on the logarithm of the scale of a reward's error, up and down."""
+LOG_SCALE, FORMER_LOG_SCALE = 0.5, 3.0
+"""Bound on the logarithm of the scale of a reward's error, up and down. Rewards that are rare would
+else count as noise before anything is learned from them."""
 
 SIZE = 0.5
 """Root mean square of coefficients as policies read them."""
@@ -164,6 +165,9 @@ class TransitionRegression(nn.Module):
     mean_square: Tensor
     """``[]``, of the coefficients of the latest updates, and their variance a priori."""
 
+    log_scale_bound: Tensor
+    """``[]``, `LOG_SCALE` of the version that trained it."""
+
     def __init__(
         self,
         hidden: list[int],
@@ -185,6 +189,7 @@ class TransitionRegression(nn.Module):
             mixture = torch.randn(self.observation, self.changes, generator=draws)
             self.register_buffer("mixture", mixture / self.observation**0.5, persistent=False)
         self.register_buffer("mean_square", torch.ones(()))
+        self.register_buffer("log_scale_bound", torch.tensor(LOG_SCALE))
         self.root_logits = nn.Parameter(torch.tensor([0.0, -1.0]))
         # Changes are not explained at first, so that they do not disturb where they say nothing.
         self.log_noise = nn.Parameter(torch.tensor([math.log(NOISE), *[0.0] * self.changes]))
@@ -272,7 +277,7 @@ class TransitionRegression(nn.Module):
         features, scale = self._features(
             torch.cat([chosen, rows[..., self.reward + 1 :]], -1), self.of_rewards
         ).split([self.width - 1, 1], -1)
-        scale = LOG_SCALE * (scale / LOG_SCALE).tanh()
+        scale = self.log_scale_bound * (scale / self.log_scale_bound).tanh()
         reward = torch.cat([paid, features, torch.ones_like(paid)], -1) * (-scale).exp()
         # Less those of the mean action: what happens whatever an agent does is no task of its own.
         usual = F.pad(chosen[..., : self.observation], (0, self.reward - self.observation))
@@ -398,6 +403,16 @@ class TransitionRegression(nn.Module):
         """
         each = torch.cat([reward.unsqueeze(-2), change], -2).double()
         return (each[..., 1:] * self.precision.unsqueeze(-1)).mT @ each
+
+    @staticmethod
+    def upgrade(networks: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Regressions of before their bound was kept in them had `FORMER_LOG_SCALE`."""
+        bounds = {
+            name.replace("mean_square", "log_scale_bound"): torch.tensor(FORMER_LOG_SCALE)
+            for name in networks
+            if name.endswith("aggregator.mean_square")
+        }
+        return bounds | networks
 
     # One transition after the other.
 
